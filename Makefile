@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/digits
+
+.PHONY: help train test check format clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+train: $(BIN)/.train  ## train a real network on real data with PFB and show what was saved
+	$(BIN)/pfb train --data digits --model resnet8 --method pfb --out $(RUN) --overwrite
+	$(BIN)/pfb report $(RUN)
+
+test: $(BIN)/.dev  ## run all tests
+	$(BIN)/pytest
+
+check: $(BIN)/.dev  ## all that CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(BIN)/.dev  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+
+$(BIN)/.train: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[train]"
+	touch $@
+
+$(BIN)/.dev: $(BIN)/.train
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@

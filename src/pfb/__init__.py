@@ -1,0 +1,11 @@
+"""Partial Forward Blocking: train on the samples that matter, stop the others in the shallow layers."""
+
+from pfb.blocker import Blocker, attach
+from pfb.estimator import DensityEstimator
+from pfb.importance import RareFirst, Uniform
+from pfb.schedule import Schedule, window
+from pfb.selection import Selection
+
+__version__ = "0.1.0"
+
+__all__ = ["Blocker", "DensityEstimator", "RareFirst", "Schedule", "Selection", "Uniform", "attach", "window"]

@@ -1,0 +1,79 @@
+"""Kernel density over moving centers, in log space: pure functions.
+
+Shape suffixes: N samples, C centers, D feature dimensions. Equations are those of "Partial Forward Blocking"
+(Wu et al., ICCV 2025, arXiv 2506.23674). In D = 128 dimensions a density spans hundreds of orders of magnitude, so no
+function here ever exponentiates it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
+    """Silverman's rule of thumb: the kernel's standard deviation h in each dimension.
+
+    ``h_d = (4 / ((D + 2) n)) ** (1 / (D + 4)) * std_d``. The paper's bandwidth *matrix* is ``H = diag(h ** 2)``: h is a
+    standard deviation, H a variance. A channel without spread (``std_d = 0``) gets h = 0, which the functions below
+    read as "carries no information".
+
+    Example:
+        >>> import torch
+        >>> silverman_bandwidth(torch.tensor([1.0, 2.0, 0.0]), n=100)
+        tensor([0.5026, 1.0052, 0.0000])
+    """
+    d = std_D.numel()
+    return (4.0 / ((d + 2) * n)) ** (1.0 / (d + 4)) * std_D
+
+
+def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor:
+    """``log K_H(x_i - c_j)`` of the normal kernel for every sample and center, ``[N, C]``, by one matrix product.
+
+    Dimensions with zero bandwidth are left out of the density. A row that holds NaN or infinity yields NaN.
+    """
+    alive_D = bandwidth_D > 0
+    inverse_D = torch.where(alive_D, 1.0 / torch.where(alive_D, bandwidth_D, 1.0), 0.0)
+    log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
+    # The centers' mean as origin keeps |z| small, so the expanded square loses no precision far from zero.
+    origin_D = centers_CD.mean(0)
+    z_ND = (x_ND - origin_D) * inverse_D
+    c_CD = (centers_CD - origin_D) * inverse_D
+    squares_NC = z_ND.square().sum(1, keepdim=True) + c_CD.square().sum(1)
+    distances_NC = torch.addmm(squares_NC, z_ND, c_CD.T, alpha=-2.0).clamp_min(0.0)
+    return -0.5 * distances_NC - log_volume
+
+
+def log_density(x_ND: Tensor, centers_CD: Tensor, weights_C: Tensor, bandwidth_D: Tensor) -> Tensor:
+    """``log f(x_i)`` with ``f(x) = sum_j (w_j / C) K_H(x - c_j)``, ``[N]``.
+
+    Args:
+        x_ND: features.
+        centers_CD: the centers c_j.
+        weights_C: the share w_j of all samples that went to each center; a center of weight zero counts for nothing.
+        bandwidth_D: kernel standard deviations, see :func:`silverman_bandwidth`.
+
+    Example:
+        >>> import torch
+        >>> centers = torch.tensor([[0.0], [10.0]])
+        >>> log_density(torch.tensor([[0.0], [5.0]]), centers, torch.tensor([0.5, 0.5]), torch.tensor([1.0]))
+        tensor([ -2.3052, -14.1121])
+    """
+    log_weights_C = weights_C.log() - math.log(centers_CD.size(0))
+    return torch.logsumexp(log_kernels(x_ND, centers_CD, bandwidth_D) + log_weights_C, dim=1)
+
+
+def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
+    """``log I_i`` with the paper's importance ``I_i = 1 / (f(x_i) + r_i)``, ``r_i = alpha_i * max f``, ``[N]``.
+
+    The maximum runs over the batch and skips NaN, so that one broken sample does not decide for the others; the broken
+    sample itself keeps a NaN importance.
+
+    Args:
+        log_density_N: log f(x_i).
+        alpha_N: the random term's factors, one draw per sample (paper: uniform in [0, 0.01]).
+    """
+    largest = torch.where(log_density_N.isnan(), -math.inf, log_density_N).max()
+    return -torch.logaddexp(log_density_N, alpha_N.log() + largest)

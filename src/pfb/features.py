@@ -1,0 +1,128 @@
+"""From the output of any layer to one feature vector per sample.
+
+Shape suffixes: N samples, T tokens, C channels, H W space, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+
+def batched_tensor(output: Any) -> Tensor:
+    """The tensor of a layer's output that carries the features: the first floating one with a batch dimension.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for leaf in _leaves(output):
+        if leaf.is_floating_point() and leaf.dim() >= 2:
+            return leaf
+    raise TypeError(
+        f"the cut's output holds no floating-point tensor of shape [N, ...] (got {type(output).__name__}). Choose another "
+        "layer, or pass `features=` a callable that takes the output and returns [N, D]."
+    )
+
+
+def pool(x: Tensor, channel_dim: int) -> Tensor:
+    """Average everything but samples and channels, in float32: ``[N, ..., C, ...]`` to ``[N, C]``.
+
+    Example:
+        >>> import torch
+        >>> pool(torch.ones(2, 7, 7, 96), channel_dim=-1).shape  # Swin: [N, H, W, C]
+        torch.Size([2, 96])
+    """
+    space = [d for d in range(1, x.dim()) if d != channel_dim % x.dim()]
+    x = x.detach()
+    return x.mean(space, dtype=torch.float32) if space else x.float()
+
+
+def project(x_NC: Tensor, projection_CD: Tensor | None) -> Tensor:
+    """Reduce the channels by a fixed linear map; ``None`` keeps them as they are."""
+    return x_NC if projection_CD is None else x_NC @ projection_CD
+
+
+def random_projection(channels: int, dims: int, device: torch.device | str = "cpu") -> Tensor:
+    """A fixed Gaussian map ``[C, D]`` that keeps distances in the mean (Johnson and Lindenstrauss, 1984).
+
+    It is the same on every device, rank and run, so it need not be saved.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(channels, dims, generator=generator) / math.sqrt(dims)).to(device)
+
+
+def channel_layers(cut: nn.Module, model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Channel dimension and count of each layer inside the cut that has them, or of those registered before it."""
+    inside = [known for m in cut.modules() if (known := _axis_and_channels(m)) is not None]
+    if inside:
+        return tuple(inside)
+    modules = list(model.modules())
+    before = modules[: next(i for i, m in enumerate(modules) if m is cut)]
+    return tuple(known for m in before if (known := _axis_and_channels(m)) is not None)
+
+
+def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[int, int], ...]) -> int:
+    """Which dimension of an output of this shape holds the channels, given :func:`channel_layers` of the cut.
+
+    Two dimensions have one answer. Otherwise the layers tell: where all of them are of one kind (convolutions and their
+    norms: dimension 1; linear layers and LayerNorm: the last), that kind decides; where kinds mix (ConvNeXt), the one
+    dimension as large as the last layer's channel count. Three dimensions without any such layer are tokens ``[N, T, C]``.
+
+    Raises:
+        ValueError: no or several dimensions qualify; the message asks for ``channel_dim``.
+
+    Example:
+        >>> infer_channel_dim((8, 64, 56, 56), layers=((1, 64), (1, 64)))
+        1
+    """
+    if len(shape) == 2:
+        return 1
+    if layers:
+        axes = {axis for axis, _ in layers}
+        channels = layers[-1][1]
+        fitting = [d for d in range(1, len(shape)) if shape[d] == channels]
+        if len(axes) == 1 and (axis := axes.pop() % len(shape)) in fitting:
+            return axis
+        if len(fitting) == 1:
+            return fitting[0]
+    elif len(shape) == 3:
+        return 2
+    raise ValueError(
+        f"cannot tell which dimension of the cut's output {tuple(shape)} holds the channels. Pass `channel_dim=1` for "
+        "[N, C, H, W] or `channel_dim=-1` for [N, H, W, C] and [N, T, C]."
+    )
+
+
+def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1, module.out_channels
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return 1, module.num_features
+    if isinstance(module, nn.GroupNorm):
+        return 1, module.num_channels
+    if isinstance(module, nn.Linear):
+        return -1, module.out_features
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        # torchvision and timm call the LayerNorm over the channels of [N, C, H, W] LayerNorm2d.
+        return (1 if "2d" in type(module).__name__ else -1), module.normalized_shape[0]
+    return None
+
+
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _leaves(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from _leaves(value)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from _leaves(getattr(tree, field.name))

@@ -1,0 +1,92 @@
+"""How the pruned share changes over training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Pruned share as a step function of training progress; see :func:`window` and :func:`constant`.
+
+    Attributes:
+        prune: the share pruned in the main part, in [0, 1).
+        start: progress in [0, 1] from which samples are pruned.
+        stop: progress in [0, 1] from which training runs on full data again.
+        ramp: shares walked through, in equal parts, over the first half of the window.
+    """
+
+    prune: float
+    start: float = 0.0
+    stop: float = math.inf
+    ramp: tuple[float, ...] = ()
+
+    @property
+    def needs_total_steps(self) -> bool:
+        return self.start > 0 or self.stop < math.inf or bool(self.ramp)
+
+    def share(self, step: int, total_steps: int | None) -> float:
+        """The pruned share at ``step`` (0 is the first) of ``total_steps``."""
+        if not self.needs_total_steps:
+            return self.prune
+        if total_steps is None:
+            raise ValueError("a schedule with start, stop or ramp needs `total_steps`")
+        progress = step / total_steps
+        if not self.start <= progress < self.stop:
+            return 0.0
+        inside = (progress - self.start) / (min(self.stop, 1.0) - self.start)
+        if inside < 0.5 and self.ramp:
+            return self.ramp[int(inside * 2 * len(self.ramp))]
+        return self.prune
+
+
+def constant(prune: float) -> Schedule:
+    """The same share from the first step to the last."""
+    return Schedule(_checked_share("prune", prune))
+
+
+def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tuple[float, ...] = ()) -> Schedule:
+    """Prune only inside a window of training, so that it can begin and end on full data.
+
+    Args:
+        prune: share of every batch that is stopped, in [0, 1).
+        start: where the window begins, as a share of training in [0, 1].
+        stop: where it ends; from there on every sample trains (0.875 leaves the last eighth on full data).
+        ramp: few shares, walked through in equal parts over the first half of the window before ``prune`` holds; or
+            their number, evenly from ``0.2 * prune`` upwards (the authors' release ramps continuously from 0.2). Each
+            level is one batch size of the deep part, so one compiled graph.
+
+    Raises:
+        ValueError: a share outside [0, 1), or a window that is empty or leaves [0, 1].
+
+    Example:
+        >>> schedule = window(0.4, start=0.1, stop=0.9, ramp=(0.1, 0.2))
+        >>> [schedule.share(step, 10) for step in range(10)]
+        [0.0, 0.1, 0.1, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4, 0.0]
+    """
+    if not (_is_number(start) and _is_number(stop) and 0.0 <= start < stop <= 1.0):
+        raise ValueError(
+            f"`start` and `stop` must be shares of training with 0 <= start < stop <= 1 (got start={start!r}, "
+            f"stop={stop!r}). Divide steps or epochs by their total."
+        )
+    prune = _checked_share("prune", prune)
+    if isinstance(ramp, int) and not isinstance(ramp, bool):
+        if ramp < 0:
+            raise ValueError(f"`ramp` must be a number of levels >= 0 or a tuple of shares (got {ramp!r})")
+        ramp = tuple(round(prune * (0.2 + 0.8 * level / ramp), 4) for level in range(ramp))
+    levels = tuple(_checked_share("ramp", level) for level in ramp)
+    return Schedule(prune, float(start), float(stop), levels)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked_share(name: str, value: float) -> float:
+    if not _is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"`{name}` must be the share of samples to stop, a number in [0, 1) (got {value!r}). 0.4 stops 40 % of every "
+            "batch; 0 switches pruning off."
+        )
+    return float(value)

@@ -1,0 +1,191 @@
+"""The two ways to stop samples inside a model, as hooks. No other file registers any.
+
+``reuse`` (the paper): the cut's forward hook returns the kept part of the cut's output, graph and all.
+``recompute``: before the model runs, a pass without graph goes up to the cut, decides, and the model's own inputs are
+selected, so that the forward proper sees the kept samples only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pfb import tree
+from pfb.features import batched_tensor
+from pfb.gate import Gate, in_backward
+
+
+class _Inert:
+    """What becomes of our hooks in a copied or unpickled model: nothing. The original alone is pruned."""
+
+    def __call__(self, *args: Any) -> None:
+        return None
+
+
+class _Hook:
+    def __init__(self, gate: Gate, cut_name: str) -> None:
+        self.gate, self.cut_name = gate, cut_name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Inert, ())
+
+
+class _Enter(_Hook):
+    """Forward pre-hook on the model, for ``reuse``."""
+
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        self.gate.enter(model.training)
+
+
+class _Stop(_Hook):
+    """Forward hook on the cut, for ``reuse``."""
+
+    def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
+        gate = self.gate
+        if getattr(cut, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
+        if in_backward():
+            indices = gate.replay(output)
+            return None if indices is None else self._kept(output, indices)
+        gate.reached = True
+        if not gate.armed:
+            return gate.let_pass(output)
+        if gate.passed:
+            raise RuntimeError(
+                f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that runs "
+                'once, use `shallow="recompute"`, and call the model itself rather than its parts.'
+            )
+        gate.passed = True
+        return self._kept(output, gate.decide(output))
+
+    def _kept(self, output: Any, indices: Tensor) -> Any:
+        return tree.select(output, indices, batched_tensor(output).size(0), f"output of {self.cut_name}")
+
+
+class _Reached(Exception):
+    """Carries the cut's output out of the scoring pass."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__("the cut was reached")
+        self.output = output
+
+
+class _Catch(_Hook):
+    """Forward hook on the cut, for ``recompute``: ends the scoring pass there."""
+
+    def __call__(self, cut: nn.Module, args: Any, output: Any) -> None:
+        if getattr(cut, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
+        self.gate.reached = True
+        if self.gate.scoring:
+            raise _Reached(output)
+
+
+class _SelectInputs(_Hook):
+    """Forward pre-hook on the model, for ``recompute``: score without graph, then keep the chosen inputs."""
+
+    def __init__(self, gate: Gate, cut_name: str, batch_statistics: bool, shared: tuple[str, ...]) -> None:
+        super().__init__(gate, cut_name)
+        self.batch_statistics, self.shared = batch_statistics, shared
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.gate.enter(model.training):
+            return None
+        output = self._scored(model, args, kwargs)
+        indices = self.gate.replay(output) if in_backward() else self.gate.decide(output)
+        if indices is None:
+            return None
+        batch_size = batched_tensor(output).size(0)
+        return self._selected(model, args, kwargs, indices, batch_size)
+
+    def _scored(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.gate.scoring = True
+        try:
+            with torch.no_grad(), _no_autocast_cache(), _scoring_mode(model, self.batch_statistics):
+                model.forward(*args, **kwargs)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            self.gate.scoring = False
+        raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")
+
+    def _selected(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Tensor, batch_size: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = _argument_names(model, len(args)) if self.shared else [f"argument {i}" for i in range(len(args))]
+
+        def keep(name: str, value: Any) -> Any:
+            return value if name in self.shared else tree.select(value, indices, batch_size, f"input {name}")
+
+        return (
+            tuple(keep(name, value) for name, value in zip(names, args, strict=True)),
+            {name: keep(name, value) for name, value in kwargs.items()},
+        )
+
+
+def wire(
+    model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, shallow: str, batchnorm: str, shared: tuple[str, ...]
+) -> list[RemovableHandle]:
+    """Register the hooks of one wiring and return their handles."""
+    if shallow == "reuse":
+        return [
+            model.register_forward_pre_hook(_Enter(gate, cut_name)),
+            cut.register_forward_hook(_Stop(gate, cut_name)),
+        ]
+    select_inputs = _SelectInputs(gate, cut_name, batchnorm == "batch", shared)
+    return [
+        model.register_forward_pre_hook(select_inputs, with_kwargs=True),
+        cut.register_forward_hook(_Catch(gate, cut_name)),
+    ]
+
+
+def is_wired(model: nn.Module) -> bool:
+    """Whether a blocker is attached to the model or to a part of it."""
+    return any(isinstance(hook, _Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())
+
+
+@contextlib.contextmanager
+def _scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+    """Evaluation mode for the scoring pass, then every module's own mode again.
+
+    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running statistics. Either
+    way no running statistic moves here: it moves once per step, in the forward proper.
+    """
+    modules = list(model.modules())
+    was_training = [m.training for m in modules]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)] if batch_statistics else []
+    norms = [m for m in norms if m.training and m.track_running_stats]
+    try:
+        for m in modules:
+            m.training = False
+        for m in norms:
+            m.training, m.track_running_stats = True, False
+        yield
+    finally:
+        for m, training in zip(modules, was_training, strict=True):
+            m.training = training
+        for m in norms:
+            m.track_running_stats = True
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Keep weights that autocast casts without graph out of its cache: the forward proper would get no gradient."""
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_enabled)
+
+
+def _argument_names(model: nn.Module, n: int) -> list[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [f"argument {i}" for i in range(len(names), n)] if len(names) < n else names[:n]
