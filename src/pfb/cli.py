@@ -1,0 +1,68 @@
+"""The command line: ``pfb train`` and ``pfb report``. Settings come from the dataclasses they configure."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pfb.train.config import TrainConfig
+from pfb.train.errors import RunError
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")], resume: Path | None = None) -> None:
+    """Train a classifier and show what pruning saved.
+
+    Args:
+        config: all settings.
+        resume: continue the run in this folder with its own settings, after its last finished epoch.
+    """
+    from pfb.train.loop import train as run
+
+    if resume is None:
+        run(config)
+        return
+    if changed := config.changed():
+        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(changed)}")
+    if not (resume / "config.json").is_file():
+        raise RunError(f"--resume {resume}: there is no run (no config.json)")
+    run(TrainConfig.from_json((resume / "config.json").read_text()).moved_to(resume), resume=True)
+
+
+@app.command
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
+    """Write one page on one or several runs: curves, pruned share, densities, and the samples kept most and least.
+
+    Args:
+        runs: folders of finished runs.
+        out: the page, .html or .png; by default report.html in the first run.
+    """
+    from pfb.report import write
+
+    print(f"wrote {write(list(runs), out)}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``pfb``: 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("pfb").setLevel(logging.INFO)
+    try:
+        app.cli(prog="pfb", args=args)
+    except RunError as error:
+        print(f"pfb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "pfb: interrupted. All finished epochs are on disk; continue with: pfb train --resume RUN", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""All settings of a run, in one frozen dataclass; the command line is derived from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pfb
+from pfb.train.errors import RunError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an image classifier with Partial Forward Blocking, uniform blocking, or on full data."""
+
+    data: str = "digits"
+    """digits, cifar10, cifar100, or imagefolder:PATH with train/ and test/ (or val/) inside."""
+    data_root: Path = Path("data")
+    """Where cifar10 and cifar100 lie or are downloaded to."""
+    model: str = "resnet8"
+    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME."""
+    method: Literal["pfb", "uniform", "full"] = "pfb"
+    """pfb: the paper's criterion. uniform: stop random samples, the baseline. full: stop none."""
+    cut: str | None = None
+    """Layer after which samples are stopped; by default the first stage."""
+    prune: float = 0.4
+    """Share of every batch that is stopped, in [0, 1)."""
+    shallow: Literal["reuse", "recompute"] = "reuse"
+    """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept samples."""
+    batchnorm: Literal["running", "batch"] = "running"
+    """recompute: statistics that BatchNorms use in the scoring pass."""
+    start: float = 0.05
+    """Share of training before pruning starts."""
+    stop: float = 0.875
+    """Share of training after which all samples train again."""
+    ramp: int = 0
+    """Number of levels over which the share grows in the first half of the window."""
+    alpha: float = 0.01
+    """Upper end of the random term, as a share of the batch's largest density."""
+    n_centers: int = 64
+    """Centers of the density estimate."""
+    beta: float = 0.01
+    """How far a center moves per step."""
+    epochs: int = 20
+    batch_size: int = 128
+    """Samples per step and process."""
+    lr: float = 0.05
+    """Peak learning rate of the OneCycle schedule (div 25, final div 1e4, 30 % warm-up)."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    augment: bool = True
+    """Flip and 4-pixel reflect crop for small images; random resized crop and flip for large ones."""
+    image_size: int | None = None
+    """Side to which an image folder is resized; by default that of its first image if at most 64, else 224."""
+    train_samples: int | None = None
+    """Train on so many samples only, equally many of every class."""
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    workers: int = 2
+    """Loader processes for images too large to be kept in memory."""
+    log_every: int = 50
+    """Steps between two lines of the step log."""
+    cpu: bool = False
+    """Stay on the CPU even if there is a GPU."""
+    out: Path = Path("runs/run")
+    """Folder of the run: configuration, log, checkpoint, summary."""
+    overwrite: bool = False
+    """Replace the run that is in --out already."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise RunError(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(self, name)})")
+        if self.train_samples is not None and self.train_samples < 1:
+            raise RunError(f"--train-samples must be at least 1 (got {self.train_samples})")
+        if self.lr <= 0:
+            raise RunError(f"--lr must be positive (got {self.lr})")
+        try:
+            self.schedule()
+            pfb.RareFirst(self.alpha)
+            pfb.DensityEstimator(self.n_centers, self.beta)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    def schedule(self) -> pfb.Schedule:
+        """The pruned share over training."""
+        return pfb.window(self.prune, start=self.start, stop=self.stop, ramp=self.ramp)
+
+    def changed(self) -> list[str]:
+        """Names of the settings that differ from their defaults."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+
+    def moved_to(self, run: Path) -> TrainConfig:
+        """The same settings for a run whose folder was moved."""
+        return dataclasses.replace(self, out=run)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read back what :meth:`to_json` wrote; raises ``RunError`` for anything else."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            for name in ("data_root", "out"):
+                values[name] = Path(values[name])
+            return cls(**values)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise RunError(f"the run's config.json was not written by this version of pfb train ({error})") from error

@@ -1,0 +1,265 @@
+"""Data by name. Small images are decoded once and kept in memory, so that loading never hides what pruning saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from pfb.train.config import TrainConfig
+from pfb.train.errors import RunError
+from pfb.train.models import SMALL_IMAGE
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A classification task.
+
+    Attributes:
+        train, test: data sets whose items, or whose ``__getitems__`` batches, are dicts ``image``, ``label``, ``index``.
+        classes: their names.
+        channels, image_size: of the images ``[C, S, S]``.
+        prepare_train, prepare_test: from a batch's images on the device to what the model takes.
+        collate: the loader's collate function.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    classes: list[str]
+    channels: int
+    image_size: int
+    prepare_train: Callable[[Tensor], Tensor]
+    prepare_test: Callable[[Tensor], Tensor]
+    collate: Callable[[Any], Batch] | None
+
+
+class InMemory(Dataset[Batch]):
+    """Images ``[N, C, H, W]`` uint8 and labels ``[N]`` int64, fetched a batch at a time."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index = torch.tensor(indices)
+        return {"image": self.images[index], "label": self.labels[index], "index": index}
+
+
+def load(config: TrainConfig) -> Source:
+    """The data that ``--data`` names.
+
+    Raises:
+        RunError: unknown name, missing or empty folder, a class without images, or damaged images (all are listed).
+    """
+    name = config.data
+    if name == "digits":
+        train, test, classes = _digits()
+        return _in_memory(train, test, classes, config, flip=False, crop=1)
+    if name in ("cifar10", "cifar100"):
+        train, test, classes = _cifar(name, config.data_root)
+        return _in_memory(train, test, classes, config, flip=True, crop=4)
+    if name.startswith("imagefolder:"):
+        return _image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), config)
+    raise RunError(f"--data must be digits, cifar10, cifar100 or imagefolder:PATH (got {name!r})")
+
+
+def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
+    """Each image of ``[N, C, S, S]`` mirrored with probability 1/2 and shifted by up to ``crop`` pixels (reflected)."""
+    n, _, side, _ = images.shape
+    if flip:
+        images = torch.where(torch.rand(n, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
+    if crop:
+        padded = F.pad(images, (crop,) * 4, mode="reflect")
+        top, left = torch.randint(2 * crop + 1, (2, n, 1), device=images.device)
+        rows = (top + torch.arange(side, device=images.device))[:, None, :, None]
+        columns = (left + torch.arange(side, device=images.device))[:, None, None, :]
+        samples = torch.arange(n, device=images.device)[:, None, None, None]
+        channels = torch.arange(images.size(1), device=images.device)[None, :, None, None]
+        images = padded[samples, channels, rows, columns]
+    return images
+
+
+def _in_memory(
+    train: InMemory, test: InMemory, classes: list[str], config: TrainConfig, flip: bool, crop: int
+) -> Source:
+    if config.train_samples is not None:
+        chosen = _class_balanced(train.labels, config.train_samples, len(classes))
+        train = InMemory(train.images[chosen], train.labels[chosen])
+    pixels = train.images.float() / 255 if len(train) <= 10_000 else train.images[:10_000].float() / 255
+    mean, std = pixels.mean((0, 2, 3))[:, None, None], pixels.std((0, 2, 3))[:, None, None].clamp_min(1e-3)
+
+    def normalise(images: Tensor) -> Tensor:
+        return (images.float() / 255 - mean.to(images.device)) / std.to(images.device)
+
+    def augment(images: Tensor) -> Tensor:
+        return flip_and_crop(normalise(images), flip, crop) if config.augment else normalise(images)
+
+    _, channels, side, _ = train.images.shape
+    return Source(train, test, classes, channels, side, augment, normalise, collate=_as_it_is)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _class_balanced(labels: Tensor, n: int, classes: int) -> Tensor:
+    """Indices of the first samples of every class, ``n`` in all."""
+    if n > len(labels):
+        raise RunError(f"--train-samples must be at most the data set's size {len(labels)} (got {n})")
+    rank_in_class = torch.zeros_like(labels)
+    for c in range(classes):
+        members = labels == c
+        rank_in_class[members] = torch.arange(int(members.sum()))
+    return torch.argsort(rank_in_class, stable=True)[:n].sort().values
+
+
+def _digits() -> tuple[InMemory, InMemory, list[str]]:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.from_numpy(raw.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(raw.target).to(torch.int64)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    test, train = order[:360], order[360:]
+    names = [str(name) for name in raw.target_names]
+    return InMemory(images[train], labels[train]), InMemory(images[test], labels[test]), names
+
+
+def _cifar(name: str, root: Path) -> tuple[InMemory, InMemory, list[str]]:
+    import torchvision
+
+    kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+    try:
+        parts = [kind(root, train=train, download=not any(root.glob("cifar-*"))) for train in (True, False)]
+    except Exception as error:
+        raise RunError(
+            f"{name} is not in {root} and could not be downloaded ({error}). Put its archive there, or use "
+            "--data imagefolder:PATH"
+        ) from error
+    train, test = (
+        InMemory(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    )
+    return train, test, list(parts[0].classes)
+
+
+def _image_folder(root: Path, config: TrainConfig) -> Source:
+    train_root = root / "train"
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for folder in (root, train_root, test_root):
+        if not folder.is_dir():
+            raise RunError(f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing")
+    train_files, classes = _files_by_class(train_root)
+    test_files, test_classes = _files_by_class(test_root)
+    if foreign := sorted(set(test_classes) - set(classes)):
+        raise RunError(f"{test_root} holds classes that {train_root} does not: {', '.join(foreign[:5])}")
+    renumbered = [classes.index(c) for c in test_classes]
+    test_files = [(file, renumbered[label]) for file, label in test_files]
+    if config.train_samples is not None:
+        chosen = _class_balanced(torch.tensor([label for _, label in train_files]), config.train_samples, len(classes))
+        train_files = [train_files[i] for i in chosen.tolist()]
+    side = config.image_size or _usual_size(train_files[0][0])
+    if side <= SMALL_IMAGE:
+        train, test = _decoded(train_files, side), _decoded(test_files, side)
+        return _in_memory(train, test, classes, _without_subset(config), flip=True, crop=max(1, side // 8))
+    return _from_disk(train_files, test_files, classes, side, config)
+
+
+def _without_subset(config: TrainConfig) -> TrainConfig:
+    import dataclasses
+
+    return dataclasses.replace(config, train_samples=None)
+
+
+def _files_by_class(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    if not classes:
+        raise RunError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE")
+    endings = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+    files = []
+    for label, name in enumerate(classes):
+        of_class = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in endings)
+        if not of_class:
+            raise RunError(f"{folder / name} holds no images ({', '.join(sorted(endings))}); remove the folder or fill it")
+        files += [(file, label) for file in of_class]
+    return files, classes
+
+
+def _usual_size(file: Path) -> int:
+    with Image.open(file) as image:
+        return max(image.size) if max(image.size) <= SMALL_IMAGE else 224
+
+
+def _decoded(files: list[tuple[Path, int]], side: int) -> InMemory:
+    images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+    damaged = []
+    for i, (file, _) in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                pixels = image.convert("RGB")
+                pixels = pixels if pixels.size == (side, side) else pixels.resize((side, side), Image.Resampling.BILINEAR)
+                images[i] = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            damaged.append(file)
+    if damaged:
+        shown = "\n  ".join(str(file) for file in damaged[:20])
+        more = f"\n  and {len(damaged) - 20} more" if len(damaged) > 20 else ""
+        raise RunError(f"{len(damaged)} of {len(files)} images cannot be read; repair or remove them:\n  {shown}{more}")
+    return InMemory(images, torch.tensor([label for _, label in files]))
+
+
+class _OnDisk(Dataset[dict[str, Any]]):
+    """Images that are read and transformed one by one in the loader's processes."""
+
+    def __init__(self, files: list[tuple[Path, int]], transform: Callable[[Any], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, label = self.files[index]
+        try:
+            with Image.open(file) as image:
+                pixels = self.transform(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise RunError(f"{file} cannot be read ({error}); repair or remove it") from error
+        return {"image": pixels, "label": label, "index": index}
+
+
+def _from_disk(
+    train_files: list[tuple[Path, int]],
+    test_files: list[tuple[Path, int]],
+    classes: list[str],
+    side: int,
+    config: TrainConfig,
+) -> Source:
+    from torchvision.transforms import v2
+
+    to_tensor = [v2.PILToTensor()]
+    whole = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
+    random = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
+    train = _OnDisk(train_files, v2.Compose((random if config.augment else whole) + to_tensor))
+    test = _OnDisk(test_files, v2.Compose(whole + to_tensor))
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+    def normalise(images: Tensor) -> Tensor:
+        return (images.float() / 255 - mean.to(images.device)) / std.to(images.device)
+
+    return Source(train, test, classes, 3, side, normalise, normalise, collate=None)

@@ -1,0 +1,319 @@
+"""The training loop: an ordinary one, with pfb's three lines marked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import DataLoader
+
+import pfb
+from pfb.train import checkpoint
+from pfb.train.config import TrainConfig
+from pfb.train.data import Batch, Source, load
+from pfb.train.errors import RunError
+from pfb.train.models import build
+from pfb.train.records import Records
+from pfb.train.summary import measure_full_cost, render
+
+console = Console()
+
+
+def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
+    """Run a training to its end and return its summary, which also lies in ``config.out / "summary.json"``.
+
+    Args:
+        config: all settings.
+        resume: continue the run in ``config.out`` after its last finished epoch. The end is bit-identical to that of a
+            run that was not interrupted, on the same device and versions.
+
+    Raises:
+        RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        cpu=config.cpu,
+        log_with="tensorboard",
+        project_dir=str(config.out),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+    )
+    set_seed(config.seed)
+    source = load(config)
+    train_loader, test_loader = _loaders(source, config)
+    if len(train_loader) == 0:
+        raise RunError(
+            f"--batch-size {config.batch_size} is larger than the training set of {_length(source.train)} samples"
+        )
+    model = build(config.model, len(source.classes), source.channels, source.image_size)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain_model = model
+    steps_per_epoch = math.ceil(len(train_loader) / accelerator.num_processes)
+    total_steps = steps_per_epoch * config.epochs
+    blocker = _attach(model, config, total_steps)  # pfb, line 1
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
+    records = Records(_length(source.train), accelerator.device)
+    accelerator.register_for_checkpointing(lr_schedule, blocker, records)
+
+    if resume:
+        manifest = checkpoint.load_latest(accelerator, config.out)
+        first_epoch = manifest["epoch"]
+        _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
+        totals = manifest["totals"]
+    else:
+        first_epoch = 0
+        totals = {"train_seconds": 0.0, "samples": 0, "deep_samples": 0, "pruned_steps": 0, "steps": 0}
+        if accelerator.is_main_process:
+            _make_folder(config)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("tensorboard")
+    _say(
+        accelerator,
+        f"{config.data}: {_length(source.train)} training and {_length(source.test)} test images, "
+        f"{len(source.classes)} classes; {config.model} with {sum(p.numel() for p in model.parameters()):,} parameters on "
+        f"{accelerator.device}",
+    )
+    if config.method != "full":
+        _say(accelerator, f"{config.method}: stops {config.prune:.0%} of every batch after {blocker.cut!r}, {config.shallow}")
+
+    metrics: dict[str, Any] = {}
+    with _progress(accelerator) as progress:
+        task = progress.add_task("train", total=total_steps, completed=first_epoch * steps_per_epoch)
+        for epoch in range(first_epoch, config.epochs):
+            train_loader.set_epoch(epoch)
+            model.train()
+            pruned_steps = deep_samples = samples = 0
+            loss_sum = torch.zeros((), device=accelerator.device)
+            begin = time.perf_counter()
+            for batch in train_loader:
+                image = source.prepare_train(batch["image"])
+                if config.channels_last:
+                    image = image.to(memory_format=torch.channels_last)
+                logits = model(image)
+                loss = criterion(logits, blocker.select(batch["label"]))  # pfb, line 2
+                accelerator.backward(loss)
+                _record(records, blocker, batch)
+                optimizer.step()
+                lr_schedule.step()
+                optimizer.zero_grad()
+                blocker.step()  # pfb, line 3
+
+                loss_sum += loss.detach()
+                samples += len(batch["label"]) * accelerator.num_processes
+                deep_samples += len(logits) * accelerator.num_processes
+                pruned_steps += len(logits) < len(batch["label"])
+                step = blocker.steps
+                if step % config.log_every == 0:
+                    _log(accelerator, config, {"step": step, "epoch": epoch, "loss": loss.item(), **blocker.stats})
+                progress.advance(task)
+            train_loss = float(accelerator.reduce(loss_sum, "mean")) / steps_per_epoch
+            train_seconds = time.perf_counter() - begin
+            if not math.isfinite(train_loss):
+                raise RunError(
+                    f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
+                    f"before this epoch is kept in {config.out}"
+                )
+            for name, value in (
+                ("train_seconds", train_seconds),
+                ("samples", samples),
+                ("deep_samples", deep_samples),
+                ("pruned_steps", pruned_steps),
+                ("steps", steps_per_epoch),
+            ):
+                totals[name] += value
+            metrics = {
+                "epoch": epoch + 1,
+                "step": blocker.steps,
+                "train_loss": train_loss,
+                **_evaluate(accelerator, model, test_loader, source, criterion),
+                "lr": lr_schedule.get_last_lr()[0],
+                "pruned_share": 1 - deep_samples / samples,
+                "train_seconds": train_seconds,
+            }
+            _log(accelerator, config, metrics)
+            checkpoint.save(accelerator, config.out, epoch + 1, {"totals": totals, "metrics": metrics})
+            progress.console.print(
+                f"epoch {epoch + 1:3d}/{config.epochs}  loss {train_loss:.3f}  test accuracy "
+                f"{metrics['test_accuracy']:.2%}  pruned {metrics['pruned_share']:.1%}  {train_seconds:.1f} s"
+            )
+    if not metrics:  # resumed after the last epoch
+        metrics = manifest["metrics"]
+    _save_records(accelerator, records, config)
+    cost = measure_full_cost(plain_model, blocker, source, config, accelerator, totals)
+    summary = {
+        "config": json.loads(config.to_json()),
+        "versions": {"pfb": pfb.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "device": _device_name(accelerator),
+        "processes": accelerator.num_processes,
+        "cut": blocker.cut if config.method != "full" else None,
+        "classes": source.classes,
+        **metrics,
+        **totals,
+        **cost,
+        "peak_memory_bytes": _peak_memory(accelerator),
+    }
+    if accelerator.is_main_process:
+        checkpoint.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+        console.print(render(summary))
+    accelerator.end_training()
+    return summary
+
+
+def _attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Blocker:
+    importance = pfb.RareFirst(config.alpha) if config.method == "pfb" else pfb.Uniform()
+    try:
+        return pfb.attach(
+            model,
+            config.cut,
+            0.0 if config.method == "full" else config.schedule(),
+            shallow=config.shallow,
+            batchnorm=config.batchnorm if config.shallow == "recompute" else None,
+            importance=importance,
+            estimator=pfb.DensityEstimator(config.n_centers, config.beta),
+            total_steps=total_steps,
+        )
+    except ValueError as error:
+        raise RunError(str(error).replace("`cut=`", "--cut")) from error
+
+
+def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any]:
+    workers = 0 if source.collate is not None else config.workers
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": workers,
+        "collate_fn": source.collate,
+        "pin_memory": torch.cuda.is_available() and not config.cpu,
+    }
+    return (
+        DataLoader(source.train, shuffle=True, drop_last=True, **common),
+        DataLoader(source.test, shuffle=False, **common),
+    )
+
+
+def _record(records: Records, blocker: pfb.Blocker, batch: Batch) -> None:
+    selection = blocker.selection
+    if selection is not None:
+        density = blocker.last_log_density
+        records.add(batch["index"], selection.select(batch["index"]), density)
+
+
+@torch.no_grad()
+def _evaluate(
+    accelerator: Accelerator, model: nn.Module, loader: Any, source: Source, criterion: nn.Module
+) -> dict[str, float]:
+    model.eval()
+    correct_loss_count = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
+    for batch in loader:
+        logits = model(source.prepare_test(batch["image"]))
+        loss = criterion(logits, batch["label"]) * len(logits)
+        correct = (logits.argmax(1) == batch["label"]).sum()
+        correct_loss_count += torch.stack([correct, loss, torch.full_like(loss, len(logits))]).double()
+    correct, loss, count = accelerator.reduce(correct_loss_count, "sum").tolist()
+    return {"test_loss": loss / count, "test_accuracy": correct / count}
+
+
+def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
+    """One JSON line, and one TensorBoard point per value."""
+    if not accelerator.is_main_process:
+        return
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+    kind = "epoch" if "test_accuracy" in values else "step"
+    points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
+    accelerator.log(points, step=int(values["step"]))
+
+
+def _forget_lines_after(log: Path, epochs: int) -> None:
+    """Drop what was logged after the checkpoint that training continues from."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the interruption
+            values = json.loads(line)
+            finished = values["epoch"] if "test_accuracy" in values else values["epoch"] + 1
+            if finished <= epochs:
+                kept.append(line + "\n")
+    checkpoint.write_text(log, "".join(kept))
+
+
+def _make_folder(config: TrainConfig) -> None:
+    """An empty folder for the run with its configuration in it."""
+    run = config.out
+    if run.exists() and any(run.iterdir()):
+        if not (run / "config.json").exists():
+            raise RunError(f"--out {run} holds files of something else; choose another folder")
+        if not config.overwrite:
+            raise RunError(f"--out {run} holds a run already: continue it with --resume {run}, or pass --overwrite")
+        shutil.rmtree(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(run / "config.json", config.to_json())
+    except OSError as error:
+        raise RunError(f"--out {run} cannot be written ({error})") from error
+
+
+def _save_records(accelerator: Accelerator, records: Records, config: TrainConfig) -> None:
+    seen = accelerator.reduce(records.seen, "sum")
+    kept = accelerator.reduce(records.kept, "sum")
+    if accelerator.is_main_process:
+        draft = config.out / "records.draft"
+        torch.save({"seen": seen.cpu(), "kept": kept.cpu(), "log_density": records.log_density.cpu()}, draft)
+        draft.replace(config.out / "records.pt")
+
+
+@contextlib.contextmanager
+def _progress(accelerator: Accelerator) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not accelerator.is_main_process, transient=True) as progress:
+        yield progress
+
+
+def _say(accelerator: Accelerator, text: str) -> None:
+    if accelerator.is_main_process:
+        console.print(text, highlight=False)
+
+
+def _length(dataset: Any) -> int:
+    return len(dataset)
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return f"{accelerator.device.type}, {torch.get_num_threads()} threads"
+
+
+def _peak_memory(accelerator: Accelerator) -> int:
+    """Of the device where it can tell, else of this process."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

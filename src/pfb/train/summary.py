@@ -1,0 +1,125 @@
+"""What the run cost, and what it would have cost on full data: measured on real unpruned steps after the run."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+import pfb
+from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
+from pfb.train.config import TrainConfig
+from pfb.train.data import Source
+
+PAIRS = 15
+
+
+def measure_full_cost(
+    model: nn.Module,
+    blocker: pfb.Blocker,
+    source: Source,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    totals: dict[str, Any],
+) -> dict[str, Any]:
+    """Time pruned and unpruned steps in turn, on a copy of the trained model and batches of its training data.
+
+    The run's full cost is its own time plus, for every step that was pruned, the median difference between an unpruned
+    and a pruned step. Data loading, evaluation and checkpoints are the same in both and stay as they were.
+    """
+    if config.method == "full" or totals["pruned_steps"] == 0:
+        return {"full_train_seconds": totals["train_seconds"], "time_saved": 0.0}
+    device = accelerator.device
+    model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
+    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
+    estimator.load_state_dict(blocker.estimator.state_dict())
+    twin = pfb.attach(
+        model,
+        blocker.cut,
+        config.prune,
+        shallow=config.shallow,
+        batchnorm=config.batchnorm if config.shallow == "recompute" else None,
+        importance=pfb.RareFirst(config.alpha) if config.method == "pfb" else pfb.Uniform(),
+        estimator=estimator,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=config.momentum)
+    loader = torch.utils.data.DataLoader(
+        source.train, batch_size=config.batch_size, drop_last=True, collate_fn=source.collate
+    )
+    prepared = [
+        (source.prepare_train(batch["image"].to(device)), batch["label"].to(device))
+        for batch in itertools.islice(loader, 2)
+    ]
+    batches = itertools.cycle(prepared)
+
+    def forward() -> torch.Tensor:
+        image, label = next(batches)
+        if config.channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            return F.cross_entropy(model(image), twin.select(label), label_smoothing=config.label_smoothing)
+
+    def step() -> None:
+        forward().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        twin.step()
+
+    def full_step() -> None:
+        with twin.paused():
+            step()
+
+    for _ in range(3):  # steady state: estimator seeded, buffers allocated
+        step()
+    seconds = interleaved_seconds({"pruned": step, "full": full_step}, device, repeats=PAIRS)
+    saved_bytes = {}
+    for name in ("pruned", "full"):
+        twin_paused = twin.paused() if name == "full" else torch.enable_grad()
+        with twin_paused, count_saved_bytes() as saved:
+            forward()
+        saved_bytes[name] = saved.total
+    twin.detach()
+    full, pruned = Spread.of(seconds["full"]), Spread.of(seconds["pruned"])
+    full_train_seconds = totals["train_seconds"] + totals["pruned_steps"] * (full.median - pruned.median)
+    return {
+        "full_train_seconds": full_train_seconds,
+        "time_saved": 1 - totals["train_seconds"] / full_train_seconds,
+        "step_seconds": {"pairs": PAIRS, "full": full.__dict__, "pruned": pruned.__dict__},
+        "step_ratio": Spread.of_ratios(seconds["pruned"], seconds["full"]).__dict__,
+        "saved_for_backward_bytes": saved_bytes,
+    }
+
+
+def render(summary: dict[str, Any]) -> Table:
+    """The summary as a table for the terminal."""
+    config = summary["config"]
+    table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
+    table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
+    table.add_row("samples forward", f"{summary['samples']:,}")
+    pruned = 1 - summary["deep_samples"] / summary["samples"]
+    table.add_row("of them stopped at the cut", f"{summary['samples'] - summary['deep_samples']:,} ({pruned:.1%})")
+    table.add_row("training time", f"{summary['train_seconds']:.1f} s")
+    if "step_ratio" in summary:
+        ratio, steps = summary["step_ratio"], summary["step_seconds"]
+        saved = summary["saved_for_backward_bytes"]
+        table.add_row(
+            "the same on full data",
+            f"{summary['full_train_seconds']:.1f} s, so {summary['time_saved']:.1%} saved (from {steps['pairs']} pairs of "
+            f"a pruned and a full step)",
+        )
+        table.add_row(
+            "one pruned step / one full step",
+            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms = {ratio['median']:.2f} "
+            f"(quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
+        )
+        table.add_row(
+            "kept for backward, pruned / full step", f"{saved['pruned'] / 2**20:.1f} / {saved['full'] / 2**20:.1f} MiB"
+        )
+    table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB")
+    return table
