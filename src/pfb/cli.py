@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from pfb.bench.accuracy import AccuracyConfig
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
 
@@ -46,6 +47,14 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
     from pfb.report import write
 
     print(f"wrote {write(list(runs), out)}")
+
+
+@app.command(name="bench-accuracy")
+def bench_accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
+    """Compare methods on one recipe over several seeds."""
+    from pfb.bench.accuracy import run
+
+    print(f"wrote {run(config)}")
 
 
 def main(args: list[str] | None = None) -> None:

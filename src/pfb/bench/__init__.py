@@ -1,0 +1,1 @@
+"""Benchmarks behind ``pfb bench``: every figure that the project publishes comes from one of these commands."""
