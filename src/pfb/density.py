@@ -17,15 +17,15 @@ def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
     """Silverman's rule of thumb: the kernel's standard deviation h in each dimension.
 
     ``h_d = (4 / ((D + 2) n)) ** (1 / (D + 4)) * std_d``. The paper's bandwidth *matrix* is ``H = diag(h ** 2)``: h is a
-    standard deviation, H a variance. A channel without spread (``std_d = 0``) gets h = 0, which the functions below
-    read as "carries no information".
+    standard deviation, H a variance. A channel without spread (``std_d = 0``) carries no information: it does not count
+    in D and gets h = 0, which the functions below leave out.
 
     Example:
         >>> import torch
         >>> silverman_bandwidth(torch.tensor([1.0, 2.0, 0.0]), n=100)
-        tensor([0.5026, 1.0052, 0.0000])
+        tensor([0.4642, 0.9283, 0.0000])
     """
-    d = std_D.numel()
+    d = (std_D > 0).sum()
     return (4.0 / ((d + 2) * n)) ** (1.0 / (d + 4)) * std_D
 
 
@@ -75,5 +75,7 @@ def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
         log_density_N: log f(x_i).
         alpha_N: the random term's factors, one draw per sample (paper: uniform in [0, 0.01]).
     """
+    if log_density_N.numel() == 0:
+        return log_density_N
     largest = torch.where(log_density_N.isnan(), -math.inf, log_density_N).max()
     return -torch.logaddexp(log_density_N, alpha_N.log() + largest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ from pfb.features import batched_tensor, infer_channel_dim, pool, project, rando
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
 
 Importance = Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One forward's features at the cut and its decision; ``None``: all passed."""
+
+    features: Tensor
+    indices: Tensor | None
+    replayed: bool = False
 
 
 class Gate:
@@ -57,8 +67,7 @@ class Gate:
         self._indices: Tensor | None = None
         self._batch_size = 0
         self._with_grad = False
-        # Features and decision (None: all passed) of each forward since the last step, for activation checkpointing.
-        self._forwards: deque[tuple[Tensor, Tensor | None]] = deque(maxlen=1024)
+        self._forwards: deque[_Forward] = deque(maxlen=1024)  # since the last step, for activation checkpointing
 
     @property
     def selection(self) -> Selection | None:
@@ -72,6 +81,10 @@ class Gate:
         if not in_backward():
             self._indices = None
         return self.armed
+
+    def leave(self) -> None:
+        """The forward leaves the model: layers called on their own from here on are left alone."""
+        self.armed = self._with_grad = False
 
     @torch.no_grad()
     def decide(self, output: Any) -> Tensor:
@@ -93,35 +106,39 @@ class Gate:
         self.last_features = features_ND
         if not torch.compiler.is_compiling():
             self.blocked_forwards += 1
-            self._forwards.append((features_ND, indices_K))
+            self._forwards.append(_Forward(features_ND, indices_K))
         return indices_K
 
-    @torch.no_grad()
     def let_pass(self, output: Any) -> None:
         """Remember a forward with gradients that was not armed, so that a replay of it is not mistaken for another."""
-        if self.pruned_parts > 0 and self._with_grad and not torch.compiler.is_compiling():
-            self._forwards.append((self.features(output), None))
+        with_grad = self._with_grad or torch.is_grad_enabled()
+        if self.pruned_parts > 0 and with_grad and not torch.compiler.is_compiling():
+            self._forwards.append(_Forward(self.features(output), None))
 
     @torch.no_grad()
     def replay(self, output: Any) -> Tensor | None:
         """The decision of the forward that activation checkpointing is running again, which must be the same one.
 
-        Several forwards within one step are told apart by their features.
+        Several forwards within one step are told apart by their features, and equal ones by the order in which backward
+        visits them: the latest first.
         """
         if self.pruned_parts == 0:
             return None
         features_ND = self.features(output)
-        candidates = [(x, indices) for x, indices in self._forwards if x.shape == features_ND.shape]
+        candidates = [f for f in reversed(self._forwards) if f.features.shape == features_ND.shape]
         if not candidates:
             raise RuntimeError(
                 "activation checkpointing runs a forward again whose first run pruned nothing, so its gradients would be "
                 "wrong. Use `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, and call `blocker.step()` "
                 "only after `backward()`."
             )
-        if len(candidates) == 1:
-            return candidates[0][1]
-        distances = torch.stack([(x - features_ND).abs().sum() for x, _ in candidates])
-        return candidates[int(distances.nan_to_num(torch.inf).argmin())][1]
+        if len(candidates) > 1:
+            distances = torch.stack([(f.features - features_ND).abs().sum() for f in candidates])
+            distances = distances.nan_to_num(torch.inf).tolist()
+            nearest = [f for f, d in zip(candidates, distances, strict=True) if d == min(distances)]
+            candidates = [f for f in nearest if not f.replayed] or nearest
+        candidates[0].replayed = True
+        return candidates[0].indices
 
     def features(self, output: Any) -> Tensor:
         """Float32 features ``[N, D]`` of the cut's output, without graph."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -83,12 +83,11 @@ def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str) -> Te
 
 
 def _rebuild_mapping(tree: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    clone = copy.copy(tree)
-    try:
-        for key, value in items.items():
-            clone[key] = value  # type: ignore[index]
-    except TypeError:  # a read-only mapping
+    if not isinstance(tree, MutableMapping):
         return items
+    clone = copy.copy(tree)
+    for key, value in items.items():
+        clone[key] = value
     return clone
 
 

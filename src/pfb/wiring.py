@@ -43,6 +43,13 @@ class _Enter(_Hook):
         self.gate.enter(model.training)
 
 
+class _Leave(_Hook):
+    """Forward hook on the model, for ``reuse``."""
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        self.gate.leave()
+
+
 class _Stop(_Hook):
     """Forward hook on the cut, for ``reuse``."""
 
@@ -137,6 +144,7 @@ def wire(
         return [
             model.register_forward_pre_hook(_Enter(gate, cut_name)),
             cut.register_forward_hook(_Stop(gate, cut_name)),
+            model.register_forward_hook(_Leave(gate, cut_name)),
         ]
     select_inputs = _SelectInputs(gate, cut_name, batchnorm == "batch", shared)
     return [

@@ -1,0 +1,53 @@
+"""How many are kept, and which."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfb.selection import Selection, keep_count, keep_largest
+
+
+@given(n=st.integers(0, 5000), hundredths=st.integers(0, 99))
+def test_keep_count_is_exact_in_decimals(n, hundredths):
+    exact = n - math.floor(Fraction(hundredths, 100) * n)
+    assert keep_count(n, hundredths / 100) == max(exact, min(2, n))
+
+
+def test_the_floor_is_a_persons():
+    assert int(0.29 * 100) == 28, "the trap this test is about"
+    assert keep_count(100, 0.29) == 71
+    assert keep_count(10, 1 - 0.9) == 9  # 0.09999999999999998
+    assert keep_count(128, 0.4) == 77
+
+
+@pytest.mark.parametrize(("n", "kept"), [(0, 0), (1, 1), (2, 2), (3, 2), (20, 2)])
+def test_at_least_two_go_on(n, kept):
+    assert keep_count(n, 0.95) == kept
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.data())
+def test_the_largest_are_kept_in_batch_order(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    kept = keep_largest(torch.tensor(values, dtype=torch.float64), k)
+    assert kept.dtype == torch.int64
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert sorted(values[i] for i in kept.tolist()) == sorted(values)[len(values) - k :]
+
+
+def test_nan_is_kept():
+    assert 2 in keep_largest(torch.tensor([9.0, 8.0, math.nan, 7.0]), 2)
+
+
+def test_selection_of_trees_and_lists():
+    selection = Selection(torch.tensor([0, 2]), 3)
+    a, b = selection.select(torch.arange(3), {"x": torch.arange(3)})
+    assert a.tolist() == b["x"].tolist() == [0, 2]
+    assert selection.select_list(["p", "q", "r"]) == ["p", "r"]
+    with pytest.raises(ValueError, match="3 .got 2"):
+        selection.select_list(["p", "q"])
+    with pytest.raises(ValueError, match="`batch 1`"):
+        selection.select(torch.arange(3), torch.arange(4))
