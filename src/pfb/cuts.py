@@ -104,8 +104,9 @@ def _first_stage_of(run: list[tuple[str, nn.Module]]) -> str | None:
     if len(blocks) >= 3 and len(sizes) == 1 and _layers_of([blocks[0][1]]) > 2:
         return blocks[max(0, round(len(blocks) / 6) - 1)][0]
     stages = [name for name, m in run if _layers_of([m]) > 2]
+    small_stages = [name for name, m in run if _layers_of([m]) > 1]
     pools = [name for name, m in run if re.search("pool", type(m).__name__, re.IGNORECASE)]
-    return (stages or pools or [None])[0]
+    return next(iter(stages or pools or small_stages), None)
 
 
 def _is_decoder_of_two(model: nn.Module, name: str) -> bool:

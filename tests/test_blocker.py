@@ -1,0 +1,405 @@
+"""The public handle: when it acts, what it refuses, how it leaves."""
+
+import copy
+import gc
+import io
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import pfb
+from tests import zoo
+
+X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class TestActivity:
+    def attached(self, shallow, prune=0.4):
+        torch.manual_seed(0)
+        model = zoo.SmallNet("batch")
+        return model, copy.deepcopy(model), pfb.attach(model, "layer1", prune, shallow=shallow)
+
+    x = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def same(self, model, plain):
+        """Bit-identical outputs and, after them, bit-identical buffers."""
+        out, expected = model(self.x), plain(self.x)
+        assert torch.equal(out, expected)
+        for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_evaluation(self, shallow):
+        model, plain, blocker = self.attached(shallow)
+        model.eval()
+        plain.eval()
+        self.same(model, plain)
+        y = torch.arange(10)
+        assert blocker.select(y) is y
+        assert blocker.selection is None
+
+    def test_no_grad(self, shallow):
+        model, plain, blocker = self.attached(shallow)
+        with torch.no_grad():
+            self.same(model, plain)
+            y = torch.arange(10)
+            assert blocker.select(y) is y
+
+    def test_prune_zero(self, shallow):
+        model, plain, blocker = self.attached(shallow, prune=0.0)
+        self.same(model, plain)
+        y, z = torch.arange(10), {"z": torch.arange(3)}
+        assert blocker.select(y) is y
+        assert blocker.select(y, z)[1] is z
+        blocker.step()
+
+    def test_paused(self, shallow):
+        model, plain, blocker = self.attached(shallow)
+        with blocker.paused():
+            self.same(model, plain)
+            y = torch.arange(10)
+            assert blocker.select(y) is y
+        assert model(self.x).shape[0] == 6
+
+    def test_paused_nests_and_survives_errors(self, shallow):
+        _, _, blocker = self.attached(shallow)
+        with blocker.paused():
+            with pytest.raises(ZeroDivisionError), blocker.paused():
+                1 / 0
+            assert blocker._gate.paused
+        assert not blocker._gate.paused
+
+    def test_update_bn(self, shallow):
+        model, plain, _blocker = self.attached(shallow)
+        for m in (model, plain):
+            torch.optim.swa_utils.update_bn([self.x], m)
+        for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_after_detach(self, shallow):
+        model, plain, blocker = self.attached(shallow)
+        before = hooks_of(plain)
+        assert hooks_of(model) > before
+        blocker.detach()
+        blocker.detach()
+        assert hooks_of(model) == before
+        self.same(model, plain)
+
+    def test_parts_called_on_their_own(self, shallow):
+        model, plain, blocker = self.attached(shallow)
+        model(self.x)
+        stem = plain.stem(self.x)
+        assert torch.equal(model.layer1(stem), plain.layer1(stem))
+        blocker.detach()
+
+
+def test_readme_loop(shallow):
+    model = zoo.SmallNet("batch")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    blocker = pfb.attach(model, cut="layer1", prune=0.4, shallow=shallow)
+    for _ in range(5):
+        x, y = torch.randn(128, 3, 8, 8), torch.randint(5, (128,))
+        logits = model(x)
+        assert logits.shape == (77, 5)
+        loss = nn.functional.cross_entropy(logits, blocker.select(y))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        blocker.step()
+    indices = blocker.selection.indices
+    assert indices.dtype == torch.int64
+    assert indices.tolist() == sorted(set(indices.tolist()))
+    assert blocker.selection.batch_size == 128
+    assert blocker.steps == 5
+
+
+def test_gradient_accumulation_moves_the_centers_by_all_micro_batches(shallow):
+    """Four micro-batches and one step() end where the literal estimator does that sees all four at once."""
+    model = zoo.mlp(6, 4, 3)
+    chosen = []
+
+    def remember(features):
+        importance = torch.rand(len(features))
+        chosen.append(features[importance.topk(keep).indices.sort().values])
+        return importance
+
+    keep = 6
+    twin = pfb.DensityEstimator(4, 0.5)
+    blocker = pfb.attach(
+        model,
+        "0",
+        0.4,
+        shallow=shallow,
+        importance=lambda features, estimator: remember(features),
+        estimator=pfb.DensityEstimator(4, 0.5),
+    )
+    for _ in range(4):
+        chosen.clear()
+        for _ in range(4):
+            model(torch.randn(10, 6)).sum().backward()
+        blocker.step()
+        twin.accumulate(torch.cat(chosen))
+        twin.apply()
+    torch.testing.assert_close(blocker.estimator.centers, twin.centers)
+    assert torch.equal(blocker.estimator.counts, twin.counts)
+
+
+def test_several_forwards_do_not_disturb_each_other(shallow):
+    model = zoo.mlp(6, 8, 3)
+    blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+    first_out = model(X)
+    first = blocker.selection
+    assert model(torch.randn(20, 6)).shape[0] == 12
+    y = torch.arange(10)
+    assert first.select(y).tolist() == first.indices.tolist()
+    assert len(first_out) == 6
+    assert blocker.selection.batch_size == 20
+    with pytest.raises(ValueError, match="20 samples"):
+        blocker.select(y)
+
+
+def test_schedule_moves_with_step(shallow):
+    model = zoo.mlp(6, 8, 3)
+    blocker = pfb.attach(model, "0", pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,)), total_steps=8, shallow=shallow)
+    sizes, shares = [], []
+    for _ in range(10):
+        shares.append(blocker.prune)
+        sizes.append(len(model(X)))
+        blocker.step()
+    assert shares == [0, 0, 0.2, 0.2, 0.4, 0.4, 0, 0, 0, 0]
+    assert sizes == [10, 10, 8, 8, 6, 6, 10, 10, 10, 10]
+
+
+class TestCopies:
+    def test_a_deep_copy_is_not_pruned_and_steps_nothing(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        twin = copy.deepcopy(model)
+        assert len(twin(X)) == 10
+        assert len(model(X)) == 6
+        blocker.detach()
+
+    def test_averaged_model(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        average = torch.optim.swa_utils.AveragedModel(model)
+        model(X)
+        average.update_parameters(model)
+        assert len(average(X)) == 10
+        assert blocker.selection.batch_size == 10
+
+    def test_a_copy_can_be_attached_to(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        twin = copy.deepcopy(model)
+        other = pfb.attach(twin, "0", 0.2, shallow=shallow)
+        assert (len(model(X)), len(twin(X))) == (6, 8)
+        assert blocker.selection is not other.selection
+
+    def test_saving_the_whole_model(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        assert len(torch.load(buffer, weights_only=False)(X)) == 10
+        blocker.detach()
+
+
+class TestLifetime:
+    def test_dropping_the_blocker_frees_the_model(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        before = hooks_of(model)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        assert hooks_of(model) > before
+        del blocker
+        gc.collect()
+        assert hooks_of(model) == before
+        assert len(model(X)) == 10
+
+    def test_context_manager_and_attaching_again(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        with pytest.raises(ZeroDivisionError), pfb.attach(model, "0", 0.4, shallow=shallow):
+            1 / 0
+        with pfb.attach(model, "0", 0.2, shallow=shallow) as blocker:
+            assert len(model(X)) == 8
+        with pytest.raises(RuntimeError, match="detached"):
+            blocker.step()
+        y = torch.arange(10)
+        model(X)
+        assert blocker.select(y) is y
+
+    def test_attaching_twice_is_refused(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with pytest.raises(ValueError, match="attached to this model already"):
+            pfb.attach(model, "2", 0.4)
+        blocker.detach()
+
+    def test_attaching_inside_an_attached_model_is_refused(self, shallow):
+        inner = zoo.mlp(6, 8, 3)
+        model = nn.Sequential(inner, nn.Linear(3, 2))
+        blocker = pfb.attach(inner, "0", 0.4, shallow=shallow)
+        with pytest.raises(ValueError, match="already"):
+            pfb.attach(model, "0", 0.4)
+        blocker.detach()
+
+
+class TestMistakesInTheLoop:
+    def test_step_without_a_forward(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with pytest.raises(RuntimeError, match="no forward reached the cut '0'"):
+            blocker.step()
+
+    def test_select_before_the_forward(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with pytest.raises(RuntimeError, match="before any forward"):
+            blocker.select(torch.arange(10))
+
+    def test_targets_of_another_length(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        model(X)
+        with pytest.raises(ValueError, match=r"10 samples.*\(9,\)"):
+            blocker.select(torch.arange(9))
+
+    def test_forgotten_step_is_told_once(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(250):
+                model(X)
+                blocker.select(torch.arange(10))
+        assert [str(w.message) for w in caught if "blocker.step()" in str(w.message)].__len__() == 1
+
+    def test_an_error_in_the_forward_leaves_a_working_model(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with pytest.raises(RuntimeError):
+            model(torch.randn(10, 7))
+        assert len(model(X)) == 6
+        model.eval()
+        assert len(model(X)) == 10
+        blocker.detach()
+
+    def test_data_parallel_is_refused(self):
+        with pytest.raises(TypeError, match="DistributedDataParallel"):
+            pfb.attach(nn.DataParallel(zoo.mlp(6, 8, 3)), "module.0", 0.4)
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ({"cut": "layer9"}, ValueError, r"got 'layer9'.*Did you mean 'layer\d'.*Candidates: "),
+            ({"cut": nn.Linear(2, 2)}, ValueError, "not part of the model"),
+            ({"cut": 3}, TypeError, "name, a module of the model or None"),
+            ({"cut": ""}, ValueError, "the model itself"),
+            ({"prune": 1.0}, ValueError, r"\[0, 1\)"),
+            ({"prune": -0.2}, ValueError, "got -0.2"),
+            ({"prune": float("nan")}, ValueError, "got nan"),
+            ({"prune": "half"}, ValueError, "got 'half'"),
+            ({"prune": pfb.window(0.4, stop=0.9)}, ValueError, "total_steps"),
+            ({"total_steps": 0}, ValueError, "at least 1"),
+            ({"shallow": "reuze"}, ValueError, '"reuse" or "recompute"'),
+            ({"shallow": "recompute", "batchnorm": "kept"}, ValueError, '"running" or "batch"'),
+            ({"batchnorm": "batch"}, ValueError, "belong to shallow"),
+            ({"shared": ("x",)}, ValueError, "belong to shallow"),
+            ({"shallow": "recompute", "shared": "x"}, TypeError, r"\('x',\)"),
+            ({"importance": pfb.Uniform}, TypeError, "must be a callable"),
+            ({"importance": "rare"}, TypeError, "got 'rare'"),
+            ({"feature_dim": 0}, ValueError, "feature_dim"),
+        ],
+    )
+    def test_errors_name_rule_value_and_way_out(self, arguments, error, message):
+        model = zoo.SmallNet()
+        with pytest.raises(error, match=message):
+            pfb.attach(model, **{"cut": "layer1", **arguments})
+        assert hooks_of(model) == 0
+
+    def test_not_a_module(self):
+        with pytest.raises(TypeError, match="torch.nn.Module"):
+            pfb.attach(lambda x: x, "0")
+
+    def test_a_module_as_cut(self):
+        model = zoo.SmallNet()
+        assert pfb.attach(model, model.layer2).cut == "layer2"
+
+    def test_the_automatic_cut_is_logged(self, caplog):
+        with caplog.at_level(logging.INFO, logger="pfb"):
+            blocker = pfb.attach(zoo.SmallNet())
+        assert blocker.cut == "layer1"
+        assert "'layer1'" in caplog.text
+        assert "cut='layer1'" in repr(blocker)
+
+
+class TestImportance:
+    def test_own_callable(self, shallow):
+        model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+        blocker = pfb.attach(model, "0", 0.5, shallow=shallow, importance=lambda features: features[:, 0])
+        model(torch.tensor([[3.0, 0], [1, 0], [4, 0], [2, 0]]))
+        assert blocker.selection.indices.tolist() == [0, 2]
+        blocker.step()
+        assert blocker.estimator.centers is None
+
+    def test_own_callable_with_the_estimator(self, shallow):
+        model = nn.Sequential(nn.Identity(), nn.Linear(6, 2))
+        blocker = pfb.attach(
+            model,
+            "0",
+            0.5,
+            shallow=shallow,
+            importance=lambda features, estimator: -estimator.log_density(features),
+            estimator=pfb.DensityEstimator(4),
+        )
+        for _ in range(3):
+            model(X)
+            blocker.step()
+        assert blocker.estimator.ready
+
+    def test_wrong_shape_is_an_error(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=lambda features: features)
+        with pytest.raises(ValueError, match=r"shape \(10,\)"):
+            model(X)
+        blocker.detach()
+
+    def test_uniform_keeps_each_sample_equally_often(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=pfb.Uniform())
+        kept = torch.zeros(10)
+        for _ in range(500):
+            model(X)
+            kept[blocker.selection.indices] += 1
+            blocker.step()
+        assert kept.sum() == 3000
+        # binomial(500, 0.6): standard deviation 11; six of them
+        assert ((kept - 300).abs() < 66).all()
+
+    def test_alpha_is_checked(self):
+        with pytest.raises(ValueError, match="got -1"):
+            pfb.RareFirst(alpha=-1)
+
+
+def test_stats_are_plain_floats(shallow):
+    model = zoo.mlp(6, 8, 3)
+    blocker = pfb.attach(model, "0", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(4, 0.5))
+    assert blocker.stats == {"step": 0.0, "kept_share": 1.0, "pruned_share": 0.0, "centers_in_use": 0.0}
+    for _ in range(4):
+        model(X)
+        blocker.step()
+    stats = blocker.stats
+    assert all(type(v) is float for v in stats.values())
+    assert (stats["kept_share"], stats["pruned_share"]) == (0.6, 0.4)
+    assert 1 <= stats["centers_in_use"] <= 4
+    quantiles = [stats[f"log_density_{q}"] for q in ("05", "25", "50", "75", "95")]
+    assert quantiles == sorted(quantiles)

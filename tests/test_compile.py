@@ -1,0 +1,124 @@
+"""torch.compile: one graph per ratio level without breaks, equal to eager."""
+
+import pytest
+import torch
+from torch import nn
+
+import pfb
+from tests import zoo
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*", "default::pytest.PytestUnraisableExceptionWarning")
+
+
+class Counter:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batches(steps):
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(20, 3, 8, 8, generator=g), torch.randint(5, (20,), generator=g)) for _ in range(steps)]
+
+
+def losses(shallow, backend, prune=0.4, steps=6, total_steps=None):
+    """Train some steps; the criterion has no random term, so that compiled random numbers do not matter."""
+    torch.manual_seed(0)
+    model = zoo.SmallNet("batch")
+    blocker = pfb.attach(
+        model,
+        "layer1",
+        prune,
+        shallow=shallow,
+        importance=lambda features, estimator: -estimator.log_density(features),
+        estimator=pfb.DensityEstimator(8, 0.1),
+        total_steps=total_steps,
+    )
+    run = model if backend is None else torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result, chosen = [], []
+    for x, y in batches(steps):
+        loss = nn.functional.cross_entropy(run(x), blocker.select(y))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        chosen.append(None if blocker.selection is None else blocker.selection.indices.tolist())
+        blocker.step()
+        result.append(loss.detach())
+    return torch.stack(result), chosen
+
+
+def test_equal_to_eager_without_graph_breaks(shallow):
+    expected, expected_choice = losses(shallow, None)
+    compiled, choice = losses(shallow, "aot_eager")
+    assert choice == expected_choice
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_equal_to_eager_with_inductor():
+    def trained(compiled):
+        torch.manual_seed(0)
+        model = zoo.mlp(6, 16, 3)
+        blocker = pfb.attach(model, "0", 0.4, importance=lambda features: features[:, 0])
+        run = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+        for x in torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(1)):
+            run(x).square().mean().backward()
+            blocker.step()
+        return blocker.selection.indices, [p.grad for p in model.parameters()]
+
+    (chosen, gradients), (expected_choice, expected) = trained(True), trained(False)
+    assert torch.equal(chosen, expected_choice)
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_one_graph_per_level_and_one_more_while_centers_are_gathered(shallow):
+    """In recompute the scoring pass is a graph of its own, so the model's own is not compiled again for the centers."""
+    counter = Counter()
+    losses(shallow, counter, steps=8)
+    assert counter.graphs == {"reuse": 2, "recompute": 3}[shallow]
+
+
+def test_a_ramp_compiles_each_level_once(shallow):
+    counter = Counter()
+    schedule = pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,))
+    _, chosen = losses(shallow, counter, prune=schedule, steps=16, total_steps=16)
+    assert {None if c is None else len(c) for c in chosen} == {None, 16, 12}
+    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, three batch sizes.
+    assert counter.graphs == {"reuse": 4, "recompute": 6}[shallow]
+
+
+def test_attaching_after_compiling_is_refused():
+    model = zoo.SmallNet()
+    with pytest.raises(TypeError, match="first, then torch.compile"):
+        pfb.attach(torch.compile(model), "layer1")
+    model.compile()
+    with pytest.raises(TypeError, match="first, then torch.compile"):
+        pfb.attach(model, "layer1")
+
+
+def test_hooks_that_a_compiled_model_ignores_are_noticed():
+    """Attach to the inner model of one compiled and run before: PyTorch may ignore the new hooks silently."""
+    model = zoo.SmallNet()
+    compiled = torch.compile(model, backend=Counter())
+    compiled(torch.randn(8, 3, 8, 8))
+    blocker = pfb.attach(model, "layer1", 0.5)
+    out = compiled(torch.randn(8, 3, 8, 8))
+    if len(out) == 8:
+        with pytest.raises(RuntimeError, match="attach before torch.compile"):
+            blocker.select(torch.arange(8))
+    else:
+        assert len(out) == 4
+    blocker.detach()

@@ -1,0 +1,189 @@
+"""Two gloo processes: one estimate on all ranks, gradients of a single-process reference, no hang."""
+
+import os
+import tempfile
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import pfb
+from tests import reference, zoo
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+
+WORLD = 2
+
+
+def _entry(rank, function, folder, arguments):
+    import warnings
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    try:
+        function(rank, *arguments)
+        dist.barrier()
+    except BaseException:
+        with open(f"{folder}/error{rank}", "w") as file:
+            traceback.print_exc(file=file)
+        os._exit(1)  # do not wait for the other rank
+    dist.destroy_process_group()
+
+
+def on_two_ranks(function, *arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(
+            _entry, args=(function, folder, arguments), nprocs=WORLD, join=False, start_method="fork"
+        )
+        try:
+            done = context.join(timeout=90)
+            while not done:
+                done = context.join(timeout=90)
+        except Exception:
+            errors = [open(f"{folder}/{name}").read() for name in sorted(os.listdir(folder)) if name.startswith("error")]
+            pytest.fail("\n".join(errors) or "a rank died")
+
+
+def gathered(value):
+    out = [None] * WORLD
+    dist.all_gather_object(out, value)
+    return out
+
+
+def data(rank, step, n=20):
+    g = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(n, 3, 8, 8, dtype=torch.float64, generator=g), torch.randint(5, (n,), generator=g)
+
+
+def build(shallow, **arguments):
+    torch.manual_seed(0)
+    model = zoo.SmallNet().double()
+    settings = {"importance": pfb.RareFirst(0.0), "estimator": pfb.DensityEstimator(8, 0.1), **arguments}
+    return model, pfb.attach(model, "layer1", settings.pop("prune", 0.4), shallow=shallow, **settings)
+
+
+def _gradients_and_estimate(rank, shallow):
+    model, blocker = build(shallow)
+    torch.manual_seed(0)
+    plain = zoo.SmallNet().double()
+    parallel = DistributedDataParallel(model)
+    literal = reference.Estimator(8, 0.1)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    for step in range(5):
+        x, y = data(rank, step)
+        nn.functional.cross_entropy(parallel(x), blocker.select(y)).backward()
+        kept = gathered(blocker.selection.indices)
+        # One process that sees both ranks' kept samples
+        everything = [data(r, step) for r in range(WORLD)]
+        for optimizer in optimizers[1:]:
+            optimizer.zero_grad()
+        loss = sum(
+            nn.functional.cross_entropy(plain(x_r[k]), y_r[k]) for (x_r, y_r), k in zip(everything, kept, strict=True)
+        )
+        (loss / WORLD).backward()
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
+        with torch.no_grad():
+            features = [plain.layer1(plain.stem(x_r)).mean((2, 3))[k] for (x_r, _), k in zip(everything, kept, strict=True)]
+        in_turn = torch.stack(features, 1).flatten(0, 1) if step == 0 else torch.cat(features)
+        literal.step(in_turn)
+        blocker.step()
+        torch.testing.assert_close(
+            blocker.estimator.centers.double(), torch.tensor(literal.centers).double(), rtol=1e-4, atol=1e-5
+        )
+        states = gathered(blocker.estimator.state_dict())
+        for name in ("centers", "counts", "mean", "variance"):
+            assert torch.equal(states[0][name], states[1][name]), name
+        for optimizer in optimizers:
+            optimizer.step()
+        parallel.zero_grad()
+
+
+@pytest.mark.parametrize("shallow", ["reuse", "recompute"])
+def test_gradients_and_estimate_equal_a_single_process(shallow):
+    on_two_ranks(_gradients_and_estimate, shallow)
+
+
+def _one_collective_per_step(rank):
+    calls = []
+    original = dist.all_reduce
+
+    def counting(tensor, *args, **kwargs):
+        calls.append(tensor.numel())
+        return original(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    model, blocker = build("reuse", prune=pfb.window(0.4, start=0.2, stop=0.8), total_steps=10)
+    per_step = []
+    for step in range(10):
+        calls.clear()
+        x, _ = data(rank, step)
+        model(x).sum().backward()
+        assert not calls, "a forward must not communicate"
+        blocker.step()
+        per_step.append(len(calls))
+    assert per_step == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_one_collective_per_step_and_none_when_pruning_is_off():
+    on_two_ranks(_one_collective_per_step)
+
+
+def _uneven(rank):
+    """Other batch sizes on each rank, also none at all, also while centers are being gathered."""
+    _, blocker = model, blocker = build("reuse", estimator=pfb.DensityEstimator(24, 0.1))
+    for step, sizes in enumerate([(20, 0), (0, 7), (20, 20), (20, 0), (1, 20), (3, 17)]):
+        x, _ = data(rank, step, n=sizes[rank])
+        model(x).sum().backward()
+        blocker.step()
+        ready = gathered(blocker.estimator.ready)
+        assert ready[0] == ready[1]
+    assert blocker.estimator.ready
+    centers = gathered(blocker.estimator.centers)
+    assert torch.equal(*centers)
+
+
+def test_uneven_and_empty_batches():
+    on_two_ranks(_uneven)
+
+
+def _accumulation(rank):
+    model, blocker = build("reuse")
+    parallel = DistributedDataParallel(model)
+    for step in range(4):
+        with parallel.no_sync():
+            x, y = data(rank, 2 * step)
+            nn.functional.cross_entropy(parallel(x), blocker.select(y)).backward()
+        x, y = data(rank, 2 * step + 1)
+        nn.functional.cross_entropy(parallel(x), blocker.select(y)).backward()
+        blocker.step()
+    states = gathered(blocker.estimator.state_dict())
+    assert torch.equal(states[0]["centers"], states[1]["centers"])
+    assert int(blocker.estimator.counts.sum()) == 8 + 3 * WORLD * 2 * 12
+
+
+def test_gradient_accumulation_without_sync():
+    on_two_ranks(_accumulation)
+
+
+def test_wrapped_models_are_refused():
+    def refuse(rank):
+        model = DistributedDataParallel(zoo.mlp(6, 8, 3))
+        with pytest.raises(TypeError, match="before wrapping"):
+            pfb.attach(model, "module.0", 0.4)
+
+    on_two_ranks(refuse)
+
+
+def test_a_run_without_a_process_group_needs_none():
+    assert not dist.is_initialized()
+    model, blocker = build("reuse")
+    for step in range(3):
+        model(data(0, step)[0]).sum().backward()
+        blocker.step()
+    assert blocker.estimator.ready
