@@ -1,4 +1,4 @@
-"""The command line: ``pfb train`` and ``pfb report``. Settings come from the dataclasses they configure."""
+"""The command line: ``pfb train``, ``pfb report`` and ``pfb bench``. Settings come from the dataclasses they configure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Annotated
 import tyro
 
 from pfb.bench.accuracy import AccuracyConfig
+from pfb.bench.reduction import ReductionConfig
+from pfb.bench.speed import SpeedConfig
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
 
 app = tyro.extras.SubcommandApp()
+bench_app = tyro.extras.SubcommandApp()
 
 
 @app.command
@@ -49,20 +52,45 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
     print(f"wrote {write(list(runs), out)}")
 
 
-@app.command(name="bench-accuracy")
-def bench_accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
+@app.command
+def bench() -> None:
+    """Benchmarks: accuracy, speed, reduction; see pfb bench --help."""
+
+
+@bench_app.command
+def accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
     """Compare methods on one recipe over several seeds."""
     from pfb.bench.accuracy import run
 
     print(f"wrote {run(config)}")
 
 
+@bench_app.command
+def speed(config: Annotated[SpeedConfig, tyro.conf.arg(name="")]) -> None:
+    """Time full, pruned and ideal training steps in turn."""
+    from pfb.bench.speed import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def reduction(config: Annotated[ReductionConfig, tyro.conf.arg(name="")]) -> None:
+    """Compare ways to reduce wide features."""
+    from pfb.bench.reduction import run
+
+    print(f"wrote {run(config)}")
+
+
 def main(args: list[str] | None = None) -> None:
-    """Entry point of ``pfb``: 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
+    """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pfb").setLevel(logging.INFO)
+    args = sys.argv[1:] if args is None else args
     try:
-        app.cli(prog="pfb", args=args)
+        if args[:1] == ["bench"]:
+            bench_app.cli(prog="pfb bench", args=args[1:])
+        else:
+            app.cli(prog="pfb", args=args)
     except RunError as error:
         print(f"pfb: {error}", file=sys.stderr)
         sys.exit(1)

@@ -60,7 +60,7 @@ def run(config: AccuracyConfig) -> Path:
         {"cell": name, **json.loads((recipe.out / "summary.json").read_text())} for name, recipe in cells
     ]
     table = config.table or config.root / "results.md"
-    checkpoint.write_text(table.with_suffix(".json"), json.dumps({"commit": _commit(), "runs": results}, indent=1))
+    checkpoint.write_text(table.with_suffix(".json"), json.dumps({"commit": commit(), "runs": results}, indent=1))
     checkpoint.write_text(table, render(results))
     console.print(table.read_text(), highlight=False, markup=False)
     return table
@@ -121,7 +121,7 @@ def _paired(runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) ->
     return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit the code was at, marked if files were changed; empty outside a checkout."""
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, cwd=Path(__file__).parent
