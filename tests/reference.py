@@ -58,9 +58,7 @@ class Estimator:
         h = self.bandwidth()
         went: list[list[list[float]]] = [[] for _ in self.centers]
         for row in rows:
-            distances = [
-                sum(((row[k] - c[k]) / h[k]) ** 2 for k in range(d) if h[k] > 0) for c in self.centers
-            ]
+            distances = [sum(((row[k] - c[k]) / h[k]) ** 2 for k in range(d) if h[k] > 0) for c in self.centers]
             went[distances.index(min(distances))].append(row)
         for j, members in enumerate(went):
             if members:

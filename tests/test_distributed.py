@@ -3,6 +3,7 @@
 import os
 import tempfile
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def on_two_ranks(function, *arguments):
             while not done:
                 done = context.join(timeout=90)
         except Exception:
-            errors = [open(f"{folder}/{name}").read() for name in sorted(os.listdir(folder)) if name.startswith("error")]
+            errors = [Path(folder, name).read_text() for name in sorted(os.listdir(folder)) if name.startswith("error")]
             pytest.fail("\n".join(errors) or "a rank died")
 
 
@@ -89,7 +90,9 @@ def _gradients_and_estimate(rank, shallow):
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
         with torch.no_grad():
-            features = [plain.layer1(plain.stem(x_r)).mean((2, 3))[k] for (x_r, _), k in zip(everything, kept, strict=True)]
+            features = [
+                plain.layer1(plain.stem(x_r)).mean((2, 3))[k] for (x_r, _), k in zip(everything, kept, strict=True)
+            ]
         in_turn = torch.stack(features, 1).flatten(0, 1) if step == 0 else torch.cat(features)
         literal.step(in_turn)
         blocker.step()
@@ -136,7 +139,7 @@ def test_one_collective_per_step_and_none_when_pruning_is_off():
 
 def _uneven(rank):
     """Other batch sizes on each rank, also none at all, also while centers are being gathered."""
-    _, blocker = model, blocker = build("reuse", estimator=pfb.DensityEstimator(24, 0.1))
+    model, blocker = build("reuse", estimator=pfb.DensityEstimator(24, 0.1))
     for step, sizes in enumerate([(20, 0), (0, 7), (20, 20), (20, 0), (1, 20), (3, 17)]):
         x, _ = data(rank, step, n=sizes[rank])
         model(x).sum().backward()

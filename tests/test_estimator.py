@@ -33,7 +33,9 @@ def test_matches_the_literal_update(seed, n, steps, d):
         return
     torch.testing.assert_close(estimator.centers.double(), torch.tensor(literal.centers).double(), rtol=1e-4, atol=1e-4)
     assert estimator.counts.tolist() == literal.counts
-    torch.testing.assert_close(estimator.variance.double(), torch.tensor(literal.variance).double(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        estimator.variance.double(), torch.tensor(literal.variance).double(), rtol=1e-3, atol=1e-4
+    )
     x = torch.randn(8, d, generator=g)
     torch.testing.assert_close(estimator.log_density(x).double(), literal.log_density(x), rtol=1e-3, atol=1e-2)
 

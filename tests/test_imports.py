@@ -69,6 +69,8 @@ def test_the_core_needs_torch_alone():
     for name in [*CORE, "__init__"]:
         foreign = {i.split(".")[0] for i in imported(ROOT / f"{name}.py")} - standard - {"pfb", "torch", "__future__"}
         assert not foreign, f"{name}.py imports {foreign}"
-    code = "import sys, pfb; print([m for m in ('torchvision', 'timm', 'accelerate', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, pfb; print([m for m in ('torchvision', 'timm', 'accelerate', 'matplotlib') if m in sys.modules])"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,6 @@ class Checkpointed(nn.Module):
 
 def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width_in, width in zip(widths, widths[1:], strict=False):
+    for width_in, width in itertools.pairwise(widths):
         layers += [nn.Linear(width_in, width), nn.Tanh()]
     return nn.Sequential(*layers[:-1])

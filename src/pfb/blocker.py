@@ -224,7 +224,9 @@ class Blocker:
         """
         if not isinstance(state, dict) or not {"version", "cut", "shallow", "step", "estimator"} <= state.keys():
             keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"this is not a state of pfb.Blocker (got {keys}); pass what `Blocker.state_dict()` returned")
+            raise ValueError(
+                f"this is not a state of pfb.Blocker (got {keys}); pass what `Blocker.state_dict()` returned"
+            )
         if state["version"] != STATE_VERSION:
             raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {STATE_VERSION}")
         for name, value in (("cut", self.cut), ("shallow", self.shallow)):
@@ -323,7 +325,9 @@ def attach(
     """
     _check_model(model)
     schedule = prune if isinstance(prune, Schedule) else constant(prune)
-    if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1):
+    if total_steps is not None and (
+        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
+    ):
         raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
     if schedule.needs_total_steps and total_steps is None:
         raise ValueError("`total_steps` is needed by `pfb.window`: pass len(loader) * epochs (got None)")
@@ -333,7 +337,9 @@ def attach(
         raise ValueError(f'`batchnorm` must be "running" or "batch" (got {batchnorm!r})')
     if shallow == "reuse" and (batchnorm is not None or shared):
         raise ValueError('`batchnorm` and `shared` belong to shallow="recompute"; leave them out with "reuse"')
-    if feature_dim is not None and (isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1):
+    if feature_dim is not None and (
+        isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
+    ):
         raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
     importance = RareFirst() if importance is None else importance
     if isinstance(importance, type) or not callable(importance):
@@ -363,11 +369,17 @@ def _check_model(model: nn.Module) -> None:
     if isinstance(model, nn.DataParallel):
         raise TypeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TypeError("attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)")
+        raise TypeError(
+            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)"
+        )
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or model._compiled_call_impl is not None:
-        raise TypeError("a compiled model ignores hooks that come later: pfb.attach(model, ...) first, then torch.compile")
+        raise TypeError(
+            "a compiled model ignores hooks that come later: pfb.attach(model, ...) first, then torch.compile"
+        )
     if wiring.is_wired(model):
-        raise ValueError("a blocker is attached to this model already, and two would prune twice: detach() the first one")
+        raise ValueError(
+            "a blocker is attached to this model already, and two would prune twice: detach() the first one"
+        )
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -93,6 +94,14 @@ def main(args: list[str] | None = None) -> None:
             app.cli(prog="pfb", args=args)
     except RunError as error:
         print(f"pfb: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(
+            f"pfb: {error}. All finished epochs are on disk; free space, then continue with: pfb train --resume RUN",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print(

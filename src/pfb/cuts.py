@@ -121,9 +121,7 @@ def _layers_of(modules: list[nn.Module]) -> int:
 
 def _not_the_model(model: nn.Module, name: str) -> str:
     if not name:
-        raise ValueError(
-            f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}"
-        )
+        raise ValueError(f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}")
     return name
 
 

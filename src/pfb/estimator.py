@@ -206,7 +206,7 @@ class DensityEstimator:
         """Views into the one flat buffer: sums of deviations from the mean ``[C, D]``, counts ``[C]``, squares ``[D]``."""
         assert self._pending is not None and self.centers is not None
         c, d = self.centers.shape
-        sums, counts, squares = self._pending.split([c * d, c, d])
+        sums, counts, squares = torch.split(self._pending, [c * d, c, d])
         return sums.view(c, d), counts, squares
 
     def _checked(self, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 def batched_tensor(output: Any) -> Tensor:
     """The tensor of a layer's output that carries the features: the first floating one with a batch dimension.
 

@@ -133,8 +133,8 @@ class Gate:
                 "only after `backward()`."
             )
         if len(candidates) > 1:
-            distances = torch.stack([(f.features - features_ND).abs().sum() for f in candidates])
-            distances = distances.nan_to_num(torch.inf).tolist()
+            apart = torch.stack([(f.features - features_ND).abs().sum() for f in candidates])
+            distances = apart.nan_to_num(torch.inf).tolist()
             nearest = [f for f, d in zip(candidates, distances, strict=True) if d == min(distances)]
             candidates = [f for f in nearest if not f.replayed] or nearest
         candidates[0].replayed = True

@@ -71,8 +71,8 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
             f"stop={stop!r}). Divide steps or epochs by their total."
         )
     prune = _checked_share("prune", prune)
-    if isinstance(ramp, int) and not isinstance(ramp, bool):
-        if ramp < 0:
+    if isinstance(ramp, int):
+        if isinstance(ramp, bool) or ramp < 0:
             raise ValueError(f"`ramp` must be a number of levels >= 0 or a tuple of shares (got {ramp!r})")
         ramp = tuple(round(prune * (0.2 + 0.8 * level / ramp), 4) for level in range(ramp))
     levels = tuple(_checked_share("ramp", level) for level in ramp)

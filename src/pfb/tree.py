@@ -44,9 +44,9 @@ def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> 
     if tree is None or isinstance(tree, (str, bytes, numbers.Number, torch.dtype, torch.device)):
         return tree
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
         return dataclasses.replace(
-            tree, **{k: select(v, indices, batch_size, f"{path}.{k}") for k, v in values.items()}
+            tree, **{k: select(v, indices, batch_size, f"{path}.{k}") for k, v in fields.items()}
         )
     if isinstance(tree, Mapping):
         items = {k: select(v, indices, batch_size, f"{path}[{k!r}]") for k, v in tree.items()}

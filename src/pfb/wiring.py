@@ -153,6 +153,23 @@ def wire(
     ]
 
 
+def output_of(model: nn.Module, cut: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What the cut gives for these inputs of the model, without graph; the layers after it do not run."""
+
+    def catch(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = cut.register_forward_hook(catch, prepend=True)
+    try:
+        with torch.no_grad(), _no_autocast_cache():
+            model.forward(*args, **kwargs)
+    except _Reached as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut")
+
+
 def is_wired(model: nn.Module) -> bool:
     """Whether a blocker is attached to the model or to a part of it."""
     return any(isinstance(hook, _Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())

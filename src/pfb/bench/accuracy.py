@@ -56,9 +56,7 @@ def run(config: AccuracyConfig) -> Path:
             continue
         console.rule(f"cell {number} of {len(cells)}: {name}")
         train(recipe, resume=bool(checkpoint.finished(recipe.out)))
-    results = [
-        {"cell": name, **json.loads((recipe.out / "summary.json").read_text())} for name, recipe in cells
-    ]
+    results = [{"cell": name, **json.loads((recipe.out / "summary.json").read_text())} for name, recipe in cells]
     table = config.table or config.root / "results.md"
     checkpoint.write_text(table.with_suffix(".json"), json.dumps({"commit": commit(), "runs": results}, indent=1))
     checkpoint.write_text(table, render(results))
@@ -124,6 +122,9 @@ def _paired(runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) ->
 def commit() -> str:
     """The commit the code was at, marked if files were changed; empty outside a checkout."""
     asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
     return asked.stdout.strip()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,12 @@ def run(config: ReductionConfig) -> Path:
     model = build(recipe.model, len(source.classes), source.channels, source.image_size)
     seen: list[Tensor] = []
     assert recipe.cut is not None
-    watcher = pfb.attach(
-        model, recipe.cut, 0.01, importance=lambda features: (seen.append(features), torch.zeros(len(features)))[1]
-    )
+
+    def watch(features: Tensor) -> Tensor:
+        seen.append(features)
+        return torch.rand(len(features))
+
+    watcher = pfb.attach(model, recipe.cut, 0.01, importance=watch)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
     loader = torch.utils.data.DataLoader(
         source.train, recipe.batch_size, shuffle=True, drop_last=True, collate_fn=source.collate
@@ -54,7 +58,7 @@ def run(config: ReductionConfig) -> Path:
         for batch in loader:
             seen.clear()
             logits = model(source.prepare_train(batch["image"]))
-            F.cross_entropy(logits, watcher.select(batch["label"])).backward()
+            F.cross_entropy(logits, watcher.select(batch["label"])).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             watcher.step()
@@ -76,7 +80,7 @@ def run(config: ReductionConfig) -> Path:
         warmup=20,
         clock=time.perf_counter,
     )
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     half = len(densities["none"]) // 2  # the first half belongs to the centers' settling
     for name in ways:
         pairs = list(zip(densities[name][half:], densities["none"][half:], strict=True))

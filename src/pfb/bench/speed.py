@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import pfb
@@ -21,6 +21,7 @@ from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 from pfb.selection import keep_count
 from pfb.train import checkpoint
 from pfb.train.models import build
+from pfb.wiring import output_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reuse": {"shallow": "reuse"},
@@ -161,7 +162,7 @@ class _Step:
         torch.manual_seed(0)
         self.model = build(config.model, config.classes, 3, config.image_size).to(device)
         if config.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.image, self.label = image, label
         self.blocker = None if attach is None else pfb.attach(self.model, **attach)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
@@ -187,12 +188,7 @@ class _Scoring:
         assert step.blocker is not None
         self.estimator = step.blocker.estimator
         self.gate: Gate = step.blocker._gate
-        seen: list[Tensor] = []
-        cut: nn.Module = step.model.get_submodule(step.blocker.cut)
-        handle = cut.register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
-        step.forward()
-        handle.remove()
-        self.output = seen[0].detach()
+        self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), step.image)
 
     def __call__(self) -> None:
         self.gate.decide(self.output)

@@ -37,10 +37,7 @@ def save(accelerator: Accelerator, run: Path, epoch: int, extra: dict[str, Any])
             draft.rename(place)
             for old in finished(run)[:-1]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its archive writer
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "File too large" not in str(error):
-            raise
+    except Exception as error:  # torch and safetensors report a full disk each by an error of their own
         shutil.rmtree(draft, ignore_errors=True)
         previous = finished(run)
         kept = f"{previous[-1]} is intact" if previous else "no earlier checkpoint exists"

@@ -163,7 +163,9 @@ def _image_folder(root: Path, config: TrainConfig) -> Source:
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for folder in (root, train_root, test_root):
         if not folder.is_dir():
-            raise RunError(f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing")
+            raise RunError(
+                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing"
+            )
     train_files, classes = _files_by_class(train_root)
     test_files, test_classes = _files_by_class(test_root)
     if foreign := sorted(set(test_classes) - set(classes)):
@@ -195,7 +197,9 @@ def _files_by_class(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     for label, name in enumerate(classes):
         of_class = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in endings)
         if not of_class:
-            raise RunError(f"{folder / name} holds no images ({', '.join(sorted(endings))}); remove the folder or fill it")
+            raise RunError(
+                f"{folder / name} holds no images ({', '.join(sorted(endings))}); remove the folder or fill it"
+            )
         files += [(file, label) for file in of_class]
     return files, classes
 
@@ -212,7 +216,9 @@ def _decoded(files: list[tuple[Path, int]], side: int) -> InMemory:
         try:
             with Image.open(file) as image:
                 pixels = image.convert("RGB")
-                pixels = pixels if pixels.size == (side, side) else pixels.resize((side, side), Image.Resampling.BILINEAR)
+                pixels = (
+                    pixels if pixels.size == (side, side) else pixels.resize((side, side), Image.Resampling.BILINEAR)
+                )
                 images[i] = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
             damaged.append(file)

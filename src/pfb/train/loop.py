@@ -61,7 +61,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         )
     model = build(config.model, len(source.classes), source.channels, source.image_size)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     plain_model = model
     steps_per_epoch = math.ceil(len(train_loader) / accelerator.num_processes)
     total_steps = steps_per_epoch * config.epochs
@@ -94,7 +94,10 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         f"{accelerator.device}",
     )
     if config.method != "full":
-        _say(accelerator, f"{config.method}: stops {config.prune:.0%} of every batch after {blocker.cut!r}, {config.shallow}")
+        _say(
+            accelerator,
+            f"{config.method}: stops {config.prune:.0%} of every batch after {blocker.cut!r}, {config.shallow}",
+        )
 
     metrics: dict[str, Any] = {}
     with _progress(accelerator) as progress:
@@ -181,10 +184,12 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
 
 def _attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Blocker:
     importance = pfb.RareFirst(config.alpha) if config.method == "pfb" else pfb.Uniform()
+    # Full data needs no cut: the blocker only counts steps then, at whatever layer.
+    cut = next(name for name, _ in model.named_children()) if config.method == "full" else config.cut
     try:
         return pfb.attach(
             model,
-            config.cut,
+            cut,
             0.0 if config.method == "full" else config.schedule(),
             shallow=config.shallow,
             batchnorm=config.batchnorm if config.shallow == "recompute" else None,

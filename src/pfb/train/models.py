@@ -98,7 +98,8 @@ def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Mo
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise RunError(
-            f"timm has no model {name!r}." + (f" Did you mean {' or '.join(f'timm:{n}' for n in near)}?" if near else "")
+            f"timm has no model {name!r}."
+            + (f" Did you mean {' or '.join(f'timm:{n}' for n in near)}?" if near else "")
         )
     try:
         model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=channels, img_size=image_size)
