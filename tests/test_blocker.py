@@ -306,6 +306,7 @@ class TestArguments:
             ({"cut": nn.Linear(2, 2)}, ValueError, "not part of the model"),
             ({"cut": 3}, TypeError, "name, a module of the model or None"),
             ({"cut": ""}, ValueError, "the model itself"),
+            ({"cut": "blocks"}, ValueError, "never runs itself.*'blocks.1'"),
             ({"prune": 1.0}, ValueError, r"\[0, 1\)"),
             ({"prune": -0.2}, ValueError, "got -0.2"),
             ({"prune": float("nan")}, ValueError, "got nan"),
@@ -324,6 +325,7 @@ class TestArguments:
     )
     def test_errors_name_rule_value_and_way_out(self, arguments, error, message):
         model = zoo.SmallNet()
+        model.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
         with pytest.raises(error, match=message):
             pfb.attach(model, **{"cut": "layer1", **arguments})
         assert hooks_of(model) == 0

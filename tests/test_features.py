@@ -52,6 +52,11 @@ def test_a_square_convolutional_map_is_not_ambiguous():
     assert infer_channel_dim((2, 64, 64, 64), layers) == 1
 
 
+def test_concatenated_convolutions():
+    """DenseNet, SqueezeNet, ShuffleNet: the output has more channels than the last layer."""
+    assert infer_channel_dim((2, 256, 16, 16), ((1, 128), (1, 32))) == 1
+
+
 def test_a_swin_map_as_wide_as_it_has_channels_is_not_ambiguous():
     layers = ((-1, 96), (-1, 384), (-1, 96))
     assert infer_channel_dim((2, 96, 96, 96), layers) == 3
@@ -78,7 +83,8 @@ def test_sequences_of_a_convolution_have_their_channels_in_the_middle():
     [
         ((2, 5, 6, 7), ()),  # nothing known
         ((2, 96, 96, 96), ((1, 96), (-1, 96))),  # kinds mix and every axis fits
-        ((2, 5, 6, 7), ((1, 64),)),  # no axis fits
+        ((2, 5, 6, 7), ((1, 64), (-1, 32))),  # kinds mix and no axis fits
+        ((2, 5, 6), ((1, 64),)),  # flattened by something unknown
     ],
 )
 def test_an_ambiguous_axis_is_an_error_that_asks(shape, layers):

@@ -55,7 +55,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, reduction; see pfb bench --help."""
+    """Benchmarks: accuracy, speed, reduction, zoo; see pfb bench --help."""
 
 
 @bench_app.command
@@ -80,6 +80,18 @@ def reduction(config: Annotated[ReductionConfig, tyro.conf.arg(name="")]) -> Non
     from pfb.bench.reduction import run
 
     print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def zoo(out: Path = Path("docs/zoo.md")) -> None:
+    """Attach to many architectures in both wirings, train two steps of each, and write the table.
+
+    Args:
+        out: the table.
+    """
+    from pfb.bench.zoo import run
+
+    print(f"wrote {run(out)}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -19,6 +19,16 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
     if cut is None:
         name = find_first_stage(model)
         return name, model.get_submodule(name)
+    name, module = _named(model, cut)
+    if not _runs_itself(module):
+        raise ValueError(
+            f"`cut` is {name!r}, a {type(module).__name__}, which holds layers but never runs itself. Cut after its last "
+            f"layer: {_last_called(name, module)!r}."
+        )
+    return name, module
+
+
+def _named(model: nn.Module, cut: str | nn.Module) -> tuple[str, nn.Module]:
     if isinstance(cut, nn.Module):
         for name, module in model.named_modules():
             if module is cut:
@@ -54,7 +64,7 @@ def find_first_stage(model: nn.Module) -> str:
     if trunk is not None:
         chosen = _first_stage_of(trunk)
         if chosen is not None and not _is_decoder_of_two(model, chosen):
-            return chosen
+            return _last_called(chosen, model.get_submodule(chosen))
     raise ValueError(f"cannot tell the first stage of {type(model).__name__}: pass `cut=`. {_say_candidates(model)}")
 
 
@@ -107,6 +117,19 @@ def _first_stage_of(run: list[tuple[str, nn.Module]]) -> str | None:
     small_stages = [name for name, m in run if _layers_of([m]) > 1]
     pools = [name for name, m in run if re.search("pool", type(m).__name__, re.IGNORECASE)]
     return next(iter(stages or pools or small_stages), None)
+
+
+def _last_called(name: str, module: nn.Module) -> str:
+    """The module itself, or the last layer in a container that never runs itself."""
+    while not _runs_itself(module) and (children := list(module.named_children())):
+        last, module = children[-1]
+        name = f"{name}.{last}"
+    return name
+
+
+def _runs_itself(module: nn.Module) -> bool:
+    """False for containers without a forward: ``ModuleList``, ``ModuleDict``."""
+    return type(module).forward is not nn.Module.forward
 
 
 def _is_decoder_of_two(model: nn.Module, name: str) -> bool:

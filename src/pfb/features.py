@@ -70,8 +70,9 @@ def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[i
     """Which dimension of an output of this shape holds the channels, given :func:`channel_layers` of the cut.
 
     Two dimensions have one answer. Otherwise the layers tell: where all of them are of one kind (convolutions and their
-    norms: dimension 1; linear layers and LayerNorm: the last), that kind decides; where kinds mix (ConvNeXt), the one
-    dimension as large as the last layer's channel count. Three dimensions without any such layer are tokens ``[N, T, C]``.
+    norms: dimension 1; linear layers and LayerNorm: the last), that kind decides if the size fits; where kinds mix
+    (ConvNeXt), the one dimension as large as the last layer's channel count. Convolutions alone whose outputs are concatenated have their
+    channels in dimension 1. Three dimensions without any such layer are tokens ``[N, T, C]``.
 
     Raises:
         ValueError: no or several dimensions qualify; the message asks for ``channel_dim``.
@@ -86,10 +87,12 @@ def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[i
         axes = {axis for axis, _ in layers}
         channels = layers[-1][1]
         fitting = [d for d in range(1, len(shape)) if shape[d] == channels]
-        if len(axes) == 1 and (axis := axes.pop() % len(shape)) in fitting:
+        if len(axes) == 1 and shape[axis := next(iter(axes)) % len(shape)] in {count for _, count in layers}:
             return axis
         if len(fitting) == 1:
             return fitting[0]
+        if not fitting and axes == {1} and len(shape) >= 4:
+            return 1  # convolutions whose outputs are concatenated: DenseNet, SqueezeNet, ShuffleNet
     elif len(shape) == 3:
         return 2
     raise ValueError(
