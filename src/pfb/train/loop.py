@@ -63,7 +63,8 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     plain_model = model
-    steps_per_epoch = math.ceil(len(train_loader) / accelerator.num_processes)
+    train_loader, test_loader = accelerator.prepare(train_loader, test_loader)
+    steps_per_epoch = len(train_loader)
     total_steps = steps_per_epoch * config.epochs
     blocker = _attach(model, config, total_steps)  # pfb, line 1
     optimizer = torch.optim.SGD(
@@ -71,7 +72,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     )
     lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
     records = Records(_length(source.train), accelerator.device)
     accelerator.register_for_checkpointing(lr_schedule, blocker, records)
 
@@ -129,6 +130,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
                 if step % config.log_every == 0:
                     _log(accelerator, config, {"step": step, "epoch": epoch, "loss": loss.item(), **blocker.stats})
                 progress.advance(task)
+            records.merge(accelerator)
             train_loss = float(accelerator.reduce(loss_sum, "mean")) / steps_per_epoch
             train_seconds = time.perf_counter() - begin
             if not math.isfinite(train_loss):
@@ -279,11 +281,9 @@ def _make_folder(config: TrainConfig) -> None:
 
 
 def _save_records(accelerator: Accelerator, records: Records, config: TrainConfig) -> None:
-    seen = accelerator.reduce(records.seen, "sum")
-    kept = accelerator.reduce(records.kept, "sum")
     if accelerator.is_main_process:
         draft = config.out / "records.draft"
-        torch.save({"seen": seen.cpu(), "kept": kept.cpu(), "log_density": records.log_density.cpu()}, draft)
+        torch.save({name: value.cpu() for name, value in records.state_dict().items()}, draft)
         draft.replace(config.out / "records.pt")
 
 

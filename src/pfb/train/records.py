@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 
 class Records:
-    """Per-sample counts on the device; it has ``state_dict`` so that a resumed run keeps them.
+    """Per-sample counts on the device, equal on all processes after :meth:`merge`; a resumed run keeps them.
 
     Attributes:
         seen, kept: ``[N]`` int64, steps in which the sample stood in a pruned batch, and went on.
@@ -18,15 +19,29 @@ class Records:
 
     def __init__(self, samples: int, device: torch.device) -> None:
         self.seen = torch.zeros(samples, dtype=torch.int64, device=device)
-        self.kept = torch.zeros(samples, dtype=torch.int64, device=device)
+        self.kept = torch.zeros_like(self.seen)
         self.log_density = torch.full((samples,), torch.nan, device=device)
+        self._seen, self._kept = torch.zeros_like(self.seen), torch.zeros_like(self.seen)  # by this process, not merged
+        self._log_density = self.log_density.clone()
 
     def add(self, index: Tensor, kept_index: Tensor, log_density: Tensor | None) -> None:
         """Note one pruned batch: the data set's indices of all its samples and of those that went on."""
-        self.seen.index_add_(0, index, torch.ones_like(index))
-        self.kept.index_add_(0, kept_index, torch.ones_like(kept_index))
+        self._seen.index_add_(0, index, torch.ones_like(index))
+        self._kept.index_add_(0, kept_index, torch.ones_like(kept_index))
         if log_density is not None:
-            self.log_density[index] = log_density
+            self._log_density[index] = log_density
+
+    def merge(self, accelerator: Accelerator) -> None:
+        """Add up what the processes noted since the last call; all of them call it, once per epoch."""
+        seen, kept = accelerator.reduce(torch.stack([self._seen, self._kept]), "sum")
+        known = self._log_density.isfinite().float()
+        total, processes = accelerator.reduce(torch.stack([self._log_density.nan_to_num(0, 0, 0), known]), "sum")
+        self.seen += seen
+        self.kept += kept
+        self.log_density = torch.where(processes > 0, total / processes.clamp_min(1), self.log_density)
+        self._seen.zero_()
+        self._kept.zero_()
+        self._log_density.fill_(torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen, "kept": self.kept, "log_density": self.log_density}
