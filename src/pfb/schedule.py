@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, whatever its quotient rounds to
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -32,7 +34,7 @@ class Schedule:
             return self.prune
         if total_steps is None:
             raise ValueError("a schedule with start, stop or ramp needs `total_steps`")
-        progress = step / total_steps
+        progress = step / total_steps + ROUNDING
         if not self.start <= progress < self.stop:
             return 0.0
         inside = (progress - self.start) / (min(self.stop, 1.0) - self.start)
