@@ -68,8 +68,8 @@ class _Run:
         self.name = folder.name
         self.config = TrainConfig.from_json((folder / "config.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-        self.epochs = [line for line in lines if "test_accuracy" in line]
-        self.steps = [line for line in lines if "test_accuracy" not in line]
+        self.epochs = [line for line in lines if "train_loss" in line]
+        self.steps = [line for line in lines if "train_loss" not in line]
         summary, records = folder / "summary.json", folder / "records.pt"
         self.summary: dict[str, Any] | None = json.loads(summary.read_text()) if summary.is_file() else None
         self.records: dict[str, Tensor] | None = torch.load(records) if records.is_file() else None
@@ -97,8 +97,11 @@ def _curves(runs: list[_Run]) -> Figure:
         epoch = [e["epoch"] for e in run.epochs]
         style: dict[str, Any] = {"color": f"C{color}", "marker": "o", "markersize": 3}
         loss.plot(epoch, [e["train_loss"] for e in run.epochs], **style, label=run.label)
-        loss.plot(epoch, [e["test_loss"] for e in run.epochs], **style, linestyle="--")
-        accuracy.plot(epoch, [100 * e["test_accuracy"] for e in run.epochs], **style, label=run.label)
+        tested = [e for e in run.epochs if "test_accuracy" in e]
+        loss.plot([e["epoch"] for e in tested], [e["test_loss"] for e in tested], **style, linestyle="--")
+        accuracy.plot(
+            [e["epoch"] for e in tested], [100 * e["test_accuracy"] for e in tested], **style, label=run.label
+        )
         share.plot(
             epoch, [100 * e["pruned_share"] for e in run.epochs], **style, drawstyle="steps-mid", label=run.label
         )
@@ -248,8 +251,8 @@ def _summary_row(run: _Run) -> str:
     config, summary = run.config, run.summary
     cells = [run.name, f"{config.data}, {config.model}", config.method]
     if summary is None:
-        last = run.epochs[-1] if run.epochs else None
-        accuracy = f"{last['test_accuracy']:.2%} so far" if last else "no epoch finished"
+        tested = [e for e in run.epochs if "test_accuracy" in e]
+        accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"
         cells += [config.shallow, accuracy, "", "", "", ""]
     else:
         stopped = summary["samples"] - summary["deep_samples"]

@@ -65,6 +65,8 @@ class TrainConfig:
     """Loader processes for images too large to be kept in memory."""
     log_every: int = 50
     """Steps between two lines of the step log."""
+    eval_every: int = 1
+    """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
     cpu: bool = False
     """Stay on the CPU even if there is a GPU."""
     out: Path = Path("runs/run")
@@ -73,7 +75,7 @@ class TrainConfig:
     """Replace the run that is in --out already."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(self, name)})")
         if self.train_samples is not None and self.train_samples < 1:

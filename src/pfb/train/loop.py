@@ -33,6 +33,8 @@ from pfb.train.summary import measure_full_cost, render
 
 console = Console()
 
+TRAIN_ACCURACY_SAMPLES = 10_000
+
 
 def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     """Run a training to its end and return its summary, which also lies in ``config.out / "summary.json"``.
@@ -54,7 +56,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     )
     set_seed(config.seed)
     source = load(config)
-    train_loader, test_loader = _loaders(source, config)
+    train_loader, test_loader, learned_loader = _loaders(source, config)
     if len(train_loader) == 0:
         raise RunError(
             f"--batch-size {config.batch_size} is larger than the training set of {_length(source.train)} samples"
@@ -63,7 +65,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     plain_model = model
-    train_loader, test_loader = accelerator.prepare(train_loader, test_loader)
+    train_loader, test_loader, learned_loader = accelerator.prepare(train_loader, test_loader, learned_loader)
     steps_per_epoch = len(train_loader)
     total_steps = steps_per_epoch * config.epochs
     blocker = _attach(model, config, total_steps)  # pfb, line 1
@@ -150,20 +152,26 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
                 "epoch": epoch + 1,
                 "step": blocker.steps,
                 "train_loss": train_loss,
-                **_evaluate(accelerator, model, test_loader, source, criterion),
+                **(
+                    _evaluate(accelerator, model, test_loader, source, criterion, "test")
+                    if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
+                    else {}
+                ),
                 "lr": lr_schedule.get_last_lr()[0],
                 "pruned_share": 1 - deep_samples / samples,
                 "train_seconds": train_seconds,
             }
             _log(accelerator, config, metrics)
             checkpoint.save(accelerator, config.out, epoch + 1, {"totals": totals, "metrics": metrics})
+            tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
             progress.console.print(
-                f"epoch {epoch + 1:3d}/{config.epochs}  loss {train_loss:.3f}  test accuracy "
-                f"{metrics['test_accuracy']:.2%}  pruned {metrics['pruned_share']:.1%}  {train_seconds:.1f} s"
+                f"epoch {epoch + 1:3d}/{config.epochs}  loss {train_loss:.3f}{tested}  "
+                f"pruned {metrics['pruned_share']:.1%}  {train_seconds:.1f} s"
             )
     if not metrics:  # resumed after the last epoch
         metrics = manifest["metrics"]
     _save_records(accelerator, records, config)
+    learned = _evaluate(accelerator, model, learned_loader, source, criterion, "train")
     cost = measure_full_cost(plain_model, blocker, source, config, accelerator, totals)
     summary = {
         "config": json.loads(config.to_json()),
@@ -173,6 +181,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         "cut": blocker.cut if config.method != "full" else None,
         "classes": source.classes,
         **metrics,
+        "train_accuracy": learned["train_accuracy"],
         **totals,
         **cost,
         "peak_memory_bytes": _peak_memory(accelerator),
@@ -203,7 +212,8 @@ def _attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Bloc
         raise RunError(str(error).replace("`cut=`", "--cut")) from error
 
 
-def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any]:
+def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any, Any]:
+    """For training, for the test, and some training images in order, to see how well they have been learned."""
     workers = 0 if source.collate is not None else config.workers
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
@@ -211,9 +221,12 @@ def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any]:
         "collate_fn": source.collate,
         "pin_memory": torch.cuda.is_available() and not config.cpu,
     }
+    count = min(_length(source.train), TRAIN_ACCURACY_SAMPLES)
+    some = torch.linspace(0, _length(source.train) - 1, count).long().tolist()
     return (
         DataLoader(source.train, shuffle=True, drop_last=True, **common),
         DataLoader(source.test, shuffle=False, **common),
+        DataLoader(source.train, sampler=some, **common),
     )
 
 
@@ -226,7 +239,7 @@ def _record(records: Records, blocker: pfb.Blocker, batch: Batch) -> None:
 
 @torch.no_grad()
 def _evaluate(
-    accelerator: Accelerator, model: nn.Module, loader: Any, source: Source, criterion: nn.Module
+    accelerator: Accelerator, model: nn.Module, loader: Any, source: Source, criterion: nn.Module, name: str
 ) -> dict[str, float]:
     model.eval()
     correct_loss_count = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
@@ -236,7 +249,7 @@ def _evaluate(
         correct = (logits.argmax(1) == batch["label"]).sum()
         correct_loss_count += torch.stack([correct, loss, torch.full_like(loss, len(logits))]).double()
     correct, loss, count = accelerator.reduce(correct_loss_count, "sum").tolist()
-    return {"test_loss": loss / count, "test_accuracy": correct / count}
+    return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
 
 
 def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
@@ -245,7 +258,7 @@ def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]
         return
     with (config.out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
-    kind = "epoch" if "test_accuracy" in values else "step"
+    kind = "epoch" if "train_loss" in values else "step"
     points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
     accelerator.log(points, step=int(values["step"]))
 
@@ -258,7 +271,7 @@ def _forget_lines_after(log: Path, epochs: int) -> None:
     for line in log.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the interruption
             values = json.loads(line)
-            finished = values["epoch"] if "test_accuracy" in values else values["epoch"] + 1
+            finished = values["epoch"] if "train_loss" in values else values["epoch"] + 1
             if finished <= epochs:
                 kept.append(line + "\n")
     checkpoint.write_text(log, "".join(kept))

@@ -101,6 +101,7 @@ def render(summary: dict[str, Any]) -> Table:
     config = summary["config"]
     table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
     table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
+    table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
     table.add_row("samples forward", f"{summary['samples']:,}")
     pruned = 1 - summary["deep_samples"] / summary["samples"]
     table.add_row("of them stopped at the cut", f"{summary['samples'] - summary['deep_samples']:,} ({pruned:.1%})")
