@@ -24,7 +24,7 @@ CORE = [
     "blocker",
     "measure",
 ]
-OUTER = ["train", "report", "bench", "cli"]
+OUTER = ["baselines", "train", "report", "bench", "cli"]
 
 
 def imported(path):

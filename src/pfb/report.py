@@ -107,7 +107,7 @@ def _curves(runs: list[_Run]) -> Figure:
         )
     loss.set(title="Loss (solid: kept training samples, dashed: test)", xlabel="epoch", ylabel="cross-entropy")
     accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="%")
-    share.set(title="Samples stopped at the cut", xlabel="epoch", ylabel="% of all", ylim=(-2, 100))
+    share.set(title="Samples not trained on", xlabel="epoch", ylabel="% of all", ylim=(-2, 100))
     loss.legend(fontsize=7)
     accuracy.legend(fontsize=7)
     return figure
@@ -224,7 +224,7 @@ def _page(runs: list[_Run], figures: dict[str, Figure]) -> str:
         "method",
         "cut, wiring",
         "test accuracy, last epoch",
-        "samples stopped",
+        "samples not trained on",
         "training time",
         "same on full data",
         "time saved",
@@ -255,13 +255,14 @@ def _summary_row(run: _Run) -> str:
         accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"
         cells += [config.shallow, accuracy, "", "", "", ""]
     else:
-        stopped = summary["samples"] - summary["deep_samples"]
+        full = summary["full_samples"]
+        left_out, saved = full - summary["trained_samples"], summary["time_saved"]
         cells += [
             f"{summary['cut']}, {config.shallow}" if summary["cut"] else "",
             f"{summary['test_accuracy']:.2%}",
-            f"{stopped:,} of {summary['samples']:,} ({stopped / summary['samples']:.1%})",
+            f"{left_out:,} of {full:,} ({left_out / full:.1%})",
             f"{summary['train_seconds']:.1f} s",
-            f"{summary['full_train_seconds']:.1f} s",
-            f"{summary['time_saved']:.1%}",
+            "" if saved is None else f"{summary['full_train_seconds']:.1f} s",
+            "" if saved is None else f"{saved:.1%}",
         ]
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"

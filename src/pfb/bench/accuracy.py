@@ -1,130 +1,136 @@
-"""Does it keep the accuracy? A grid of methods, shares and seeds on one recipe, compared in pairs."""
+"""Does it keep the accuracy? A grid of methods, shares and seeds on one recipe. What comes out: see ``comparison``."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-import math
 import statistics
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import pfb
+from pfb.bench import comparison
+from pfb.measure import shallow_share, step_cost
 from pfb.train import checkpoint
 from pfb.train.config import TrainConfig
+from pfb.train.data import load
 from pfb.train.errors import RunError
+from pfb.train.models import build
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
+    "full-short": {"method": "full"},  # fewer epochs: see _short_epochs
     "uniform-reuse": {"method": "uniform", "shallow": "reuse"},
     "uniform-recompute": {"method": "uniform", "shallow": "recompute"},
     "pfb-reuse": {"method": "pfb", "shallow": "reuse"},
-    "pfb-recompute": {"method": "pfb", "shallow": "recompute", "batchnorm": "running"},
+    "pfb-recompute": {"method": "pfb", "shallow": "recompute"},
     "pfb-recompute-batch": {"method": "pfb", "shallow": "recompute", "batchnorm": "batch"},
+    "release-reuse": {"method": "release", "shallow": "reuse"},
+    "infobatch": {"method": "infobatch"},
+    "orderdp": {"method": "orderdp"},
+    "selective-backprop": {"method": "selective-backprop"},
 }
 """What each name changes in the common recipe."""
 
 
 @dataclass(frozen=True)
 class AccuracyConfig:
-    """Train every method with every seed on one recipe and tabulate last-epoch accuracy, with differences in pairs."""
+    """Train every method with every seed on one recipe and compare last-epoch accuracy in pairs of equal seeds."""
 
     recipe: TrainConfig = field(default_factory=TrainConfig)
     methods: tuple[str, ...] = tuple(METHODS)
-    prunes: tuple[float, ...] = (0.4,)
+    prunes: tuple[float, ...] = (0.3, 0.5, 0.7)
     seeds: tuple[int, ...] = (0, 1, 2)
+    shard: tuple[int, int] = (0, 1)
+    """Part and parts: several processes or devices share the grid, each with its own part."""
     root: Path = Path("runs/accuracy")
     """Folder of the grid; finished cells in it are skipped, an interrupted one goes on where it was."""
-    table: Path | None = None
-    """Where the table (.md) and all numbers (.json beside it) go; by default results.md in the root."""
+    out: Path | None = None
+    """Folder of the table, the figures and all numbers; by default the root."""
 
     def __post_init__(self) -> None:
         for method in self.methods:
             if method not in METHODS:
                 raise RunError(f"--methods knows {', '.join(METHODS)} (got {method!r})")
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise RunError(f"--shard takes part and parts, such as 0 2 and 1 2 (got {self.shard})")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid."""
+
+    method: str
+    prune: float
+    config: TrainConfig
+
+    @property
+    def finished(self) -> bool:
+        return (self.config.out / "summary.json").exists()
 
 
 def run(config: AccuracyConfig) -> Path:
-    """Run or continue the grid and write the table; returns its path."""
+    """Run or continue this part of the grid, compare what is finished, and return the table's path."""
     from pfb.train.loop import console, train
 
-    cells = _cells(config)
-    for number, (name, recipe) in enumerate(cells, start=1):
-        if (recipe.out / "summary.json").exists():
-            continue
-        console.rule(f"cell {number} of {len(cells)}: {name}")
-        train(recipe, resume=bool(checkpoint.finished(recipe.out)))
-    results = [{"cell": name, **json.loads((recipe.out / "summary.json").read_text())} for name, recipe in cells]
-    table = config.table or config.root / "results.md"
-    checkpoint.write_text(table.with_suffix(".json"), json.dumps({"commit": commit(), "runs": results}, indent=1))
-    checkpoint.write_text(table, render(results))
-    console.print(table.read_text(), highlight=False, markup=False)
-    return table
+    grid = cells(config)
+    part = grid[config.shard[0] :: config.shard[1]]
+    for number, cell in enumerate(part, start=1):
+        if not cell.finished:
+            console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
+            train(cell.config, resume=bool(checkpoint.finished(cell.config.out)))
+    finished = [cell for cell in grid if cell.finished]
+    console.print(f"{len(finished)} of {len(grid)} cells are finished")
+    return comparison.write([_result(cell) for cell in finished], config.out or config.root)
 
 
-def render(results: list[dict[str, Any]]) -> str:
-    """Markdown table: mean and standard deviation over seeds, paired differences with their 95 % interval."""
-    by_method: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
-    for result in results:
-        method, prune = result["cell"].split("/")[0], result["config"]["prune"]
-        by_method.setdefault((method, 0.0 if method == "full" else prune), {})[result["config"]["seed"]] = result
-    full = next((runs for (method, _), runs in by_method.items() if method == "full"), {})
-    lines = [
-        "| method | prune | n | test accuracy % | minus full | minus uniform, same wiring | deep samples saved | time saved |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (method, prune), runs in by_method.items():
-        values = [100 * r["test_accuracy"] for r in runs.values()]
-        wiring = "recompute" if "recompute" in method else "reuse"
-        uniform = by_method.get((f"uniform-{wiring}", prune), {}) if method.startswith("pfb") else {}
-        pruned = [100 * (1 - r["deep_samples"] / r["samples"]) for r in runs.values()]
-        saved = [100 * r["time_saved"] for r in runs.values()]
-        lines.append(
-            f"| {method} | {prune:g} | {len(values)} | {_mean_std(values)} | "
-            f"{_paired(runs, full) if method != 'full' else ''} | {_paired(runs, uniform)} | "
-            f"{statistics.mean(pruned):.1f} % | {statistics.mean(saved):.1f} % |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _cells(config: AccuracyConfig) -> list[tuple[str, TrainConfig]]:
-    cells = []
-    for seed, method, prune in itertools.product(config.seeds, config.methods, config.prunes):
+def cells(config: AccuracyConfig) -> list[Cell]:
+    """The grid, seed by seed, so that an early end leaves complete pairs."""
+    short: dict[float, int] = {}
+    if "full-short" in config.methods:
+        shallow = _shallow_share(config.recipe)
+        short = {prune: _short_epochs(config.recipe, prune, shallow) for prune in config.prunes}
+    grid = []
+    for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
         if method == "full" and prune != config.prunes[0]:
             continue
-        name = f"{method}/{'full' if method == 'full' else f'prune{prune:g}'}/seed{seed}"
-        recipe = dataclasses.replace(
-            config.recipe, **METHODS[method], prune=prune, seed=seed, out=config.root / name.replace("/", "-")
-        )
-        cells.append((name, recipe))
-    return cells
+        share = 0.0 if method == "full" else prune
+        changes = {**METHODS[method], "prune": share, "seed": seed, "overwrite": True}
+        if method == "full-short":
+            changes["epochs"] = short[prune]
+        out = config.root / f"{method}-prune{share:g}-seed{seed}"
+        grid.append(Cell(method, share, dataclasses.replace(config.recipe, **changes, out=out)))
+    return grid
 
 
-def _mean_std(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+def _result(cell: Cell) -> dict[str, Any]:
+    """All of a run's numbers, without the folders it lay in."""
+    summary = json.loads((cell.config.out / "summary.json").read_text())
+    lines = [json.loads(line) for line in (cell.config.out / "metrics.jsonl").read_text().splitlines()]
+    settings = {k: v for k, v in summary.pop("config").items() if k not in ("out", "data_root", "overwrite")}
+    if settings["data"].startswith("imagefolder:"):
+        settings["data"] = f"imagefolder:{Path(settings['data'].removeprefix('imagefolder:')).name}"
+    epochs = [line for line in lines if "train_loss" in line]
+    return {"method": cell.method, "prune": cell.prune, "config": settings, **summary, "epochs": epochs}
 
 
-def _paired(runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
-    """Mean difference over the seeds both have, with the half-width of Student's 95 % interval."""
-    seeds = sorted(runs.keys() & base.keys())
-    if len(seeds) < 2:
-        return ""
-    from scipy.stats import t
-
-    differences = [100 * (runs[s]["test_accuracy"] - base[s]["test_accuracy"]) for s in seeds]
-    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(differences) / math.sqrt(len(seeds))
-    return f"{statistics.mean(differences):+.2f} ± {half:.2f}"
+def _shallow_share(recipe: TrainConfig) -> float:
+    source = load(recipe)
+    model = build(recipe.model, len(source.classes), source.channels, source.image_size)
+    with pfb.attach(model, recipe.cut) as blocker:
+        cut = blocker.cut
+    return shallow_share(model, cut, torch.zeros(2, source.channels, source.image_size, source.image_size))
 
 
-def commit() -> str:
-    """The commit the code was at, marked if files were changed; empty outside a checkout."""
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return asked.stdout.strip()
+def _short_epochs(recipe: TrainConfig, prune: float, shallow: float) -> int:
+    """Epochs of full training that cost as much as the recipe with pruning in the better wiring, by FLOPs."""
+    schedule = dataclasses.replace(recipe, prune=prune).schedule()
+    costs = [
+        min(step_cost(schedule.share(step, 1000), shallow, wiring) for wiring in ("reuse", "recompute"))
+        for step in range(1000)
+    ]
+    return max(1, round(recipe.epochs * statistics.mean(costs)))

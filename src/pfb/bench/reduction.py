@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pfb
-from pfb.bench.accuracy import commit
 from pfb.features import random_projection
 from pfb.measure import Spread, interleaved_seconds
 from pfb.train import checkpoint
 from pfb.train.config import TrainConfig
 from pfb.train.data import load
 from pfb.train.models import build
+from pfb.train.versions import versions
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ def run(config: ReductionConfig) -> Path:
             "std_log_density": Spread.of([float(a.std()) for a, _ in pairs]).__dict__,
             "microseconds": 1e6 * Spread.of(costs[name]).median,
         }
-    numbers = {"commit": commit(), "config": json.loads(recipe.to_json()), "channels": features.size(1), "ways": rows}
+    numbers = {
+        "versions": versions(),
+        "config": json.loads(recipe.to_json()),
+        "channels": features.size(1),
+        "ways": rows,
+    }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(config.out, json.dumps(numbers, indent=1))
     lines = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pfb
-from pfb.bench.accuracy import commit
 from pfb.gate import Gate
 from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 from pfb.selection import keep_count
 from pfb.train import checkpoint
 from pfb.train.models import build
+from pfb.train.versions import processor, versions
 from pfb.wiring import output_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,10 +72,9 @@ def run(config: SpeedConfig) -> Path:
             results.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {
         "config": json.loads(json.dumps(asdict(config), default=str)),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "results": results,
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ class TrainConfig:
     """Where cifar10 and cifar100 lie or are downloaded to."""
     model: str = "resnet8"
     """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME."""
-    method: Literal["pfb", "uniform", "full"] = "pfb"
-    """pfb: the paper's criterion. uniform: stop random samples, the baseline. full: stop none."""
+    method: Literal["pfb", "uniform", "full", "release", "infobatch", "orderdp", "selective-backprop"] = "pfb"
+    """pfb: the paper's criterion. uniform: stop random samples, the baseline to beat. full: stop none. The others are
+    published methods to compare with: see pfb.baselines."""
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
     prune: float = 0.4

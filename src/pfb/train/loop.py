@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import platform
 import resource
 import shutil
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,17 +22,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pfb
-from pfb.train import checkpoint
+from pfb.train import checkpoint, methods
 from pfb.train.config import TrainConfig
-from pfb.train.data import Batch, Source, load
+from pfb.train.data import Batch, EpochSampler, Source, load
 from pfb.train.errors import RunError
 from pfb.train.models import build
 from pfb.train.records import Records
 from pfb.train.summary import measure_full_cost, render
+from pfb.train.versions import processor, versions
 
 console = Console()
 
 TRAIN_ACCURACY_SAMPLES = 10_000
+TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
+"""What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
 
 
 def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
@@ -48,15 +50,12 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
     """
     accelerator = Accelerator(
-        mixed_precision=config.precision,
-        cpu=config.cpu,
-        log_with="tensorboard",
-        project_dir=str(config.out),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
     )
     set_seed(config.seed)
     source = load(config)
-    train_loader, test_loader, learned_loader = _loaders(source, config)
+    sampler = EpochSampler(_length(source.train), config.seed)
+    train_loader, test_loader, learned_loader = _loaders(source, config, sampler)
     if len(train_loader) == 0:
         raise RunError(
             f"--batch-size {config.batch_size} is larger than the training set of {_length(source.train)} samples"
@@ -68,15 +67,19 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     train_loader, test_loader, learned_loader = accelerator.prepare(train_loader, test_loader, learned_loader)
     steps_per_epoch = len(train_loader)
     total_steps = steps_per_epoch * config.epochs
-    blocker = _attach(model, config, total_steps)  # pfb, line 1
+    batch_samples = config.batch_size * accelerator.num_processes
+    blocker = methods.attach(model, config, total_steps)  # pfb, line 1
+    method = methods.method(config, _length(source.train), accelerator.device, accelerator.num_processes)
+    schedule = config.schedule()
+    blocks = methods.importance(config) is not None
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="none")
     model, optimizer = accelerator.prepare(model, optimizer)
     records = Records(_length(source.train), accelerator.device)
-    accelerator.register_for_checkpointing(lr_schedule, blocker, records)
+    accelerator.register_for_checkpointing(lr_schedule, blocker, method, records)
 
     if resume:
         manifest = checkpoint.load_latest(accelerator, config.out)
@@ -85,7 +88,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         totals = manifest["totals"]
     else:
         first_epoch = 0
-        totals = {"train_seconds": 0.0, "samples": 0, "deep_samples": 0, "pruned_steps": 0, "steps": 0}
+        totals = dict.fromkeys(TOTALS, 0)
         if accelerator.is_main_process:
             _make_folder(config)
     accelerator.wait_for_everyone()
@@ -96,7 +99,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         f"{len(source.classes)} classes; {config.model} with {sum(p.numel() for p in model.parameters()):,} parameters on "
         f"{accelerator.device}",
     )
-    if config.method != "full":
+    if blocks:
         _say(
             accelerator,
             f"{config.method}: stops {config.prune:.0%} of every batch after {blocker.cut!r}, {config.shallow}",
@@ -107,50 +110,61 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         task = progress.add_task("train", total=total_steps, completed=first_epoch * steps_per_epoch)
         for epoch in range(first_epoch, config.epochs):
             train_loader.set_epoch(epoch)
+            sampler.only = method.load(schedule.share(epoch, config.epochs), sampler.generator(purpose=1))
+            epoch_steps = len(train_loader)
             model.train()
-            pruned_steps = deep_samples = samples = 0
+            counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
             loss_sum = torch.zeros((), device=accelerator.device)
-            begin = time.perf_counter()
-            for batch in train_loader:
-                image = source.prepare_train(batch["image"])
+            begin, cpu_begin = time.perf_counter(), time.process_time()
+            for batch_number, batch in enumerate(train_loader, start=1):
+                image, label, index = source.prepare_train(batch["image"]), batch["label"], batch["index"]
                 if config.channels_last:
                     image = image.to(memory_format=torch.channels_last)
+                share = schedule.share(lr_schedule.last_epoch, total_steps)
+                chosen = method.choose(model, criterion, image, label, share)
+                if chosen is not None:
+                    image, label, index = image[chosen], label[chosen], index[chosen]
                 logits = model(image)
-                loss = criterion(logits, blocker.select(batch["label"]))  # pfb, line 2
+                losses = criterion(logits, blocker.select(label))  # pfb, line 2
+                loss = method.reduce(losses, blocker.select(index))
                 accelerator.backward(loss)
                 _record(records, blocker, batch)
                 optimizer.step()
-                lr_schedule.step()
                 optimizer.zero_grad()
                 blocker.step()  # pfb, line 3
+                # Methods that load fewer samples take fewer steps, and the learning rate arrives with the others'.
+                position = epoch * steps_per_epoch + round(batch_number * steps_per_epoch / epoch_steps)
+                while lr_schedule.last_epoch < position:
+                    lr_schedule.step()
 
                 loss_sum += loss.detach()
-                samples += len(batch["label"]) * accelerator.num_processes
-                deep_samples += len(logits) * accelerator.num_processes
-                pruned_steps += len(logits) < len(batch["label"])
-                step = blocker.steps
-                if step % config.log_every == 0:
-                    _log(accelerator, config, {"step": step, "epoch": epoch, "loss": loss.item(), **blocker.stats})
-                progress.advance(task)
+                loaded, trained = len(batch["label"]), len(logits)
+                counts["steps"] += 1
+                counts["samples"] += loaded * accelerator.num_processes
+                counts["trained_samples"] += trained * accelerator.num_processes
+                counts["deep_samples"] += (trained + (0 if chosen is None else loaded)) * accelerator.num_processes
+                counts["pruned_steps"] += trained < loaded
+                if blocker.steps % config.log_every == 0:
+                    _log(
+                        accelerator,
+                        config,
+                        {"step": position, "epoch": epoch, "loss": loss.item(), **_without_step(blocker.stats)},
+                    )
+                progress.update(task, completed=position)
             records.merge(accelerator)
-            train_loss = float(accelerator.reduce(loss_sum, "mean")) / steps_per_epoch
-            train_seconds = time.perf_counter() - begin
+            counts["train_seconds"] = time.perf_counter() - begin
+            counts["train_cpu_seconds"] = time.process_time() - cpu_begin
+            train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
             if not math.isfinite(train_loss):
                 raise RunError(
                     f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
                     f"before this epoch is kept in {config.out}"
                 )
-            for name, value in (
-                ("train_seconds", train_seconds),
-                ("samples", samples),
-                ("deep_samples", deep_samples),
-                ("pruned_steps", pruned_steps),
-                ("steps", steps_per_epoch),
-            ):
+            for name, value in counts.items():
                 totals[name] += value
             metrics = {
                 "epoch": epoch + 1,
-                "step": blocker.steps,
+                "step": (epoch + 1) * steps_per_epoch,
                 "train_loss": train_loss,
                 **(
                     _evaluate(accelerator, model, test_loader, source, criterion, "test")
@@ -158,15 +172,15 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
                     else {}
                 ),
                 "lr": lr_schedule.get_last_lr()[0],
-                "pruned_share": 1 - deep_samples / samples,
-                "train_seconds": train_seconds,
+                "pruned_share": 1 - counts["trained_samples"] / (steps_per_epoch * batch_samples),
+                "train_seconds": counts["train_seconds"],
             }
             _log(accelerator, config, metrics)
             checkpoint.save(accelerator, config.out, epoch + 1, {"totals": totals, "metrics": metrics})
             tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
             progress.console.print(
                 f"epoch {epoch + 1:3d}/{config.epochs}  loss {train_loss:.3f}{tested}  "
-                f"pruned {metrics['pruned_share']:.1%}  {train_seconds:.1f} s"
+                f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
             )
     if not metrics:  # resumed after the last epoch
         metrics = manifest["metrics"]
@@ -175,10 +189,11 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     cost = measure_full_cost(plain_model, blocker, source, config, accelerator, totals)
     summary = {
         "config": json.loads(config.to_json()),
-        "versions": {"pfb": pfb.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "versions": versions(),
         "device": _device_name(accelerator),
         "processes": accelerator.num_processes,
-        "cut": blocker.cut if config.method != "full" else None,
+        "cut": blocker.cut if blocks else None,
+        "full_samples": total_steps * batch_samples,
         "classes": source.classes,
         **metrics,
         "train_accuracy": learned["train_accuracy"],
@@ -193,26 +208,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Blocker:
-    importance = pfb.RareFirst(config.alpha) if config.method == "pfb" else pfb.Uniform()
-    # Full data needs no cut: the blocker only counts steps then, at whatever layer.
-    cut = next(name for name, _ in model.named_children()) if config.method == "full" else config.cut
-    try:
-        return pfb.attach(
-            model,
-            cut,
-            0.0 if config.method == "full" else config.schedule(),
-            shallow=config.shallow,
-            batchnorm=config.batchnorm if config.shallow == "recompute" else None,
-            importance=importance,
-            estimator=pfb.DensityEstimator(config.n_centers, config.beta),
-            total_steps=total_steps,
-        )
-    except ValueError as error:
-        raise RunError(str(error).replace("`cut=`", "--cut")) from error
-
-
-def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any, Any]:
+def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
     """For training, for the test, and some training images in order, to see how well they have been learned."""
     workers = 0 if source.collate is not None else config.workers
     common: dict[str, Any] = {
@@ -224,7 +220,7 @@ def _loaders(source: Source, config: TrainConfig) -> tuple[Any, Any, Any]:
     count = min(_length(source.train), TRAIN_ACCURACY_SAMPLES)
     some = torch.linspace(0, _length(source.train) - 1, count).long().tolist()
     return (
-        DataLoader(source.train, shuffle=True, drop_last=True, **common),
+        DataLoader(source.train, sampler=sampler, drop_last=True, **common),
         DataLoader(source.test, shuffle=False, **common),
         DataLoader(source.train, sampler=some, **common),
     )
@@ -245,11 +241,15 @@ def _evaluate(
     correct_loss_count = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
     for batch in loader:
         logits = model(source.prepare_test(batch["image"]))
-        loss = criterion(logits, batch["label"]) * len(logits)
+        loss = criterion(logits, batch["label"]).sum()
         correct = (logits.argmax(1) == batch["label"]).sum()
         correct_loss_count += torch.stack([correct, loss, torch.full_like(loss, len(logits))]).double()
     correct, loss, count = accelerator.reduce(correct_loss_count, "sum").tolist()
     return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
+
+
+def _without_step(stats: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in stats.items() if name != "step"}
 
 
 def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
@@ -326,7 +326,7 @@ def _length(dataset: Any) -> int:
 def _device_name(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
-    return f"{accelerator.device.type}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def _peak_memory(accelerator: Accelerator) -> int:

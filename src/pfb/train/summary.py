@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import pfb
 from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
+from pfb.train import methods
 from pfb.train.config import TrainConfig
 from pfb.train.data import Source
 
@@ -33,8 +34,11 @@ def measure_full_cost(
     The run's full cost is its own time plus, for every step that was pruned, the median difference between an unpruned
     and a pruned step. Data loading, evaluation and checkpoints are the same in both and stay as they were.
     """
-    if config.method == "full" or totals["pruned_steps"] == 0:
+    criterion = methods.importance(config)
+    if config.method == "full" or (criterion is not None and totals["pruned_steps"] == 0):
         return {"full_train_seconds": totals["train_seconds"], "time_saved": 0.0}
+    if criterion is None:  # it skips whole steps or adds forwards: only a run on full data tells what it saved
+        return {"full_train_seconds": None, "time_saved": None}
     device = accelerator.device
     model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)
@@ -45,7 +49,7 @@ def measure_full_cost(
         config.prune,
         shallow=config.shallow,
         batchnorm=config.batchnorm if config.shallow == "recompute" else None,
-        importance=pfb.RareFirst(config.alpha) if config.method == "pfb" else pfb.Uniform(),
+        importance=criterion,
         estimator=estimator,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=config.momentum)
@@ -102,9 +106,12 @@ def render(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
     table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
     table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
-    table.add_row("samples forward", f"{summary['samples']:,}")
-    pruned = 1 - summary["deep_samples"] / summary["samples"]
-    table.add_row("of them stopped at the cut", f"{summary['samples'] - summary['deep_samples']:,} ({pruned:.1%})")
+    full, trained = summary["full_samples"], summary["trained_samples"]
+    table.add_row("samples loaded", f"{summary['samples']:,} of {full:,}")
+    if summary["cut"]:
+        stopped = summary["samples"] - trained
+        table.add_row("of them stopped at the cut", f"{stopped:,} ({stopped / summary['samples']:.1%})")
+    table.add_row("samples trained on", f"{trained:,} ({trained / full:.1%} of full training)")
     table.add_row("training time", f"{summary['train_seconds']:.1f} s")
     if "step_ratio" in summary:
         ratio, steps = summary["step_ratio"], summary["step_seconds"]

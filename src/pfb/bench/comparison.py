@@ -1,0 +1,161 @@
+"""What a grid of runs says: a table of paired differences, and the figures beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from pfb.train import checkpoint
+
+Run = dict[str, Any]
+Group = dict[int, Run]
+"""Runs that differ in the seed alone, by seed."""
+
+
+def write(runs: list[Run], folder: Path) -> Path:
+    """Write ``runs.json``, ``table.md`` and the two figures into a folder; returns the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(folder / "runs.json", json.dumps(runs, indent=1))
+    table = folder / "table.md"
+    checkpoint.write_text(table, render(runs))
+    if runs:
+        tradeoff(runs).savefig(folder / "tradeoff.png", dpi=120)
+        learning_curves(runs).savefig(folder / "curves.png", dpi=120)
+    return table
+
+
+def render(runs: list[Run]) -> str:
+    """Markdown table: mean and standard deviation over seeds; differences in pairs of equal seeds, 95 % intervals."""
+    groups = grouped(runs)
+    full = groups.get(("full", 0.0), {})
+    lines = [
+        "| method | prune | n | test accuracy, % | minus full | minus uniform | trained on, of full | time saved |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
+        accuracies = [100 * run["test_accuracy"] for run in group.values()]
+        trained = statistics.mean(run["trained_samples"] / full_samples(run, full) for run in group.values())
+        uniform = {} if "uniform" in method or method == "full" else uniform_of(method, prune, groups)
+        lines.append(
+            f"| {method} | {prune:g} | {len(group)} | {_mean_std(accuracies)} | "
+            f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} | "
+            f"{trained:.1%} | {_percent(time_saved(group, full))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def tradeoff(runs: list[Run]) -> Figure:
+    """Accuracy against time saved, one line per method over its shares, with the standard error of the mean."""
+    groups = grouped(runs)
+    full = groups.get(("full", 0.0), {})
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for style, method in enumerate(dict.fromkeys(name for name, _ in groups)):
+        points = []
+        for (name, _), group in sorted(groups.items()):
+            saved = 0.0 if name == "full" else time_saved(group, full)
+            if name == method and saved is not None:
+                accuracies = [100 * run["test_accuracy"] for run in group.values()]
+                spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+                points.append((100 * saved, statistics.mean(accuracies), spread / math.sqrt(len(accuracies))))
+        if points:
+            x, y, error = zip(*sorted(points), strict=True)
+            axes.errorbar(
+                x, y, error, label=method, color=f"C{style % 10}", marker="o^sDv"[style // 10 + style % 3], capsize=3
+            )
+    axes.set(xlabel="time saved against full data, %", ylabel="test accuracy, last epoch, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def learning_curves(runs: list[Run]) -> Figure:
+    """Mean test accuracy over the epochs, one panel per share."""
+    groups = grouped(runs)
+    prunes = sorted({prune for _, prune in groups if prune > 0}) or [0.0]
+    figure = Figure(figsize=(5 * len(prunes), 4.2), layout="constrained")
+    methods = list(dict.fromkeys(name for name, _ in groups))
+    for axes, prune in zip(figure.subplots(1, len(prunes), squeeze=False, sharey=True).flat, prunes, strict=True):
+        for (method, share), group in groups.items():
+            if share in (0.0, prune):
+                tested: dict[int, list[float]] = {}
+                for run in group.values():
+                    for epoch in run["epochs"]:
+                        if "test_accuracy" in epoch:
+                            tested.setdefault(epoch["epoch"], []).append(100 * epoch["test_accuracy"])
+                means = [statistics.mean(values) for values in tested.values()]
+                style = methods.index(method)
+                axes.plot(
+                    list(tested), means, label=method, color=f"C{style % 10}", linestyle=("-", "--", ":")[style % 3]
+                )
+        axes.set(title=f"{prune:.0%} pruned", xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("test accuracy, mean over seeds, %")
+    figure.axes[0].legend(fontsize=7)
+    return figure
+
+
+def grouped(runs: list[Run]) -> dict[tuple[str, float], Group]:
+    """Runs by method and share, then by seed."""
+    groups: dict[tuple[str, float], Group] = {}
+    for run in runs:
+        groups.setdefault((run["method"], run["prune"]), {})[run["config"]["seed"]] = run
+    return groups
+
+
+def uniform_of(method: str, prune: float, groups: dict[tuple[str, float], Group]) -> Group:
+    """Uniform random blocking at the same share, in the same wiring; reuse for methods that have none."""
+    wiring = "recompute" if "recompute" in method else "reuse"
+    return groups.get((f"uniform-{wiring}", prune), {})
+
+
+def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
+    """Mean difference of test accuracy, in points, over the seeds both have, and half its 95 % interval (Student).
+
+    ``None`` with fewer than two common seeds.
+    """
+    seeds = sorted(group.keys() & base.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [100 * (group[s]["test_accuracy"] - base[s]["test_accuracy"]) for s in seeds]
+    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(differences) / math.sqrt(len(seeds))
+    return statistics.mean(differences), float(half)
+
+
+def time_saved(group: Group, full: Group) -> float | None:
+    """1 - time of the training epochs / that of full data, mean over common seeds; CPU seconds where a CPU trained."""
+    seeds = group.keys() & full.keys()
+    if not seeds:
+        return None
+    return 1 - statistics.mean(_seconds(group[s]) / _seconds(full[s]) for s in seeds)
+
+
+def full_samples(run: Run, full: Group) -> int:
+    """Samples that training on full data would see: of the recipe, not of a shortened schedule."""
+    reference = full.get(run["config"]["seed"], run)
+    return int(reference["full_samples"])
+
+
+def _seconds(run: Run) -> float:
+    return float(run["train_cpu_seconds" if "threads" in run["device"] else "train_seconds"])
+
+
+def _mean_std(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else math.nan:.2f}"
+
+
+def _difference(group: Group, base: Group) -> str:
+    difference = paired_difference(group, base)
+    return "" if difference is None else f"{difference[0]:+.2f} ± {difference[1]:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"

@@ -1,0 +1,66 @@
+"""Methods by name: what stands at the cut, and what the loop does differently."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import pfb
+from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
+from pfb.gate import Importance
+from pfb.train.config import TrainConfig
+from pfb.train.errors import RunError
+
+
+def importance(config: TrainConfig) -> Importance | None:
+    """The criterion at the cut; ``None`` for methods that stop nothing there."""
+    criteria: dict[str, Importance] = {
+        "pfb": pfb.RareFirst(config.alpha),
+        "uniform": pfb.Uniform(),
+        "release": Release(),
+    }
+    return criteria.get(config.method)
+
+
+def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
+    """The method beside the cut; the plain :class:`~pfb.baselines.Method` for those that only stop samples there.
+
+    Raises:
+        RunError: several processes for a method whose losses lie in one.
+    """
+    made: Method
+    if config.method == "infobatch":
+        made = InfoBatch(samples, device)
+    elif config.method == "orderdp":
+        made = OrderDP(samples, device)
+    elif config.method == "selective-backprop":
+        made = SelectiveBackprop()
+    else:
+        made = Method()
+    if processes > 1 and made.needs_one_process:
+        raise RunError(f"--method {config.method} keeps its losses in one process (got {processes}); run it on one")
+    return made
+
+
+def attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Blocker:
+    """The blocker of a run; one that stops nothing for methods without a criterion at the cut.
+
+    Raises:
+        RunError: the cut does not exist or cannot be found, or another setting is refused.
+    """
+    criterion = importance(config)
+    # A blocker that stops nothing only counts steps, at whatever layer.
+    cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
+    try:
+        return pfb.attach(
+            model,
+            cut,
+            0.0 if criterion is None else config.schedule(),
+            shallow=config.shallow,
+            batchnorm=config.batchnorm if config.shallow == "recompute" else None,
+            importance=criterion,
+            estimator=pfb.DensityEstimator(config.n_centers, config.beta),
+            total_steps=total_steps,
+        )
+    except ValueError as error:
+        raise RunError(str(error).replace("`cut=`", "--cut")) from error
