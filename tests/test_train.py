@@ -107,10 +107,10 @@ class TestRun:
         model = build("resnet8", 10, 1, 8)
         model.load_state_dict(saved)  # the checkpoint was written before; names are those of the plain model
 
-    @pytest.mark.parametrize("method", ["uniform", "full"])
+    @pytest.mark.parametrize("method", ["uniform", "full", "release", "infobatch", "orderdp", "selective-backprop"])
     def test_baselines(self, run, method):
         summary = train(config(run, method=method))
-        pruned = summary["samples"] - summary["deep_samples"]
+        pruned = summary["full_samples"] - summary["trained_samples"]
         assert (pruned == 0) == (method == "full")
 
     def test_same_seed_same_end(self, tmp_path):
@@ -138,14 +138,18 @@ class TestRun:
 
 
 class TestResume:
-    @pytest.mark.parametrize("shallow", ["reuse", "recompute"])
-    def test_interrupted_between_epochs(self, tmp_path, shallow, monkeypatch):
+    @pytest.mark.parametrize(
+        "changes",
+        [{"shallow": "reuse"}, {"shallow": "recompute"}, {"method": "infobatch"}, {"method": "orderdp"}],
+        ids=str,
+    )
+    def test_interrupted_between_epochs(self, tmp_path, changes, monkeypatch):
         straight, broken = tmp_path / "straight", tmp_path / "broken"
-        train(config(straight, shallow=shallow))
+        train(config(straight, **changes))
 
         interrupt_evaluation(monkeypatch, at=2)
         with pytest.raises(KeyboardInterrupt):
-            train(config(broken, shallow=shallow))
+            train(config(broken, **changes))
         monkeypatch.undo()
         assert [p.name for p in checkpoint.finished(broken)] == ["checkpoint_0001"]
         train(TrainConfig.from_json((broken / "config.json").read_text()), resume=True)

@@ -17,7 +17,7 @@ from pfb.bench import comparison
 from pfb.measure import shallow_share, step_cost
 from pfb.train import checkpoint
 from pfb.train.config import TrainConfig
-from pfb.train.data import load
+from pfb.train.data import Source, load
 from pfb.train.errors import RunError
 from pfb.train.models import build
 
@@ -77,22 +77,23 @@ def run(config: AccuracyConfig) -> Path:
     """Run or continue this part of the grid, compare what is finished, and return the table's path."""
     from pfb.train.loop import console, train
 
-    grid = cells(config)
+    source = load(config.recipe)
+    grid = cells(config, source)
     part = grid[config.shard[0] :: config.shard[1]]
     for number, cell in enumerate(part, start=1):
         if not cell.finished:
             console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
-            train(cell.config, resume=bool(checkpoint.finished(cell.config.out)))
+            train(cell.config, resume=bool(checkpoint.finished(cell.config.out)), source=source)
     finished = [cell for cell in grid if cell.finished]
     console.print(f"{len(finished)} of {len(grid)} cells are finished")
     return comparison.write([_result(cell) for cell in finished], config.out or config.root)
 
 
-def cells(config: AccuracyConfig) -> list[Cell]:
+def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
     """The grid, seed by seed, so that an early end leaves complete pairs."""
     short: dict[float, int] = {}
     if "full-short" in config.methods:
-        shallow = _shallow_share(config.recipe)
+        shallow = _shallow_share(config.recipe, source)
         short = {prune: _short_epochs(config.recipe, prune, shallow) for prune in config.prunes}
     grid = []
     for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
@@ -118,8 +119,7 @@ def _result(cell: Cell) -> dict[str, Any]:
     return {"method": cell.method, "prune": cell.prune, "config": settings, **summary, "epochs": epochs}
 
 
-def _shallow_share(recipe: TrainConfig) -> float:
-    source = load(recipe)
+def _shallow_share(recipe: TrainConfig, source: Source) -> float:
     model = build(recipe.model, len(source.classes), source.channels, source.image_size)
     with pfb.attach(model, recipe.cut) as blocker:
         cut = blocker.cut

@@ -38,13 +38,14 @@ TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "sample
 """What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
 
 
-def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
     """Run a training to its end and return its summary, which also lies in ``config.out / "summary.json"``.
 
     Args:
         config: all settings.
         resume: continue the run in ``config.out`` after its last finished epoch. The end is bit-identical to that of a
             run that was not interrupted, on the same device and versions.
+        source: the data, if it is loaded already: what ``load(config)`` returns.
 
     Raises:
         RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
@@ -53,7 +54,7 @@ def train(config: TrainConfig, resume: bool = False) -> dict[str, Any]:
         mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
     )
     set_seed(config.seed)
-    source = load(config)
+    source = load(config) if source is None else source
     sampler = EpochSampler(_length(source.train), config.seed)
     train_loader, test_loader, learned_loader = _loaders(source, config, sampler)
     if len(train_loader) == 0:

@@ -1,0 +1,122 @@
+"""The comparison's statistics by hand, and a small grid end to end."""
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from pfb import cli
+from pfb.bench import accuracy, comparison
+from pfb.train.config import TrainConfig
+from pfb.train.data import load
+from pfb.train.errors import RunError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(method, prune, seed, accuracy, seconds=10.0, trained=500):
+    return {
+        "method": method,
+        "prune": prune,
+        "config": {"seed": seed},
+        "device": "some CPU, 1 threads",
+        "test_accuracy": accuracy,
+        "train_cpu_seconds": seconds,
+        "train_seconds": 99.0,
+        "full_samples": 1000,
+        "trained_samples": trained,
+        "epochs": [{"epoch": 1, "train_loss": 1.0, "test_accuracy": accuracy}],
+    }
+
+
+RUNS = [
+    run("full", 0.0, 0, 0.80, 20.0, 1000),
+    run("full", 0.0, 1, 0.82, 20.0, 1000),
+    run("uniform-recompute", 0.5, 0, 0.78, 12.0),
+    run("uniform-recompute", 0.5, 1, 0.80, 12.0),
+    run("pfb-recompute", 0.5, 0, 0.79, 13.0),
+    run("pfb-recompute", 0.5, 1, 0.79, 11.0),
+]
+
+
+def test_paired_differences_by_hand():
+    groups = comparison.grouped(RUNS)
+    pfb, full = groups["pfb-recompute", 0.5], groups["full", 0.0]
+    mean, half = comparison.paired_difference(pfb, full)
+    assert mean == pytest.approx(-2.0)  # -1 and -3 points
+    # Student's t for one degree of freedom is 12.706; the standard error of (-1, -3) is sqrt(2) / sqrt(2) = 1.
+    assert half == pytest.approx(12.7062, abs=1e-3)
+    assert comparison.paired_difference({0: RUNS[0]}, full) is None
+    assert comparison.time_saved(pfb, full) == pytest.approx(1 - (13 / 20 + 11 / 20) / 2)
+
+
+def test_the_table_compares_with_uniform_in_the_same_wiring():
+    table = comparison.render(RUNS)
+    row = next(line for line in table.splitlines() if line.startswith("| pfb-recompute"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["pfb-recompute", "0.5", "2", "79.00 ± 0.00"]
+    assert cells[4].startswith("-2.00 ± 12.71")
+    assert cells[5].startswith("+0.00 ± 12.71")
+    assert cells[6:] == ["50.0%", "40.0%"]
+
+
+def test_one_seed_has_no_interval():
+    assert "nan" in comparison.render(RUNS[:1])
+
+
+def test_the_cells_of_a_grid():
+    recipe = TrainConfig(train_samples=100, epochs=40)
+    config = accuracy.AccuracyConfig(recipe, prunes=(0.3, 0.5), seeds=(0, 1))
+    grid = accuracy.cells(config, load(recipe))
+    assert len(grid) == 2 * (1 + 2 * (len(accuracy.METHODS) - 1))
+    assert len({cell.config.out for cell in grid}) == len(grid)
+    short = {cell.prune: cell.config.epochs for cell in grid if cell.method == "full-short"}
+    # ResNet-8 spends s = 40 % of its FLOPs up to layer1 at any image size, and 82.5 % of training is pruned: reuse costs
+    # 1 - 0.3 * 0.6 = 0.82 there, recompute 1 - 0.5 + 0.4 / 3 = 0.63.
+    assert short == {
+        0.3: pytest.approx(40 * (1 - 0.825 * 0.18), abs=1.5),
+        0.5: pytest.approx(40 * (1 - 0.825 * 0.37), abs=1.5),
+    }
+    parts = [accuracy.AccuracyConfig(recipe, seeds=(0, 1), shard=(part, 3)) for part in range(3)]
+    assert all(part.shard[1] == 3 for part in parts)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"methods": ("magic",)}, "magic"), ({"shard": (2, 2)}, "shard")])
+def test_bad_settings(change, message):
+    with pytest.raises(RunError, match=message):
+        accuracy.AccuracyConfig(**change)
+
+
+def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
+    methods = ["full", "full-short", "pfb-recompute", "infobatch", "orderdp", "selective-backprop", "release-reuse"]
+    grid = ["bench", "accuracy", "--recipe.train-samples", "256", "--recipe.epochs", "3", "--recipe.batch-size", "64"]
+    grid += ["--recipe.cpu", "--recipe.n-centers", "8", "--prunes", "0.5", "--methods", *methods]
+    grid += ["--root", str(tmp_path)]
+    cli.main([*grid, "--seeds", "0"])
+    first = json.loads((tmp_path / "runs.json").read_text())
+    assert {r["method"] for r in first} == set(methods)
+    assert "tmp" not in (tmp_path / "runs.json").read_text(), "no folder of this machine in the results"
+    by_method = {r["method"]: r for r in first}
+    assert by_method["full-short"]["config"]["epochs"] < 3
+    for method in ("pfb-recompute", "orderdp", "selective-backprop", "release-reuse"):
+        assert by_method[method]["trained_samples"] < by_method["full"]["trained_samples"], method
+    assert by_method["orderdp"]["samples"] < by_method["full"]["samples"]
+    assert by_method["selective-backprop"]["deep_samples"] > by_method["selective-backprop"]["samples"]
+
+    (tmp_path / "pfb-recompute-prune0.5-seed0" / "summary.json").unlink()
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/summary.json")}
+    cli.main([*grid, "--seeds", "0", "1", "--shard", "0", "2"])
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items()), "finished cells are not run again"
+    again = json.loads((tmp_path / "runs.json").read_text())
+    assert len(first) < len(again) < 2 * len(first)
+    for name in ("tradeoff.png", "curves.png", "table.md"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert not math.isnan(torch.tensor([r["test_accuracy"] for r in again]).sum().item())
