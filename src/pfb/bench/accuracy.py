@@ -74,7 +74,7 @@ class Cell:
 
 
 def run(config: AccuracyConfig) -> Path:
-    """Run or continue this part of the grid, compare what is finished, and return the table's path."""
+    """Run or continue this part of the grid, compare all that is finished in the root, and return the table's path."""
     from pfb.train.loop import console, train
 
     source = load(config.recipe)
@@ -84,9 +84,9 @@ def run(config: AccuracyConfig) -> Path:
         if not cell.finished:
             console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
             train(cell.config, resume=bool(checkpoint.finished(cell.config.out)), source=source)
-    finished = [cell for cell in grid if cell.finished]
-    console.print(f"{len(finished)} of {len(grid)} cells are finished")
-    return comparison.write([_result(cell) for cell in finished], config.out or config.root)
+    console.print(f"{sum(cell.finished for cell in grid)} of {len(grid)} cells are finished")
+    results = [_result(summary.parent) for summary in sorted(config.root.glob("*/summary.json"))]
+    return comparison.write(results, config.out or config.root)
 
 
 def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
@@ -108,15 +108,16 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
     return grid
 
 
-def _result(cell: Cell) -> dict[str, Any]:
+def _result(folder: Path) -> dict[str, Any]:
     """All of a run's numbers, without the folders it lay in."""
-    summary = json.loads((cell.config.out / "summary.json").read_text())
-    lines = [json.loads(line) for line in (cell.config.out / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settings = {k: v for k, v in summary.pop("config").items() if k not in ("out", "data_root", "overwrite")}
     if settings["data"].startswith("imagefolder:"):
         settings["data"] = f"imagefolder:{Path(settings['data'].removeprefix('imagefolder:')).name}"
     epochs = [line for line in lines if "train_loss" in line]
-    return {"method": cell.method, "prune": cell.prune, "config": settings, **summary, "epochs": epochs}
+    method = folder.name.split("-prune")[0]
+    return {"method": method, "prune": settings["prune"], "config": settings, **summary, "epochs": epochs}
 
 
 def _shallow_share(recipe: TrainConfig, source: Source) -> float:

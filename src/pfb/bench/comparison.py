@@ -35,8 +35,8 @@ def render(runs: list[Run]) -> str:
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
     lines = [
-        "| method | prune | n | test accuracy, % | minus full | minus uniform | trained on, of full | time saved |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | prune | n | test accuracy, % | minus full | minus uniform | training accuracy, % | trained on, of full | time saved |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
         accuracies = [100 * run["test_accuracy"] for run in group.values()]
@@ -45,7 +45,7 @@ def render(runs: list[Run]) -> str:
         lines.append(
             f"| {method} | {prune:g} | {len(group)} | {_mean_std(accuracies)} | "
             f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} | "
-            f"{trained:.1%} | {_percent(time_saved(group, full))} |"
+            f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {trained:.1%} | {_percent(time_saved(group, full))} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -112,8 +112,8 @@ def grouped(runs: list[Run]) -> dict[tuple[str, float], Group]:
 
 
 def uniform_of(method: str, prune: float, groups: dict[tuple[str, float], Group]) -> Group:
-    """Uniform random blocking at the same share, in the same wiring; reuse for methods that have none."""
-    wiring = "recompute" if "recompute" in method else "reuse"
+    """Uniform random blocking at the same share, in the same wiring; recompute for methods that have none."""
+    wiring = "reuse" if "reuse" in method else "recompute"
     return groups.get((f"uniform-{wiring}", prune), {})
 
 
