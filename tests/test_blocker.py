@@ -317,6 +317,8 @@ class TestArguments:
             ({"shallow": "recompute", "batchnorm": "kept"}, ValueError, '"running" or "batch"'),
             ({"batchnorm": "batch"}, ValueError, "belong to shallow"),
             ({"shared": ("x",)}, ValueError, "belong to shallow"),
+            ({"scoring_scale": 0.5}, ValueError, "belong to shallow"),
+            ({"shallow": "recompute", "scoring_scale": 0.0}, ValueError, r"\(0, 1\] \(got 0.0\)"),
             ({"shallow": "recompute", "shared": "x"}, TypeError, r"\('x',\)"),
             ({"importance": pfb.Uniform}, TypeError, "must be a callable"),
             ({"importance": "rare"}, TypeError, "got 'rare'"),

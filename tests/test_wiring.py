@@ -244,6 +244,21 @@ def test_autocast_does_not_lose_the_shallow_gradients():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_scoring_at_half_the_resolution():
+    model = zoo.SmallNet("group")
+    x = torch.randn(20, 3, 8, 8)
+    with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_scale=0.5) as blocker:
+        assert model(x).shape[0] == 10
+        small = nn.functional.avg_pool2d(x, 2)
+        torch.testing.assert_close(blocker._gate.last_features, model.layer1(model.stem(small)).mean((2, 3)))
+    model = zoo.mlp(6, 8, 3)
+    with (
+        pfb.attach(model, "0", shallow="recompute", scoring_scale=0.5),
+        pytest.raises(ValueError, match="needs images"),
+    ):
+        model(torch.randn(10, 6))
+
+
 def test_a_frozen_shallow_part(shallow):
     """Shallow layers in evaluation mode and without gradients are still cut at: the deep part is what costs."""
     model = zoo.SmallNet("batch")

@@ -277,6 +277,7 @@ def attach(
     feature_dim: int | None = None,
     channel_dim: int | None = None,
     batchnorm: Literal["running", "batch"] | None = None,
+    scoring_scale: float = 1.0,
     shared: tuple[str, ...] = (),
 ) -> Blocker:
     """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv 2506.23674).
@@ -302,6 +303,8 @@ def attach(
         channel_dim: where the cut's output has its channels; inferred from the layers inside the cut.
         batchnorm: for ``"recompute"``, what BatchNorms normalise by in the scoring pass: ``"running"`` statistics (the
             default) or those of the ``"batch"``. Running statistics move once per step either way.
+        scoring_scale: for ``"recompute"``, the resolution of the scoring pass as a part of the images', in (0, 1]: 0.5
+            makes it four times cheaper for convolutional nets, and coarser. Inputs without images are refused.
         shared: for ``"recompute"``, names of the model's inputs that belong to the batch as a whole.
 
     Returns:
@@ -335,8 +338,12 @@ def attach(
         raise ValueError(f'`shallow` must be "reuse" or "recompute" (got {shallow!r})')
     if batchnorm not in (None, "running", "batch"):
         raise ValueError(f'`batchnorm` must be "running" or "batch" (got {batchnorm!r})')
-    if shallow == "reuse" and (batchnorm is not None or shared):
-        raise ValueError('`batchnorm` and `shared` belong to shallow="recompute"; leave them out with "reuse"')
+    if isinstance(scoring_scale, bool) or not isinstance(scoring_scale, (int, float)) or not 0 < scoring_scale <= 1:
+        raise ValueError(f"`scoring_scale` must be a part of the images' resolution in (0, 1] (got {scoring_scale!r})")
+    if shallow == "reuse" and (batchnorm is not None or shared or scoring_scale != 1):
+        raise ValueError(
+            '`batchnorm`, `scoring_scale` and `shared` belong to shallow="recompute"; leave them out with "reuse"'
+        )
     if feature_dim is not None and (
         isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
     ):
@@ -359,7 +366,10 @@ def attach(
         channel_dim,
         channel_layers(module, model),
     )
-    handles = wiring.wire(model, module, name, gate, shallow, batchnorm or "running", tuple(shared))
+    if shallow == "reuse":
+        handles = wiring.wire_reuse(model, module, name, gate)
+    else:
+        handles = wiring.wire_recompute(model, module, name, gate, batchnorm == "batch", scoring_scale, tuple(shared))
     return Blocker(gate, handles, name, shallow, schedule, total_steps, model)
 
 

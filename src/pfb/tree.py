@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> Any:
@@ -61,6 +62,34 @@ def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> 
         f"`{path}` is a {type(tree).__name__}, which cannot be indexed by sample. Convert it to a tensor, "
         "or index it yourself with `blocker.selection.indices`."
     )
+
+
+def shrink_images(tree: Any, scale: float) -> Any:
+    """The tree with every image ``[N, C, H, W]`` (floating point) averaged down to ``scale`` times its sides.
+
+    Raises:
+        ValueError: it holds no images.
+
+    Example:
+        >>> import torch
+        >>> shrink_images((torch.ones(2, 3, 8, 8), 1), 0.5)[0].shape
+        torch.Size([2, 3, 4, 4])
+    """
+    found = []
+
+    def shrink(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point():
+            found.append(x)
+            sides = [max(1, round(side * scale)) for side in x.shape[2:]]
+            return F.interpolate(x, size=sides, mode="area")
+        if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
+            return type(x)(shrink(v) for v in x)
+        return {k: shrink(v) for k, v in x.items()} if type(x) is dict else x
+
+    shrunk = shrink(tree)
+    if not found:
+        raise ValueError("`scoring_scale` below 1 needs images [N, C, H, W] among the model's inputs; leave it at 1")
+    return shrunk
 
 
 def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str) -> Tensor:

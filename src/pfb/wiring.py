@@ -97,9 +97,11 @@ class _Catch(_Hook):
 class _SelectInputs(_Hook):
     """Forward pre-hook on the model, for ``recompute``: score without graph, then keep the chosen inputs."""
 
-    def __init__(self, gate: Gate, cut_name: str, batch_statistics: bool, shared: tuple[str, ...]) -> None:
+    def __init__(
+        self, gate: Gate, cut_name: str, batch_statistics: bool, scale: float, shared: tuple[str, ...]
+    ) -> None:
         super().__init__(gate, cut_name)
-        self.batch_statistics, self.shared = batch_statistics, shared
+        self.batch_statistics, self.scale, self.shared = batch_statistics, scale, shared
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.gate.enter(model.training):
@@ -113,6 +115,8 @@ class _SelectInputs(_Hook):
 
     def _scored(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.gate.scoring = True
+        if self.scale < 1:
+            args, kwargs = tree.shrink_images((args, kwargs), self.scale)
         try:
             with torch.no_grad(), _no_autocast_cache(), _scoring_mode(model, self.batch_statistics):
                 model.forward(*args, **kwargs)
@@ -136,17 +140,26 @@ class _SelectInputs(_Hook):
         )
 
 
-def wire(
-    model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, shallow: str, batchnorm: str, shared: tuple[str, ...]
+def wire_reuse(model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> list[RemovableHandle]:
+    """Register the hooks of ``reuse`` and return their handles."""
+    return [
+        model.register_forward_pre_hook(_Enter(gate, cut_name)),
+        cut.register_forward_hook(_Stop(gate, cut_name)),
+        model.register_forward_hook(_Leave(gate, cut_name)),
+    ]
+
+
+def wire_recompute(
+    model: nn.Module,
+    cut: nn.Module,
+    cut_name: str,
+    gate: Gate,
+    batch_statistics: bool,
+    scale: float,
+    shared: tuple[str, ...],
 ) -> list[RemovableHandle]:
-    """Register the hooks of one wiring and return their handles."""
-    if shallow == "reuse":
-        return [
-            model.register_forward_pre_hook(_Enter(gate, cut_name)),
-            cut.register_forward_hook(_Stop(gate, cut_name)),
-            model.register_forward_hook(_Leave(gate, cut_name)),
-        ]
-    select_inputs = _SelectInputs(gate, cut_name, batchnorm == "batch", shared)
+    """Register the hooks of ``recompute`` and return their handles."""
+    select_inputs = _SelectInputs(gate, cut_name, batch_statistics, scale, shared)
     return [
         model.register_forward_pre_hook(select_inputs, with_kwargs=True),
         cut.register_forward_hook(_Catch(gate, cut_name)),

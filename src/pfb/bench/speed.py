@@ -25,6 +25,7 @@ from pfb.wiring import output_of
 VARIANTS: dict[str, dict[str, Any]] = {
     "reuse": {"shallow": "reuse"},
     "recompute": {"shallow": "recompute"},
+    "recompute-half": {"shallow": "recompute", "scoring_scale": 0.5},
     "uniform-reuse": {"shallow": "reuse", "importance": pfb.Uniform()},
     "uniform-recompute": {"shallow": "recompute", "importance": pfb.Uniform()},
 }

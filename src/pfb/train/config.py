@@ -33,6 +33,8 @@ class TrainConfig:
     """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept samples."""
     batchnorm: Literal["running", "batch"] = "running"
     """recompute: statistics that BatchNorms use in the scoring pass."""
+    scoring_scale: float = 1.0
+    """recompute: resolution of the scoring pass, as a part of the images'."""
     start: float = 0.05
     """Share of training before pruning starts."""
     stop: float = 0.875

@@ -51,16 +51,33 @@ def attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Block
     criterion = importance(config)
     # A blocker that stops nothing only counts steps, at whatever layer.
     cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
+    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
+    prune = 0.0 if criterion is None else config.schedule()
+    return attach_as(model, config, cut, prune, criterion, estimator, total_steps)
+
+
+def attach_as(
+    model: nn.Module,
+    config: TrainConfig,
+    cut: str | None,
+    prune: float | pfb.Schedule,
+    criterion: Importance | None,
+    estimator: pfb.DensityEstimator,
+    total_steps: int | None = None,
+) -> pfb.Blocker:
+    """``pfb.attach`` with a run's wiring."""
+    recompute = config.shallow == "recompute"
     try:
         return pfb.attach(
             model,
             cut,
-            0.0 if criterion is None else config.schedule(),
+            prune,
             shallow=config.shallow,
-            batchnorm=config.batchnorm if config.shallow == "recompute" else None,
+            batchnorm=config.batchnorm if recompute else None,
+            scoring_scale=config.scoring_scale if recompute else 1.0,
             importance=criterion,
-            estimator=pfb.DensityEstimator(config.n_centers, config.beta),
+            estimator=estimator,
             total_steps=total_steps,
         )
     except ValueError as error:
-        raise RunError(str(error).replace("`cut=`", "--cut")) from error
+        raise RunError(str(error).replace("`cut=`", "--cut").replace("`scoring_scale`", "--scoring-scale")) from error

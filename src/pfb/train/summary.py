@@ -43,15 +43,7 @@ def measure_full_cost(
     model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)
     estimator.load_state_dict(blocker.estimator.state_dict())
-    twin = pfb.attach(
-        model,
-        blocker.cut,
-        config.prune,
-        shallow=config.shallow,
-        batchnorm=config.batchnorm if config.shallow == "recompute" else None,
-        importance=criterion,
-        estimator=estimator,
-    )
+    twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=config.momentum)
     loader = torch.utils.data.DataLoader(
         source.train, batch_size=config.batch_size, drop_last=True, collate_fn=source.collate
