@@ -23,8 +23,9 @@ CORE = [
     "cuts",
     "blocker",
     "measure",
+    "planner",
 ]
-OUTER = ["baselines", "train", "report", "bench", "cli"]
+OUTER = ["integrations", "baselines", "train", "report", "bench", "cli"]
 
 
 def imported(path):

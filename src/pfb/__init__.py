@@ -3,9 +3,21 @@
 from pfb.blocker import Blocker, attach
 from pfb.estimator import DensityEstimator
 from pfb.importance import RareFirst, Uniform
+from pfb.planner import Plan, plan
 from pfb.schedule import Schedule, window
 from pfb.selection import Selection
 
 __version__ = "0.1.0"
 
-__all__ = ["Blocker", "DensityEstimator", "RareFirst", "Schedule", "Selection", "Uniform", "attach", "window"]
+__all__ = [
+    "Blocker",
+    "DensityEstimator",
+    "Plan",
+    "RareFirst",
+    "Schedule",
+    "Selection",
+    "Uniform",
+    "attach",
+    "plan",
+    "window",
+]

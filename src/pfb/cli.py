@@ -1,4 +1,4 @@
-"""The command line: ``pfb train``, ``pfb report`` and ``pfb bench``. Settings come from the dataclasses they configure."""
+"""The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the dataclasses they configure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import errno
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from pfb.bench.accuracy import AccuracyConfig
+from pfb.bench.plan import PlanConfig
 from pfb.bench.reduction import ReductionConfig
 from pfb.bench.speed import SpeedConfig
 from pfb.train.config import TrainConfig
@@ -54,8 +55,52 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
 
 
 @app.command
+def plan(
+    model: str = "resnet18",
+    batch_size: int = 128,
+    image_size: int = 32,
+    classes: int = 10,
+    prune: float = 0.4,
+    cut: str | None = None,
+    precision: Literal["no", "bf16"] = "no",
+    channels_last: bool = False,
+    repeats: int = 7,
+) -> None:
+    """Measure on this device what each cut and wiring would save for a model, before any training.
+
+    Args:
+        model: as in pfb train.
+        batch_size: samples per step.
+        image_size: their side.
+        classes: outputs of the model.
+        prune: share to stop.
+        cut: the cut to recommend a wiring for; by default the first stage.
+        precision: bf16 plans for mixed precision.
+        channels_last: plan for this memory format.
+        repeats: counted rounds.
+    """
+    import torch
+    from rich.progress import Progress
+
+    import pfb
+    from pfb.train.models import build
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
+    image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
+    with Progress(transient=True) as progress, torch.autocast(image.device.type, torch.bfloat16, precision == "bf16"):
+        task = progress.add_task("measuring", total=repeats + 2)
+        try:
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: progress.advance(task))
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    print(found)
+
+
+@app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, reduction, zoo; see pfb bench --help."""
+    """Benchmarks: accuracy, speed, plan, reduction, zoo; see pfb bench --help."""
 
 
 @bench_app.command
@@ -70,6 +115,14 @@ def accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
 def speed(config: Annotated[SpeedConfig, tyro.conf.arg(name="")]) -> None:
     """Time full, pruned and ideal training steps in turn."""
     from pfb.bench.speed import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command(name="plan")
+def bench_plan(config: Annotated[PlanConfig, tyro.conf.arg(name="")]) -> None:
+    """Compare what pfb plan predicts with what is then measured."""
+    from pfb.bench.plan import run
 
     print(f"wrote {run(config)}")
 

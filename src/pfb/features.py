@@ -20,7 +20,7 @@ def batched_tensor(output: Any) -> Tensor:
     Raises:
         TypeError: there is none.
     """
-    for leaf in _leaves(output):
+    for leaf in leaves(output):
         if leaf.is_floating_point() and leaf.dim() >= 2:
             return leaf
     raise TypeError(
@@ -116,15 +116,16 @@ def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _leaves(tree: Any) -> Iterator[Tensor]:
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """All tensors of a layer's output, depth first."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from _leaves(value)
+            yield from leaves(value)
     elif isinstance(tree, (tuple, list)):
         for value in tree:
-            yield from _leaves(value)
+            yield from leaves(value)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
-            yield from _leaves(getattr(tree, field.name))
+            yield from leaves(getattr(tree, field.name))

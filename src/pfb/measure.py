@@ -134,7 +134,7 @@ def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as whole:
             model(*inputs)
         with FlopCounterMode(display=False) as shallow:
-            output_of(model, model.get_submodule(cut), *inputs)
+            output_of(model, model.get_submodule(cut), inputs, {})
     finally:
         model.train(was_training)
     return float(shallow.get_total_flops() / whole.get_total_flops())

@@ -166,15 +166,17 @@ def wire_recompute(
     ]
 
 
-def output_of(model: nn.Module, cut: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What the cut gives for these inputs of the model, without graph; the layers after it do not run."""
+def output_of(
+    model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool = False
+) -> Any:
+    """What the cut gives for these inputs of the model, with or without graph; the layers after it do not run."""
 
     def catch(module: nn.Module, args: Any, output: Any) -> None:
         raise _Reached(output)
 
     handle = cut.register_forward_hook(catch, prepend=True)
     try:
-        with torch.no_grad(), _no_autocast_cache():
+        with torch.set_grad_enabled(grad), _no_autocast_cache():
             model.forward(*args, **kwargs)
     except _Reached as reached:
         return reached.output

@@ -187,7 +187,7 @@ class _Scoring:
         assert step.blocker is not None
         self.estimator = step.blocker.estimator
         self.gate: Gate = step.blocker._gate
-        self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), step.image)
+        self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), (step.image,), {})
 
     def __call__(self) -> None:
         self.gate.decide(self.output)

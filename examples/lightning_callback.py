@@ -1,0 +1,46 @@
+"""Lightning: attach to the network that ``training_step`` calls, and pass the callback."""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import pfb
+from pfb.integrations.lightning import BlockerCallback
+
+
+class Classifier(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
+        self.blocker = pfb.attach(self.net, cut="1", prune=0.4)
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.net(x), self.blocker.select(y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def main(
+    folder: str = "runs/lightning", epochs: int = 3, checkpoint: str | None = None, **options: object
+) -> Classifier:
+    pl.seed_everything(0)
+    x = torch.randn(512, 20)
+    loader = DataLoader(TensorDataset(x, (x[:, :5].sum(1) > 0).long()), batch_size=32, shuffle=True)
+    module = Classifier()
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        default_root_dir=folder,
+        callbacks=[BlockerCallback(module.blocker)],
+        **options,  # type: ignore[arg-type]
+    )
+    trainer.fit(module, loader, ckpt_path=checkpoint)
+    print(f"{module.blocker.steps} steps, {module.blocker.stats['pruned_share']:.0%} of the last batch stopped")
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Does ``pfb.plan`` predict what is then measured? Plans for several architectures beside real pruned steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+import pfb
+from pfb.measure import Spread, interleaved_seconds
+from pfb.train import checkpoint
+from pfb.train.models import build
+from pfb.train.versions import processor, versions
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Compare predicted with measured step times."""
+
+    models: tuple[str, ...] = (
+        "resnet18",
+        "vgg11_bn",
+        "mobilenet_v3_small",
+        "timm:convnext_atto",
+        "timm:vit_tiny_patch16_224",
+        "timm:regnety_002",
+    )
+    image_size: int = 64
+    """Models that need another size are given theirs by name in the table."""
+    batch_size: int = 32
+    prune: float = 0.4
+    repeats: int = 9
+    threads: int | None = None
+    out: Path = Path("runs/plan.json")
+    """All numbers (.json) and, beside it, the table (.md)."""
+
+
+def run(config: PlanConfig) -> Path:
+    """Plan, measure, write the numbers and the table; returns the table's path."""
+    from rich.console import Console
+    from rich.progress import track
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    rows = [_row(name, config, device) for name in track(config.models, "models")]
+    numbers = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(config.out, json.dumps(numbers, indent=1))
+    table = config.out.with_suffix(".md")
+    checkpoint.write_text(table, render(numbers))
+    Console().print(table.read_text(), highlight=False, markup=False)
+    return table
+
+
+def render(numbers: dict[str, Any]) -> str:
+    """Markdown table; time saved in percent of a full step, and the prediction's error in points."""
+    lines = [
+        "| model | cut | wiring | saved, predicted | saved, measured (quartiles) | error, points | recommended |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in numbers["rows"]:
+        for wiring, measured in row["measured"].items():
+            predicted = row["predicted"][wiring]
+            lines.append(
+                f"| {row['model']} | `{row['cut']}` | {wiring} | {1 - predicted:.1%} | {1 - measured['median']:.1%} "
+                f"({1 - measured['high']:.1%} to {1 - measured['low']:.1%}) | "
+                f"{100 * (measured['median'] - predicted):+.1f} | {'yes' if wiring == row['recommended'] else ''} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = build(name, 10, 3, config.image_size).to(device)
+    image = torch.randn(config.batch_size, 3, config.image_size, config.image_size, device=device)
+    label = torch.randint(10, (config.batch_size,), device=device)
+    found = pfb.plan(model, image, config.prune, repeats=config.repeats)
+    best = found.recommended
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    seconds: dict[str, Spread] = {}
+    wirings: tuple[Literal["reuse", "recompute"], ...] = ("reuse", "recompute")
+    for wiring in wirings:
+        with pfb.attach(model, found.cut, config.prune, shallow=wiring) as blocker:
+
+            def step(blocker: pfb.Blocker = blocker) -> None:
+                F.cross_entropy(model(image), blocker.select(label)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                blocker.step()
+
+            def full_step(blocker: pfb.Blocker = blocker) -> None:
+                with blocker.paused():
+                    step(blocker)
+
+            times = interleaved_seconds({"full": full_step, "pruned": step}, device, config.repeats)
+        seconds[wiring] = Spread.of_ratios(times["pruned"], times["full"])
+    return {
+        "model": name,
+        "cut": found.cut,
+        "recommended": found.shallow,
+        "predicted": {"reuse": best.reuse.step_ratio, "recompute": best.recompute.step_ratio},
+        "measured": {wiring: asdict(spread) for wiring, spread in seconds.items()},
+        "shallow_share": best.shallow_share,
+    }

@@ -1,0 +1,67 @@
+"""The plan: what it measures is put together as it says, and the model stays as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pfb
+from pfb import planner
+from tests import zoo
+
+
+def test_a_plan_of_a_convolutional_net():
+    model = zoo.SmallNet("batch").eval()
+    before = copy.deepcopy(model.state_dict())
+    found = pfb.plan(model, torch.randn(32, 3, 16, 16), prune=0.5, cut="layer1", repeats=3)
+    assert (found.batch_size, found.kept, found.prune, found.cut) == (32, 16, 0.5, "layer1")
+    assert not model.training
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    best = found.recommended
+    assert 0 < best.shallow_share < 1
+    assert best.recompute.saved_bytes < best.reuse.saved_bytes <= found.full_bytes
+    printed = str(found)
+    assert f'shallow="{found.shallow}"' in printed or "Nothing would be saved" in printed
+    assert "* layer1" in printed
+
+
+def test_predictions_are_put_together_from_the_measured_parts(monkeypatch):
+    """Made-up times: a full step 10, the kept half 5; shallow with graph 4 of all and 2 of half, scoring 1 in all."""
+
+    def made_up(steps, device, repeats, **options):
+        values = {"full": 10.0, "kept": 5.0, "score 0": 1.0, "decide 0": 0.1, "all 0": 4.0, "few 0": 2.0}
+        return {name: [values.get(name, 1.0)] * repeats for name in steps}
+
+    monkeypatch.setattr(planner, "interleaved_seconds", made_up)
+    found = pfb.plan(zoo.mlp(8, 8, 8, 4), torch.randn(10, 8), prune=0.5, cut="0")
+    best = found.recommended
+    assert best.shallow_share == pytest.approx(0.4)
+    assert best.reuse.step_ratio == pytest.approx((5 + 4 - 2 + 0.1) / 10)
+    assert best.recompute.step_ratio == pytest.approx((5 + 1) / 10)
+    assert found.shallow == "recompute"
+    assert "40% less time" in str(found)
+
+
+def test_inputs_as_keywords_and_without_a_first_stage():
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x, scale):
+            return {"out": self.c(self.b(self.a(x)).relu() * scale[:, None])}
+
+    found = pfb.plan(TwoInputs(), {"x": torch.randn(12, 4), "scale": torch.rand(12)}, repeats=2)
+    assert found.cut == "a"
+    assert [c.cut for c in found.candidates] == ["a", "b", "c"]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="batch of tensors"):
+        pfb.plan(zoo.mlp(4, 4, 2), {"x": 3})
+    with pytest.raises(ValueError, match="`cut` must name a layer"):
+        pfb.plan(zoo.mlp(4, 4, 2), torch.randn(8, 4), cut="nowhere")
+    with pytest.raises(ValueError, match="`prune`"):
+        pfb.plan(zoo.mlp(4, 4, 2), torch.randn(8, 4), prune=1.0)
