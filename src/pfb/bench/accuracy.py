@@ -16,7 +16,7 @@ import pfb
 from pfb.bench import comparison
 from pfb.measure import shallow_share, step_cost
 from pfb.train import checkpoint
-from pfb.train.config import TrainConfig
+from pfb.train.config import TrainConfig, without_folders
 from pfb.train.data import Source, load
 from pfb.train.errors import RunError
 from pfb.train.models import build
@@ -112,9 +112,7 @@ def _result(folder: Path) -> dict[str, Any]:
     """All of a run's numbers, without the folders it lay in."""
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    settings = {k: v for k, v in summary.pop("config").items() if k not in ("out", "data_root", "overwrite")}
-    if settings["data"].startswith("imagefolder:"):
-        settings["data"] = f"imagefolder:{Path(settings['data'].removeprefix('imagefolder:')).name}"
+    settings = without_folders(summary.pop("config"))
     epochs = [line for line in lines if "train_loss" in line]
     method = folder.name.split("-prune")[0]
     return {"method": method, "prune": settings["prune"], "config": settings, **summary, "epochs": epochs}

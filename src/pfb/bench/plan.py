@@ -50,7 +50,7 @@ def run(config: PlanConfig) -> Path:
     assert device is not None
     rows = [_row(name, config, device) for name in track(config.models, "models")]
     numbers = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "config": {name: value for name, value in asdict(config).items() if name != "out"},
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),

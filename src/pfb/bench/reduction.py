@@ -17,7 +17,7 @@ import pfb
 from pfb.features import random_projection
 from pfb.measure import Spread, interleaved_seconds
 from pfb.train import checkpoint
-from pfb.train.config import TrainConfig
+from pfb.train.config import TrainConfig, without_folders
 from pfb.train.data import load
 from pfb.train.models import build
 from pfb.train.versions import versions
@@ -94,7 +94,7 @@ def run(config: ReductionConfig) -> Path:
         }
     numbers = {
         "versions": versions(),
-        "config": json.loads(recipe.to_json()),
+        "config": without_folders(json.loads(recipe.to_json())),
         "channels": features.size(1),
         "ways": rows,
     }

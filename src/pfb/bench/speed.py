@@ -72,7 +72,7 @@ def run(config: SpeedConfig) -> Path:
             task = progress.add_task(f"prune {prune:g}", total=config.warmup + config.repeats)
             results.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "config": {name: value for name, value in asdict(config).items() if name != "out"},
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),

@@ -117,3 +117,11 @@ class TrainConfig:
             return cls(**values)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(f"the run's config.json was not written by this version of pfb train ({error})") from error
+
+
+def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings for a published result: what decided it, and no folder of the machine it ran on."""
+    kept = {name: value for name, value in settings.items() if name not in ("out", "data_root", "overwrite")}
+    if kept["data"].startswith("imagefolder:"):
+        kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
+    return kept
