@@ -1,6 +1,8 @@
 """Two gloo processes: one estimate on all ranks, gradients of a single-process reference, no hang."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -174,6 +176,46 @@ def test_gradient_accumulation_without_sync():
     on_two_ranks(_accumulation)
 
 
+def _fully_sharded(rank, shallow):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model, plain = zoo.SmallNet(), zoo.SmallNet()
+    plain.load_state_dict(model.state_dict())
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8, 0.1))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for module in (model.layer1, model.layer2, model):
+        fully_shard(module, mesh=mesh)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    for step in range(4):
+        x, y = data(rank, step)
+        out = model(x.float())
+        assert out.shape == (12, 5)
+        nn.functional.cross_entropy(out, blocker.select(y)).backward()
+        losses = []
+        for r, kept in enumerate(gathered(blocker.selection.indices)):
+            x_r, y_r = data(r, step)
+            losses.append(nn.functional.cross_entropy(plain(x_r[kept].float()), y_r[kept]))
+        (sum(losses) / WORLD).backward()
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-4, atol=1e-5)
+        blocker.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    centers = gathered(blocker.estimator.centers)
+    assert torch.equal(*centers)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.float()), plain.eval()(x.float()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shallow", ["reuse", "recompute"])
+def test_fully_sharded(shallow):
+    on_two_ranks(_fully_sharded, shallow)
+
+
 def test_wrapped_models_are_refused():
     def refuse(rank):
         model = DistributedDataParallel(zoo.mlp(6, 8, 3))
@@ -190,3 +232,31 @@ def test_a_run_without_a_process_group_needs_none():
         model(data(0, step)[0]).sum().backward()
         blocker.step()
     assert blocker.estimator.ready
+
+
+def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
+    """Through torchrun: rank 1 is gone at step 25, both start again from step 20, and the end is the same bit by bit."""
+    script = Path(__file__).parent.parent / "examples" / "torchrun_elastic.py"
+    for name, extra in (("straight", []), ("broken", ["--die-at", "25"])):
+        launched = subprocess.run(
+            [
+                *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
+                *("--standalone", "--nproc-per-node", "2", "--max-restarts", "1"),
+                *(str(script), "--folder", str(tmp_path / name), *extra),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # see the example
+            },
+        )
+        assert launched.returncode == 0, launched.stderr[-3000:]
+        assert "40 steps on 2 ranks, which all hold the same estimate" in launched.stdout
+        assert ("exitcode" in launched.stderr) == bool(extra), "the death was noticed, and only that one"
+    straight, broken = (torch.load(tmp_path / name / "state.pt") for name in ("straight", "broken"))
+    assert torch.equal(straight["blocker"]["estimator"]["centers"], broken["blocker"]["estimator"]["centers"])
+    assert all(torch.equal(a, broken["model"][name]) for name, a in straight["model"].items())
