@@ -10,7 +10,7 @@ help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 train: $(BIN)/.train  ## train a real network on real data with PFB and show what was saved
-	$(BIN)/pfb train --data digits --model resnet8 --method pfb --out $(RUN) --overwrite
+	$(BIN)/pfb train --data digits --model resnet18 --epochs 10 --method pfb --shallow recompute --out $(RUN) --overwrite
 	$(BIN)/pfb report $(RUN)
 
 test: $(BIN)/.dev  ## run all tests
