@@ -107,7 +107,9 @@ class TestRun:
         model = build("resnet8", 10, 1, 8)
         model.load_state_dict(saved)  # the checkpoint was written before; names are those of the plain model
 
-    @pytest.mark.parametrize("method", ["uniform", "full", "release", "infobatch", "orderdp", "selective-backprop"])
+    @pytest.mark.parametrize(
+        "method", ["uniform", "full", "tempered", "stratified", "release", "infobatch", "orderdp", "selective-backprop"]
+    )
     def test_baselines(self, run, method):
         summary = train(config(run, method=method))
         pruned = summary["full_samples"] - summary["trained_samples"]

@@ -2,7 +2,7 @@
 
 from pfb.blocker import Blocker, attach
 from pfb.estimator import DensityEstimator
-from pfb.importance import RareFirst, Uniform
+from pfb.importance import RareFirst, Stratified, Tempered, Uniform
 from pfb.planner import Plan, plan
 from pfb.schedule import Schedule, window
 from pfb.selection import Selection
@@ -16,6 +16,8 @@ __all__ = [
     "RareFirst",
     "Schedule",
     "Selection",
+    "Stratified",
+    "Tempered",
     "Uniform",
     "attach",
     "plan",

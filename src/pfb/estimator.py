@@ -97,6 +97,19 @@ class DensityEstimator:
             return log_density(x_ND, self.centers, weights_C.float(), self.bandwidth)
 
     @torch.no_grad()
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index ``[N]`` (int64) of the center nearest to each feature, in the kernel's metric. Reads only.
+
+        Raises:
+            ValueError: there are no centers yet, or another feature width than they have.
+        """
+        x_ND = self._checked(x)
+        if self.centers is None:
+            raise ValueError(f"there are no centers yet: {self.n_centers} samples must have been kept first")
+        with _full_precision(x_ND.device):
+            return log_kernels(x_ND, self.centers, self.bandwidth).argmax(1)
+
+    @torch.no_grad()
     def accumulate(self, x: Tensor) -> None:
         """Collect features ``[N, D]`` for the next :meth:`apply`; changes no density."""
         x_ND = self._checked(x)

@@ -1,4 +1,4 @@
-"""Which samples matter: the paper's rule and the uniform baseline. Any callable of the same form will do.
+"""Which samples matter: the paper's rule, softer ones, and the uniform baseline. Any callable of the same form will do.
 
 A criterion takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. One that takes a second argument is
 given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it.
@@ -6,6 +6,7 @@ given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from pfb.density import log_importance
 from pfb.estimator import DensityEstimator
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,64 @@ class RareFirst:
 
 
 @dataclass(frozen=True)
+class Tempered:
+    """Sampling by density instead of a hard rule: without replacement, with weights ``exp(-gamma * z_i)``.
+
+    ``z_i`` is the batch's log density in units of its standard deviation, so ``gamma`` means the same at every cut and
+    dimension. 0 is :class:`Uniform`, large is strict rarest-first, negative favours dense samples. The draw is that of
+    Gumbel noise on the log weights (Kool et al., 2019, arXiv 1903.06059). Returns the perturbed log weights.
+
+    Attributes:
+        gamma: how strongly density decides; 0.5 is mild.
+
+    Example:
+        >>> import torch, pfb
+        >>> estimator = pfb.DensityEstimator(n_centers=4)
+        >>> estimator.accumulate(torch.randn(64, 2)); estimator.apply()
+        >>> Tempered(gamma=50.0)(torch.tensor([[0.0, 0.0], [9.0, 9.0], [0.1, 0.0]]), estimator).argmax()
+        tensor(1)
+    """
+
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.gamma):
+            raise ValueError(f"`gamma` must be a finite number (got {self.gamma!r}); 0.5 is mild, 0 is uniform")
+
+    def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
+        log_density_N = estimator.log_density(features)
+        spread = log_density_N.std(correction=0)
+        z_N = torch.where(spread > 0, (log_density_N - log_density_N.mean()) / spread, 0.0)
+        return -self.gamma * z_N + gumbel(log_density_N)
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """Every sample equally likely, and every region of feature space represented: uniform with less variance.
+
+    Samples are lined up by their nearest center, in random order within it, and a low-discrepancy sequence with a random
+    start (the multiples of the golden ratio) is laid over the line. So of each region the share that goes on is nearly
+    that of the whole batch, where :class:`Uniform` leaves it to chance.
+
+    Example:
+        >>> import torch, pfb
+        >>> x = torch.cat([torch.zeros(50, 1), torch.full((50, 1), 9.0)])
+        >>> estimator = pfb.DensityEstimator(n_centers=2)
+        >>> estimator.accumulate(torch.tensor([[0.0], [9.0]])); estimator.apply()
+        >>> kept = Stratified()(x, estimator).topk(20).indices
+        >>> 9 <= int((kept < 50).sum()) <= 11
+        True
+    """
+
+    def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
+        n, device = features.size(0), features.device
+        within = torch.rand(n, device=device)
+        region = torch.zeros_like(within) if not estimator.ready else estimator.nearest(features)
+        place = torch.argsort(region + within).argsort()
+        return (place * GOLDEN_RATIO + torch.rand((), device=device)) % 1
+
+
+@dataclass(frozen=True)
 class Uniform:
     """Every sample equally likely: the baseline a criterion has to beat at the same pruned share.
 
@@ -56,3 +117,8 @@ class Uniform:
 
     def __call__(self, features: Tensor) -> Tensor:
         return torch.rand(features.size(0), device=features.device)
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Independent draws of the standard Gumbel distribution, one per element."""
+    return -torch.empty_like(like).exponential_().log()

@@ -22,9 +22,19 @@ class TrainConfig:
     """Where cifar10 and cifar100 lie or are downloaded to."""
     model: str = "resnet8"
     """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME."""
-    method: Literal["pfb", "uniform", "full", "release", "infobatch", "orderdp", "selective-backprop"] = "pfb"
-    """pfb: the paper's criterion. uniform: stop random samples, the baseline to beat. full: stop none. The others are
-    published methods to compare with: see pfb.baselines."""
+    method: Literal[
+        "pfb",
+        "tempered",
+        "stratified",
+        "uniform",
+        "full",
+        "release",
+        "infobatch",
+        "orderdp",
+        "selective-backprop",
+    ] = "pfb"
+    """pfb: the paper's criterion; tempered and stratified: softer ones, see pfb.importance. uniform: stop random samples,
+    the baseline to beat. full: stop none. The others are published methods to compare with, see pfb.baselines."""
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
     prune: float = 0.4
@@ -43,6 +53,8 @@ class TrainConfig:
     """Number of levels over which the share grows in the first half of the window."""
     alpha: float = 0.01
     """Upper end of the random term, as a share of the batch's largest density."""
+    gamma: float = 0.5
+    """tempered: how strongly rare samples are favoured; negative favours dense ones."""
     n_centers: int = 64
     """Centers of the density estimate."""
     beta: float = 0.01
@@ -88,6 +100,7 @@ class TrainConfig:
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
+            pfb.Tempered(self.gamma)
             pfb.DensityEstimator(self.n_centers, self.beta)
         except ValueError as error:
             raise RunError(str(error)) from error

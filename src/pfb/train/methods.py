@@ -16,6 +16,8 @@ def importance(config: TrainConfig) -> Importance | None:
     """The criterion at the cut; ``None`` for methods that stop nothing there."""
     criteria: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
+        "tempered": pfb.Tempered(config.gamma),
+        "stratified": pfb.Stratified(),
         "uniform": pfb.Uniform(),
         "release": Release(),
     }
