@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pfb.bench.accuracy import AccuracyConfig
+from pfb.bench.criterion import CriterionConfig
 from pfb.bench.plan import PlanConfig
 from pfb.bench.reduction import ReductionConfig
 from pfb.bench.speed import SpeedConfig
@@ -100,7 +101,7 @@ def plan(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, plan, reduction, zoo; see pfb bench --help."""
+    """Benchmarks: accuracy, criterion, speed, plan, reduction, zoo; see pfb bench --help."""
 
 
 @bench_app.command
@@ -123,6 +124,14 @@ def speed(config: Annotated[SpeedConfig, tyro.conf.arg(name="")]) -> None:
 def bench_plan(config: Annotated[PlanConfig, tyro.conf.arg(name="")]) -> None:
     """Compare what pfb plan predicts with what is then measured."""
     from pfb.bench.plan import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def criterion(config: Annotated[CriterionConfig, tyro.conf.arg(name="")]) -> None:
+    """Relate the density at several cuts to loss, gradient and class."""
+    from pfb.bench.criterion import run
 
     print(f"wrote {run(config)}")
 
