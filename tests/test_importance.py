@@ -81,3 +81,51 @@ class TestStratified:
         assert pfb.Stratified()(self.x, pfb.DensityEstimator()).shape == (64,)
         with pytest.raises(ValueError, match="no centers yet"):
             pfb.DensityEstimator().nearest(self.x)
+
+
+class TestPerClass:
+    def test_each_class_keeps_its_share_and_its_most_important(self):
+        torch.manual_seed(0)
+        labels = torch.arange(40) % 4  # ten of each
+        features = torch.randn(40, 1) + 5.0 * labels[:, None]  # one class is far above the others
+        criterion = pfb.PerClass(lambda x: x[:, 0])
+        criterion.see(labels)
+        kept = keep_largest(criterion(features, None), 20)
+        assert labels[kept].bincount().tolist() == [5, 5, 5, 5]
+        for c in range(4):
+            members = torch.nonzero(labels == c).flatten()
+            best = members[features[members, 0].topk(5).indices]
+            assert set(best.tolist()) == set(kept[labels[kept] == c].tolist())
+
+    def test_of_uniform_every_sample_is_equally_likely(self):
+        labels = torch.tensor([0] * 7 + [1] * 3)
+        torch.manual_seed(0)
+        counts = torch.zeros(10)
+        criterion = pfb.PerClass(pfb.Uniform())
+        for _ in range(3000):
+            criterion.see(labels)
+            kept = keep_largest(criterion(torch.zeros(10, 2), None), 5)
+            counts[kept] += 1
+            assert 3 <= int((labels[kept] == 0).sum()) <= 4
+        assert (counts / 3000 - 0.5).abs().max() < 0.04
+
+    def test_mistakes(self):
+        criterion = pfb.PerClass()
+        with pytest.raises(RuntimeError, match="criterion.see"):
+            criterion(torch.zeros(4, 2), pfb.DensityEstimator())
+        criterion.see(torch.zeros(3, dtype=torch.int64))
+        with pytest.raises(ValueError, match="3 labels for a batch of 4"):
+            criterion(torch.zeros(4, 2), pfb.DensityEstimator())
+        with pytest.raises(ValueError, match="mixup"):
+            criterion.see(torch.rand(4, 10))
+
+    def test_in_a_model(self):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+        criterion = pfb.PerClass()
+        with pfb.attach(model, "0", 0.5, importance=criterion) as blocker:
+            y = torch.arange(20) % 2
+            criterion.see(y)
+            model(torch.randn(20, 4))
+            assert blocker.select(y).bincount().tolist() == [5, 5]
+            with pytest.raises(RuntimeError, match=r"criterion.see"):
+                model(torch.randn(20, 4))

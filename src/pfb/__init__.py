@@ -2,7 +2,7 @@
 
 from pfb.blocker import Blocker, attach
 from pfb.estimator import DensityEstimator
-from pfb.importance import RareFirst, Stratified, Tempered, Uniform
+from pfb.importance import PerClass, RareFirst, Stratified, Tempered, Uniform
 from pfb.planner import Plan, plan
 from pfb.schedule import Schedule, window
 from pfb.selection import Selection
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Blocker",
     "DensityEstimator",
+    "PerClass",
     "Plan",
     "RareFirst",
     "Schedule",

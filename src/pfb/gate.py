@@ -6,7 +6,6 @@ within a ratio level, and does not count.
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pfb.estimator import DensityEstimator
 from pfb.features import batched_tensor, infer_channel_dim, pool, project, random_projection
+from pfb.importance import takes_density
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
 
 Importance = Callable[..., Tensor]
@@ -51,7 +51,7 @@ class Gate:
         channel_layers: tuple[tuple[int, int], ...],
     ) -> None:
         self.importance = importance
-        self.reads_density = _positional_parameters(importance) >= 2
+        self.reads_density = takes_density(importance)
         self.estimator = estimator
         self.pruned_parts = 0
         self.paused = False
@@ -171,13 +171,3 @@ def in_backward() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1
-
-
-def _positional_parameters(function: Importance) -> int:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 2
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

@@ -6,7 +6,9 @@ given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +107,54 @@ class Stratified:
         return (place * GOLDEN_RATIO + torch.rand((), device=device)) % 1
 
 
+class PerClass:
+    """Another criterion within each class: every class keeps the share that the batch keeps.
+
+    Where density differs between classes, a rule over the whole batch starves some of them. This one ranks a sample among
+    those of its own class. It must be shown the labels before each forward that prunes: ``criterion.see(y)``.
+
+    Args:
+        criterion: what ranks the samples of a class; default :class:`RareFirst`.
+
+    Raises:
+        RuntimeError: it is asked without having been shown this batch's labels.
+        ValueError: labels of another length or form.
+
+    Example:
+        >>> import torch, pfb
+        >>> criterion = PerClass(lambda features: features[:, 0])
+        >>> criterion.see(torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> criterion(torch.tensor([[9.0], [8.0], [7.0], [6.0], [1.0], [2.0]]), None).topk(3).indices.sort().values
+        tensor([0, 1, 5])
+    """
+
+    def __init__(self, criterion: Callable[..., Tensor] | None = None) -> None:
+        self.criterion: Callable[..., Tensor] = RareFirst() if criterion is None else criterion
+        self._needs_density = takes_density(self.criterion)
+        self._labels: Tensor | None = None
+
+    def see(self, labels: Tensor) -> None:
+        """Show the classes ``[N]`` (whole numbers) of the batch that goes forward next."""
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"`labels` must be classes [N] (got shape {tuple(labels.shape)}, {labels.dtype}); for mixup or soft labels "
+                "pass the most likely class"
+            )
+        self._labels = labels
+
+    def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
+        labels, self._labels = self._labels, None
+        if labels is None:
+            raise RuntimeError("PerClass needs the labels of the batch: call `criterion.see(y)` before each forward")
+        if len(labels) != len(features):
+            raise ValueError(f"PerClass was shown {len(labels)} labels for a batch of {len(features)}")
+        importance_N = self.criterion(features, estimator) if self._needs_density else self.criterion(features)
+        same_NN = labels[:, None] == labels
+        rank_N = (same_NN & (importance_N > importance_N[:, None])).sum(1)
+        # The random part of a rank decides between classes whose ranks fall on the same place.
+        return -(rank_N + torch.rand_like(importance_N)) / same_NN.sum(1)
+
+
 @dataclass(frozen=True)
 class Uniform:
     """Every sample equally likely: the baseline a criterion has to beat at the same pruned share.
@@ -117,6 +167,17 @@ class Uniform:
 
     def __call__(self, features: Tensor) -> Tensor:
         return torch.rand(features.size(0), device=features.device)
+
+
+def takes_density(criterion: Callable[..., Tensor]) -> bool:
+    """Whether a criterion wants the estimator as its second argument."""
+    try:
+        parameters = inspect.signature(criterion).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) >= 2
 
 
 def gumbel(like: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class TrainConfig:
     """Upper end of the random term, as a share of the batch's largest density."""
     gamma: float = 0.5
     """tempered: how strongly rare samples are favoured; negative favours dense ones."""
+    per_class: bool = False
+    """Apply the criterion within each class, so that all classes keep the same share."""
     n_centers: int = 64
     """Centers of the density estimate."""
     beta: float = 0.01

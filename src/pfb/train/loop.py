@@ -69,10 +69,11 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
     steps_per_epoch = len(train_loader)
     total_steps = steps_per_epoch * config.epochs
     batch_samples = config.batch_size * accelerator.num_processes
-    blocker = methods.attach(model, config, total_steps)  # pfb, line 1
+    criterion_at_cut = methods.importance(config)
+    blocker = methods.attach(model, config, criterion_at_cut, total_steps)  # pfb, line 1
     method = methods.method(config, _length(source.train), accelerator.device, accelerator.num_processes)
     schedule = config.schedule()
-    blocks = methods.importance(config) is not None
+    blocks = criterion_at_cut is not None
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -125,6 +126,8 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
                 chosen = method.choose(model, criterion, image, label, share)
                 if chosen is not None:
                     image, label, index = image[chosen], label[chosen], index[chosen]
+                if isinstance(criterion_at_cut, pfb.PerClass):
+                    criterion_at_cut.see(label)
                 logits = model(image)
                 losses = criterion(logits, blocker.select(label))  # pfb, line 2
                 loss = method.reduce(losses, blocker.select(index))

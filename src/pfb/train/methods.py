@@ -21,7 +21,8 @@ def importance(config: TrainConfig) -> Importance | None:
         "uniform": pfb.Uniform(),
         "release": Release(),
     }
-    return criteria.get(config.method)
+    criterion = criteria.get(config.method)
+    return pfb.PerClass(criterion) if config.per_class and criterion is not None else criterion
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
@@ -44,13 +45,12 @@ def method(config: TrainConfig, samples: int, device: torch.device, processes: i
     return made
 
 
-def attach(model: nn.Module, config: TrainConfig, total_steps: int) -> pfb.Blocker:
+def attach(model: nn.Module, config: TrainConfig, criterion: Importance | None, total_steps: int) -> pfb.Blocker:
     """The blocker of a run; one that stops nothing for methods without a criterion at the cut.
 
     Raises:
         RunError: the cut does not exist or cannot be found, or another setting is refused.
     """
-    criterion = importance(config)
     # A blocker that stops nothing only counts steps, at whatever layer.
     cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)

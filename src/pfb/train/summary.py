@@ -56,6 +56,8 @@ def measure_full_cost(
 
     def forward() -> torch.Tensor:
         image, label = next(batches)
+        if isinstance(criterion, pfb.PerClass):
+            criterion.see(label)
         if config.channels_last:
             image = image.to(memory_format=torch.channels_last)
         with accelerator.autocast():
