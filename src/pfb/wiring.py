@@ -76,11 +76,10 @@ class _Stop(_Hook):
 
 
 class _Reached(Exception):
-    """Carries the cut's output out of the scoring pass."""
+    """Carries the cut's output, its only argument, out of a pass that ends there.
 
-    def __init__(self, output: Any) -> None:
-        super().__init__("the cut was reached")
-        self.output = output
+    It has no ``__init__`` of its own: up to torch 2.14 the compiler cannot trace one in an exception.
+    """
 
 
 class _Catch(_Hook):
@@ -121,7 +120,7 @@ class _SelectInputs(_Hook):
             with torch.no_grad(), _no_autocast_cache(), _scoring_mode(model, self.batch_statistics):
                 model.forward(*args, **kwargs)
         except _Reached as reached:
-            return reached.output
+            return reached.args[0]
         finally:
             self.gate.scoring = False
         raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")
@@ -179,7 +178,7 @@ def output_of(
         with torch.set_grad_enabled(grad), _no_autocast_cache():
             model.forward(*args, **kwargs)
     except _Reached as reached:
-        return reached.output
+        return reached.args[0]
     finally:
         handle.remove()
     raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut")
