@@ -61,7 +61,7 @@ def pfb(*arguments, **options):
 
 def interrupt_evaluation(monkeypatch, at):
     """Ctrl-C at the evaluation of some epoch."""
-    evaluate, calls = loop._evaluate, []
+    evaluate, calls = loop.Training.evaluate, []
 
     def interrupting(*arguments):
         calls.append(1)
@@ -69,7 +69,7 @@ def interrupt_evaluation(monkeypatch, at):
             raise KeyboardInterrupt
         return evaluate(*arguments)
 
-    monkeypatch.setattr(loop, "_evaluate", interrupting)
+    monkeypatch.setattr(loop.Training, "evaluate", interrupting)
 
 
 SMALL_FLAGS = ["--epochs", "3", "--train-samples", "384", "--batch-size", "64", "--cpu", "--n-centers", "16"]

@@ -23,18 +23,24 @@ bench_app = tyro.extras.SubcommandApp()
 
 
 @app.command
-def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")], resume: Path | None = None) -> None:
-    """Train a classifier and show what pruning saved.
+def train(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")], resume: Path | None = None, dry_run: bool = False
+) -> None:
+    """Train a model and show what pruning saved. Settings in a file: pfb train --config FILE (.toml or .json), flags win.
 
     Args:
         config: all settings.
         resume: continue the run in this folder with its own settings, after its last finished epoch.
+        dry_run: check everything, take one step, and write nothing.
     """
+    from pfb.train.loop import dry_run as check
     from pfb.train.loop import train as run
 
     if resume is None:
-        run(config)
+        (check if dry_run else run)(config)
         return
+    if dry_run:
+        raise RunError("--dry-run checks a run that has not begun; leave out --resume")
     if changed := config.changed():
         raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(changed)}")
     if not (resume / "config.json").is_file():
@@ -156,6 +162,24 @@ def zoo(out: Path = Path("docs/zoo.md")) -> None:
     print(f"wrote {run(out)}")
 
 
+def _train_from_file(args: list[str]) -> None:
+    """``pfb train`` with the defaults that a file gives."""
+    place = args.index("--config")
+    if place + 1 == len(args):
+        raise RunError("--config needs a file (.toml or .json)")
+    base = TrainConfig.from_file(Path(args[place + 1]))
+
+    def train_from_file(
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = base,
+        resume: Path | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        train(config, resume, dry_run)
+
+    train_from_file.__doc__ = train.__doc__
+    tyro.cli(train_from_file, prog="pfb train", args=args[:place] + args[place + 2 :])
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -164,6 +188,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         if args[:1] == ["bench"]:
             bench_app.cli(prog="pfb bench", args=args[1:])
+        elif args[:1] == ["train"] and "--config" in args:
+            _train_from_file(args[1:])
         else:
             app.cli(prog="pfb", args=args)
     except RunError as error:

@@ -126,7 +126,7 @@ def _pruning(runs: list[_Run]) -> Figure:
         share = _kept_share(records)
         seen = share.isfinite()
         kept.hist(100 * share[seen].numpy(), bins=np.linspace(0, 100, 41), density=True, **style)
-        if run.source is not None and len(labels := _labels(run.source)) == len(share):
+        if run.source is not None and (labels := _labels(run.source)).shape == share.shape:
             classes = run.source.classes
             means = [100 * float(share[seen & (labels == c)].nanmean()) for c in range(len(classes))]
             shown = np.argsort(means)[:: max(1, len(classes) // 20)] if len(classes) > 20 else np.arange(len(classes))
@@ -146,7 +146,7 @@ def _grid(run: _Run) -> Figure | None:
     """For each class a row: the samples kept most often on the left, those pruned most often on the right."""
     assert run.records is not None
     source, share = run.source, _kept_share(run.records)
-    if source is None or len(labels := _labels(source)) != len(share):
+    if source is None or (labels := _labels(source)).shape != share.shape:
         return None
     dataset: Any = source.train
     rows = min(len(source.classes), GRID_CLASSES)
@@ -173,7 +173,7 @@ def _grid(run: _Run) -> Figure | None:
 
 
 def _picture(dataset: Any, index: int) -> np.ndarray[Any, Any]:
-    image: Tensor = dataset[index]["image"]
+    image: Tensor = dataset[index]["input"]
     image = image[0] if image.dim() == 4 else image
     pixels = image.permute(1, 2, 0)
     return (pixels[:, :, 0] if pixels.size(2) == 1 else pixels).numpy()

@@ -61,7 +61,7 @@ def run(config: CriterionConfig) -> Path:
     for epoch in track(range(1, recipe.epochs + 1), "epochs"):
         sampler.set_epoch(epoch - 1)
         for batch in loader:
-            image, label = source.prepare_train(batch["image"].to(device)), batch["label"].to(device)
+            image, label = source.prepare_train(batch["input"].to(device)), batch["label"].to(device)
             for cut, estimator in estimators.items():
                 estimator.accumulate(_features(model, cut, image))
                 estimator.apply()
@@ -153,7 +153,7 @@ def _look(
     densities: dict[str, list[Tensor]] = {cut: [] for cut in estimators}
     for start in range(0, len(dataset), 250):
         batch = dataset.__getitems__(list(range(start, min(start + 250, len(dataset)))))
-        image, label = source.prepare_test(batch["image"].to(device)), batch["label"].to(device)
+        image, label = source.prepare_test(batch["input"].to(device)), batch["label"].to(device)
         logits = model(image)
         losses.append(F.cross_entropy(logits, label, reduction="none"))
         gradients.append((logits.softmax(1) - F.one_hot(label, len(source.classes))).norm(dim=1))

@@ -57,7 +57,7 @@ def run(config: ReductionConfig) -> Path:
     for _ in range(recipe.epochs):
         for batch in loader:
             seen.clear()
-            logits = model(source.prepare_train(batch["image"]))
+            logits = model(source.prepare_train(batch["input"]))
             F.cross_entropy(logits, watcher.select(batch["label"])).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,13 @@ class TrainConfig:
     """Train an image classifier with Partial Forward Blocking, uniform blocking, or on full data."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, or imagefolder:PATH with train/ and test/ (or val/) inside."""
+    """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes (generated pictures, to be
+    segmented); text (documentation of Python's standard library, to be continued)."""
     data_root: Path = Path("data")
     """Where cifar10 and cifar100 lie or are downloaded to."""
     model: str = "resnet8"
-    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME."""
+    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For shapes: a segmentation
+    model of torchvision, or segformer. For text: gpt."""
     method: Literal[
         "pfb",
         "tempered",
@@ -64,13 +68,20 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 128
     """Samples per step and process."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
-    """Peak learning rate of the OneCycle schedule (div 25, final div 1e4, 30 % warm-up)."""
+    """Peak learning rate."""
+    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to 0 after 5 % linear warm-up."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     augment: bool = True
     """Flip and 4-pixel reflect crop for small images; random resized crop and flip for large ones."""
+    mix: Literal["none", "mixup", "cutmix", "both"] = "none"
+    """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two for each batch."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, which is evaluated beside them; 0.999 is usual."""
     image_size: int | None = None
     """Side to which an image folder is resized; by default that of its first image if at most 64, else 224."""
     train_samples: int | None = None
@@ -97,6 +108,8 @@ class TrainConfig:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(self, name)})")
         if self.train_samples is not None and self.train_samples < 1:
             raise RunError(f"--train-samples must be at least 1 (got {self.train_samples})")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise RunError(f"--ema must be a decay in (0, 1) (got {self.ema})")
         if self.lr <= 0:
             raise RunError(f"--lr must be positive (got {self.lr})")
         try:
@@ -121,6 +134,31 @@ class TrainConfig:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+
+    @classmethod
+    def from_file(cls, path: Path) -> TrainConfig:
+        """Read settings from a .toml or .json file that names some of them; the others keep their defaults.
+
+        Raises:
+            RunError: no such file, not readable as its ending says, or a name or value that is no setting.
+        """
+        try:
+            text = path.read_text()
+            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except (OSError, ValueError) as error:
+            raise RunError(f"--config {path} cannot be read ({error})") from error
+        known = {f.name for f in dataclasses.fields(cls)}
+        settings = {name.replace("-", "_"): value for name, value in values.items()}
+        if unknown := sorted(settings.keys() - known):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise RunError(f"--config {path}: {', '.join(map(repr, unknown))} is no setting.{hint}")
+        for name in settings.keys() & {"data_root", "out"}:
+            settings[name] = Path(settings[name])
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise RunError(f"--config {path}: a value has the wrong type ({error})") from error
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:

@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
+from pfb.train.augment import flip_and_crop
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
-from pfb.train.models import SMALL_IMAGE
 
 Batch = dict[str, Tensor]
+
+TEXT_LENGTH = 64  # bytes
+SMALL_IMAGE = 64  # up to this side images are kept in memory, and a ResNet gets the CIFAR stem: 3x3, no max-pool
 
 
 @dataclass(frozen=True)
 class Source:
-    """A classification task.
+    """A task and its data.
 
     Attributes:
-        train, test: data sets whose items, or whose ``__getitems__`` batches, are dicts ``image``, ``label``, ``index``.
-        classes: their names.
-        channels, image_size: of the images ``[C, S, S]``.
-        prepare_train, prepare_test: from a batch's images on the device to what the model takes.
+        train, test: data sets whose items, or whose ``__getitems__`` batches, are dicts ``input``, ``label``, ``index``.
+        classes: names of the classes, or of the tokens.
+        channels, image_size: of the images ``[C, S, S]``; for text 1 and the number of tokens.
+        prepare_train, prepare_test: from a batch's input on the device to what the model takes.
         collate: the loader's collate function.
+        task: what the labels are: a class per image, per pixel, or the next token.
     """
 
     train: Dataset[Any]
@@ -41,10 +44,11 @@ class Source:
     prepare_train: Callable[[Tensor], Tensor]
     prepare_test: Callable[[Tensor], Tensor]
     collate: Callable[[Any], Batch] | None
+    task: Literal["classification", "segmentation", "language"] = "classification"
 
 
 class InMemory(Dataset[Batch]):
-    """Images ``[N, C, H, W]`` uint8 and labels ``[N]`` int64, fetched a batch at a time."""
+    """Images ``[N, C, H, W]`` uint8 or tokens ``[N, T]``, and labels ``[N, ...]``, fetched a batch at a time."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -57,7 +61,7 @@ class InMemory(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         index = torch.tensor(indices)
-        return {"image": self.images[index], "label": self.labels[index], "index": index}
+        return {"input": self.images[index], "label": self.labels[index], "index": index}
 
 
 class EpochSampler(Sampler[int]):
@@ -104,25 +108,13 @@ def load(config: TrainConfig) -> Source:
     if name in ("cifar10", "cifar100"):
         train, test, classes = _cifar(name, config.data_root)
         return _in_memory(train, test, classes, config, flip=True, crop=4)
+    if name == "shapes":
+        return _shapes(config)
+    if name == "text":
+        return _text(config)
     if name.startswith("imagefolder:"):
         return _image_folder(Path(name.removeprefix("imagefolder:")).expanduser(), config)
-    raise RunError(f"--data must be digits, cifar10, cifar100 or imagefolder:PATH (got {name!r})")
-
-
-def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
-    """Each image of ``[N, C, S, S]`` mirrored with probability 1/2 and shifted by up to ``crop`` pixels (reflected)."""
-    n, _, side, _ = images.shape
-    if flip:
-        images = torch.where(torch.rand(n, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
-    if crop:
-        padded = F.pad(images, (crop,) * 4, mode="reflect")
-        top, left = torch.randint(2 * crop + 1, (2, n, 1), device=images.device)
-        rows = (top + torch.arange(side, device=images.device))[:, None, :, None]
-        columns = (left + torch.arange(side, device=images.device))[:, None, None, :]
-        samples = torch.arange(n, device=images.device)[:, None, None, None]
-        channels = torch.arange(images.size(1), device=images.device)[None, :, None, None]
-        images = padded[samples, channels, rows, columns]
-    return images
+    raise RunError(f"--data must be digits, cifar10, cifar100, shapes, text or imagefolder:PATH (got {name!r})")
 
 
 def _in_memory(
@@ -144,8 +136,8 @@ def _in_memory(
     return Source(train, test, classes, channels, side, augment, normalise, collate=_as_it_is)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(x: Any) -> Any:
+    return x
 
 
 def _class_balanced(labels: Tensor, n: int, classes: int) -> Tensor:
@@ -169,6 +161,69 @@ def _digits() -> tuple[InMemory, InMemory, list[str]]:
     test, train = order[:360], order[360:]
     names = [str(name) for name in raw.target_names]
     return InMemory(images[train], labels[train]), InMemory(images[test], labels[test]), names
+
+
+def _shapes(config: TrainConfig) -> Source:
+    """Generated pictures with their segmentation: discs, squares and triangles of any color on a noisy ground."""
+    train, test = _draw_shapes(config.train_samples or 800, seed=0), _draw_shapes(200, seed=1)
+
+    def normalise(images: Tensor) -> Tensor:
+        return images.float() / 127.5 - 1
+
+    classes = ["ground", "disc", "square", "triangle"]
+    side = train.images.size(-1)
+    return Source(train, test, classes, 3, side, normalise, normalise, _as_it_is, task="segmentation")
+
+
+def _draw_shapes(n: int, seed: int, side: int = 64) -> InMemory:
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    images = (torch.rand(n, 3, 1, 1, generator=g) + 0.15 * torch.randn(n, 3, side, side, generator=g)).clamp(0, 1)
+    masks = torch.zeros(n, side, side, dtype=torch.int64)
+    for _ in range(3):
+        kind = torch.randint(1, 4, (n, 1, 1), generator=g)
+        radius = torch.randint(6, 14, (n, 1, 1), generator=g)
+        top, left = (torch.randint(8, side - 8, (n, 1, 1), generator=g) for _ in range(2))
+        dy, dx = y - top, x - left
+        disc = dy**2 + dx**2 <= radius**2
+        square = torch.maximum(dy.abs(), dx.abs()) <= radius
+        triangle = (dy <= radius) & (2 * dx.abs() <= dy + radius)
+        inside = torch.where(kind == 1, disc, torch.where(kind == 2, square, triangle))
+        masks = torch.where(inside, kind, masks)
+        color = torch.rand(n, 3, 1, 1, generator=g)
+        images = torch.where(inside[:, None], 0.8 * color + 0.2 * images, images)
+    return InMemory((images * 255).to(torch.uint8), masks)
+
+
+def _text(config: TrainConfig) -> Source:
+    """Bytes of the documentation inside Python's standard library, in pieces; the label of a byte is the next one."""
+    pieces = _standard_library_text().unfold(0, TEXT_LENGTH + 1, TEXT_LENGTH)
+    cut = round(0.9 * len(pieces))
+    train_pieces, test_pieces = pieces[:cut], pieces[cut:][:1000]
+    if config.train_samples is not None:
+        if config.train_samples > cut:
+            raise RunError(f"--train-samples must be at most the data set's size {cut} (got {config.train_samples})")
+        train_pieces = train_pieces[torch.linspace(0, cut - 1, config.train_samples).long()]
+    train, test = (InMemory(p[:, :-1].clone(), p[:, 1:].clone()) for p in (train_pieces, test_pieces))
+    names = [repr(chr(byte)) for byte in range(128)]
+    return Source(train, test, names, 1, TEXT_LENGTH, _as_it_is, _as_it_is, _as_it_is, task="language")
+
+
+def _standard_library_text(limit: int = 2_000_000) -> Tensor:
+    """ASCII codes of the docstrings of the standard library's modules, in the order of their names."""
+    import ast
+    import sysconfig
+
+    text, size = [], 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (doc := ast.get_docstring(node)):
+                text.append(doc)
+                size += len(doc) + 2
+        if size > limit:
+            break
+    encoded = "\n\n".join(text).encode("ascii", errors="replace")[:limit]
+    return torch.frombuffer(bytearray(encoded), dtype=torch.uint8).long()
 
 
 def _cifar(name: str, root: Path) -> tuple[InMemory, InMemory, list[str]]:
@@ -276,7 +331,7 @@ class _OnDisk(Dataset[dict[str, Any]]):
                 pixels = self.transform(image.convert("RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise RunError(f"{file} cannot be read ({error}); repair or remove it") from error
-        return {"image": pixels, "label": label, "index": index}
+        return {"input": pixels, "label": label, "index": index}
 
 
 def _from_disk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import resource
@@ -18,15 +19,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import pfb
-from pfb.train import checkpoint, methods
+from pfb.train import checkpoint, methods, optim, task
+from pfb.train.augment import mix
 from pfb.train.config import TrainConfig
 from pfb.train.data import Batch, EpochSampler, Source, load
 from pfb.train.errors import RunError
-from pfb.train.models import build
+from pfb.train.models import build_for
 from pfb.train.records import Records
 from pfb.train.summary import measure_full_cost, render
 from pfb.train.versions import processor, versions
@@ -50,174 +53,276 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
     Raises:
         RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
-    )
-    set_seed(config.seed)
-    source = load(config) if source is None else source
-    sampler = EpochSampler(_length(source.train), config.seed)
-    train_loader, test_loader, learned_loader = _loaders(source, config, sampler)
-    if len(train_loader) == 0:
+    return Training(config, source).run(resume)
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Check everything that can be checked before the first step, take one step and one evaluation, and write nothing.
+
+    Raises:
+        RunError: what the run itself would raise.
+    """
+    training = Training(config)
+    if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
         raise RunError(
-            f"--batch-size {config.batch_size} is larger than the training set of {_length(source.train)} samples"
+            f"--out {config.out} is not empty: continue it with --resume, choose another, or pass --overwrite"
         )
-    model = build(config.model, len(source.classes), source.channels, source.image_size)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    plain_model = model
-    train_loader, test_loader, learned_loader = accelerator.prepare(train_loader, test_loader, learned_loader)
-    steps_per_epoch = len(train_loader)
-    total_steps = steps_per_epoch * config.epochs
-    batch_samples = config.batch_size * accelerator.num_processes
-    criterion_at_cut = methods.importance(config)
-    blocker = methods.attach(model, config, criterion_at_cut, total_steps)  # pfb, line 1
-    method = methods.method(config, _length(source.train), accelerator.device, accelerator.num_processes)
-    schedule = config.schedule()
-    blocks = criterion_at_cut is not None
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    training.sampler.set_epoch(0)
+    with training.blocker.paused():
+        training.step(next(iter(training.train_loader)))
+    training.step(next(iter(training.train_loader)))
+    training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
+    training.say(training.headline())
+    training.say(
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. One step and one evaluation went well; nothing "
+        "was written"
     )
-    lr_schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="none")
-    model, optimizer = accelerator.prepare(model, optimizer)
-    records = Records(_length(source.train), accelerator.device)
-    accelerator.register_for_checkpointing(lr_schedule, blocker, method, records)
+    training.accelerator.free_memory()
 
-    if resume:
-        manifest = checkpoint.load_latest(accelerator, config.out)
-        first_epoch = manifest["epoch"]
-        _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
-        totals = manifest["totals"]
-    else:
-        first_epoch = 0
-        totals = dict.fromkeys(TOTALS, 0)
-        if accelerator.is_main_process:
+
+class Training:
+    """A run: everything is built and checked when it is made; :meth:`run` takes it to its end."""
+
+    def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
+        self.config = config
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
+        )
+        set_seed(config.seed)
+        self.source = load(config) if source is None else source
+        _check_task(config, self.source)
+        samples, processes = _length(self.source.train), self.accelerator.num_processes
+        self.sampler = EpochSampler(samples, config.seed)
+        loaders = _loaders(self.source, config, self.sampler)
+        if len(loaders[0]) == 0:
+            raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
+        model = build_for(self.source, config.model)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.plain_model = model
+        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loaders)
+        self.steps_per_epoch = len(self.train_loader)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.batch_samples = config.batch_size * processes
+        self.schedule = config.schedule()
+        self.criterion_at_cut = methods.importance(config)
+        self.blocker = methods.attach(model, config, self.criterion_at_cut, self.total_steps)  # pfb, line 1
+        self.method = methods.method(config, samples, self.accelerator.device, processes)
+        optimizer = optim.optimizer(model, config)
+        self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
+        self.records = Records(samples, self.accelerator.device)
+        kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
+        self.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+        self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether samples are stopped at the cut."""
+        return self.criterion_at_cut is not None
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        config, accelerator = self.config, self.accelerator
+        first_epoch, metrics = 0, {}
+        if resume:
+            manifest = checkpoint.load_latest(accelerator, config.out)
+            first_epoch, self.totals, metrics = manifest["epoch"], manifest["totals"], manifest["metrics"]
+            _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
+        elif accelerator.is_main_process:
             _make_folder(config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("tensorboard")
-    _say(
-        accelerator,
-        f"{config.data}: {_length(source.train)} training and {_length(source.test)} test images, "
-        f"{len(source.classes)} classes; {config.model} with {sum(p.numel() for p in model.parameters()):,} parameters on "
-        f"{accelerator.device}",
-    )
-    if blocks:
-        _say(
-            accelerator,
-            f"{config.method}: stops {config.prune:.0%} of every batch after {blocker.cut!r}, {config.shallow}",
-        )
-
-    metrics: dict[str, Any] = {}
-    with _progress(accelerator) as progress:
-        task = progress.add_task("train", total=total_steps, completed=first_epoch * steps_per_epoch)
-        for epoch in range(first_epoch, config.epochs):
-            train_loader.set_epoch(epoch)
-            sampler.only = method.load(schedule.share(epoch, config.epochs), sampler.generator(purpose=1))
-            epoch_steps = len(train_loader)
-            model.train()
-            counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
-            loss_sum = torch.zeros((), device=accelerator.device)
-            begin, cpu_begin = time.perf_counter(), time.process_time()
-            for batch_number, batch in enumerate(train_loader, start=1):
-                image, label, index = source.prepare_train(batch["image"]), batch["label"], batch["index"]
-                if config.channels_last:
-                    image = image.to(memory_format=torch.channels_last)
-                share = schedule.share(lr_schedule.last_epoch, total_steps)
-                chosen = method.choose(model, criterion, image, label, share)
-                if chosen is not None:
-                    image, label, index = image[chosen], label[chosen], index[chosen]
-                if isinstance(criterion_at_cut, pfb.PerClass):
-                    criterion_at_cut.see(label)
-                logits = model(image)
-                losses = criterion(logits, blocker.select(label))  # pfb, line 2
-                loss = method.reduce(losses, blocker.select(index))
-                accelerator.backward(loss)
-                _record(records, blocker, batch)
-                optimizer.step()
-                optimizer.zero_grad()
-                blocker.step()  # pfb, line 3
-                # Methods that load fewer samples take fewer steps, and the learning rate arrives with the others'.
-                position = epoch * steps_per_epoch + round(batch_number * steps_per_epoch / epoch_steps)
-                while lr_schedule.last_epoch < position:
-                    lr_schedule.step()
-
-                loss_sum += loss.detach()
-                loaded, trained = len(batch["label"]), len(logits)
-                counts["steps"] += 1
-                counts["samples"] += loaded * accelerator.num_processes
-                counts["trained_samples"] += trained * accelerator.num_processes
-                counts["deep_samples"] += (trained + (0 if chosen is None else loaded)) * accelerator.num_processes
-                counts["pruned_steps"] += trained < loaded
-                if blocker.steps % config.log_every == 0:
-                    _log(
-                        accelerator,
-                        config,
-                        {"step": position, "epoch": epoch, "loss": loss.item(), **_without_step(blocker.stats)},
-                    )
-                progress.update(task, completed=position)
-            records.merge(accelerator)
-            counts["train_seconds"] = time.perf_counter() - begin
-            counts["train_cpu_seconds"] = time.process_time() - cpu_begin
-            train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
-            if not math.isfinite(train_loss):
-                raise RunError(
-                    f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
-                    f"before this epoch is kept in {config.out}"
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("tensorboard")
+        self.say(self.headline())
+        with _progress(accelerator) as progress:
+            bar = progress.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
+            for epoch in range(first_epoch, config.epochs):
+                metrics = self.epoch(epoch, lambda position: progress.update(bar, completed=position))
+                _log(accelerator, config, metrics)
+                checkpoint.save(accelerator, config.out, epoch + 1, {"totals": self.totals, "metrics": metrics})
+                tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
+                progress.console.print(
+                    f"epoch {epoch + 1:3d}/{config.epochs}  loss {metrics['train_loss']:.3f}{tested}  "
+                    f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
                 )
-            for name, value in counts.items():
-                totals[name] += value
-            metrics = {
-                "epoch": epoch + 1,
-                "step": (epoch + 1) * steps_per_epoch,
-                "train_loss": train_loss,
-                **(
-                    _evaluate(accelerator, model, test_loader, source, criterion, "test")
-                    if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
-                    else {}
-                ),
-                "lr": lr_schedule.get_last_lr()[0],
-                "pruned_share": 1 - counts["trained_samples"] / (steps_per_epoch * batch_samples),
-                "train_seconds": counts["train_seconds"],
-            }
-            _log(accelerator, config, metrics)
-            checkpoint.save(accelerator, config.out, epoch + 1, {"totals": totals, "metrics": metrics})
-            tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
-            progress.console.print(
-                f"epoch {epoch + 1:3d}/{config.epochs}  loss {train_loss:.3f}{tested}  "
-                f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
+        return self.finish(metrics)
+
+    def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
+        """Train on one epoch and evaluate; returns its metrics."""
+        config, accelerator = self.config, self.accelerator
+        self.train_loader.set_epoch(epoch)
+        share = self.schedule.share(epoch, config.epochs)
+        self.sampler.only = self.method.load(share, self.sampler.generator(purpose=1))
+        epoch_steps = len(self.train_loader)
+        counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        self.model.train()
+        for batch_number, batch in enumerate(self.train_loader, start=1):
+            loss, loaded, trained, scored = self.step(batch)
+            # Methods that load fewer samples take fewer steps, and the learning rate arrives with the others'.
+            position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
+            while self.lr_schedule.last_epoch < position:
+                self.lr_schedule.step()
+            loss_sum += loss
+            counts["steps"] += 1
+            counts["samples"] += loaded * accelerator.num_processes
+            counts["trained_samples"] += trained * accelerator.num_processes
+            counts["deep_samples"] += (trained + scored) * accelerator.num_processes
+            counts["pruned_steps"] += trained < loaded
+            if self.blocker.steps % config.log_every == 0:
+                stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
+                _log(accelerator, config, {"step": position, "epoch": epoch, "loss": loss.item(), **stats})
+            on_step(position)
+        self.records.merge(accelerator)
+        counts["train_seconds"] = time.perf_counter() - begin
+        counts["train_cpu_seconds"] = time.process_time() - cpu_begin
+        train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
+        if not math.isfinite(train_loss):
+            raise RunError(
+                f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
+                f"before this epoch is kept in {config.out}"
             )
-    if not metrics:  # resumed after the last epoch
-        metrics = manifest["metrics"]
-    _save_records(accelerator, records, config)
-    learned = _evaluate(accelerator, model, learned_loader, source, criterion, "train")
-    cost = measure_full_cost(plain_model, blocker, source, config, accelerator, totals)
-    summary = {
-        "config": json.loads(config.to_json()),
-        "versions": versions(),
-        "device": _device_name(accelerator),
-        "processes": accelerator.num_processes,
-        "cut": blocker.cut if blocks else None,
-        "full_samples": total_steps * batch_samples,
-        "classes": source.classes,
-        **metrics,
-        "train_accuracy": learned["train_accuracy"],
-        **totals,
-        **cost,
-        "peak_memory_bytes": _peak_memory(accelerator),
-    }
-    if accelerator.is_main_process:
-        checkpoint.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
-        console.print(render(summary))
-    accelerator.end_training()
-    return summary
+        for name, value in counts.items():
+            self.totals[name] += value
+        metrics: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * self.steps_per_epoch,
+            "train_loss": train_loss,
+            "lr": self.lr_schedule.get_last_lr()[0],
+            "pruned_share": 1 - counts["trained_samples"] / (self.steps_per_epoch * self.batch_samples),
+            "train_seconds": counts["train_seconds"],
+        }
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            metrics |= self.evaluate(self.model, self.test_loader, "test")
+            if self.averaged is not None:
+                metrics |= self.evaluate(self.averaged, self.test_loader, "ema_test")
+        return metrics
+
+    def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
+        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded only to choose."""
+        config, blocker = self.config, self.blocker
+        x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
+        if config.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        if isinstance(self.criterion_at_cut, pfb.PerClass):
+            self.criterion_at_cut.see(label)
+        x, label = mix(x, label, config.mix, len(self.source.classes))
+        share = self.schedule.share(self.lr_schedule.last_epoch, self.total_steps)
+        chosen = self.method.choose(self.model, self._losses, x, label, share)
+        if chosen is not None:
+            x, label, index = x[chosen], label[chosen], index[chosen]
+        output = self.model(x)
+        losses = self._losses(output, blocker.select(label))  # pfb, line 2
+        loss = self.method.reduce(losses, blocker.select(index))
+        self.accelerator.backward(loss)
+        self._record(batch["index"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        blocker.step()  # pfb, line 3
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.plain_model)
+        loaded = len(batch["index"])
+        return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
+        """Loss and accuracy over a loader, and what else the task is judged by, all named ``{name}_...``."""
+        model.eval()
+        classes, device = len(self.source.classes), self.accelerator.device
+        sums = torch.zeros(3, device=device, dtype=torch.float64)  # right, loss, samples
+        taken_for = torch.zeros(classes, classes, device=device, dtype=torch.float64)
+        for batch in loader:
+            label = batch["label"]
+            logits = task.logits_of(model(self.source.prepare_test(batch["input"])), label)
+            losses = task.losses(logits, label, self.config.label_smoothing)
+            right = task.accuracies(logits, label)
+            sums += torch.stack([right.sum(), losses.sum(), torch.ones_like(losses).sum()]).double()
+            if self.source.task == "segmentation":
+                taken_for += task.confusion(logits, label, classes)
+        right, loss, count = self.accelerator.reduce(sums, "sum").tolist()
+        found = {f"{name}_loss": loss / count, f"{name}_accuracy": right / count}
+        if self.source.task == "segmentation":
+            found[f"{name}_mean_iou"] = task.mean_iou(self.accelerator.reduce(taken_for, "sum"))
+        if self.source.task == "language" and self.config.label_smoothing == 0:
+            found[f"{name}_perplexity"] = math.exp(loss / count)
+        return found
+
+    def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Look at what was learned and what it cost, and write the summary."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            _save(self.records.state_dict(), config.out / "records.pt")
+        learned = self.evaluate(self.model, self.learned_loader, "train")
+        summary = {
+            "config": json.loads(config.to_json()),
+            "versions": versions(),
+            "device": self._device_name(),
+            "processes": accelerator.num_processes,
+            "task": self.source.task,
+            "cut": self.blocker.cut if self.blocks else None,
+            "full_samples": self.total_steps * self.batch_samples,
+            "classes": self.source.classes,
+            **metrics,
+            "train_accuracy": learned["train_accuracy"],
+            **self.totals,
+            **measure_full_cost(self.plain_model, self.blocker, self.source, config, accelerator, self.totals),
+            "peak_memory_bytes": _peak_memory(accelerator.device),
+        }
+        if accelerator.is_main_process:
+            checkpoint.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            console.print(render(summary))
+        accelerator.end_training()
+        return summary
+
+    def headline(self) -> str:
+        """What is about to be trained, on one or two lines."""
+        config, source = self.config, self.source
+        parameters = sum(p.numel() for p in self.plain_model.parameters())
+        lines = (
+            f"{config.data}: {_length(source.train)} training and {_length(source.test)} test samples, "
+            f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {self.accelerator.device}"
+        )
+        if self.blocks:
+            lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {self.blocker.cut!r}, {config.shallow}"
+        return lines
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            console.print(text, highlight=False)
+
+    def _losses(self, output: Any, label: Tensor) -> Tensor:
+        return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
+
+    def _record(self, index: Tensor) -> None:
+        selection = self.blocker.selection
+        if selection is not None:
+            self.records.add(index, selection.select(index), self.blocker.last_log_density)
+
+    def _device_name(self) -> str:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.get_device_name(self.accelerator.device)
+        return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def _check_task(config: TrainConfig, source: Source) -> None:
+    if source.task != "classification":
+        for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
+            if value != default:
+                raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of weights and BatchNorm statistics; the copy is never pruned."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
-    """For training, for the test, and some training images in order, to see how well they have been learned."""
-    workers = 0 if source.collate is not None else config.workers
+    """For training, for the test, and some training samples in order, to see how well they have been learned."""
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "num_workers": workers,
+        "num_workers": 0 if source.collate is not None else config.workers,
         "collate_fn": source.collate,
         "pin_memory": torch.cuda.is_available() and not config.cpu,
     }
@@ -228,32 +333,6 @@ def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tupl
         DataLoader(source.test, shuffle=False, **common),
         DataLoader(source.train, sampler=some, **common),
     )
-
-
-def _record(records: Records, blocker: pfb.Blocker, batch: Batch) -> None:
-    selection = blocker.selection
-    if selection is not None:
-        density = blocker.last_log_density
-        records.add(batch["index"], selection.select(batch["index"]), density)
-
-
-@torch.no_grad()
-def _evaluate(
-    accelerator: Accelerator, model: nn.Module, loader: Any, source: Source, criterion: nn.Module, name: str
-) -> dict[str, float]:
-    model.eval()
-    correct_loss_count = torch.zeros(3, device=accelerator.device, dtype=torch.float64)
-    for batch in loader:
-        logits = model(source.prepare_test(batch["image"]))
-        loss = criterion(logits, batch["label"]).sum()
-        correct = (logits.argmax(1) == batch["label"]).sum()
-        correct_loss_count += torch.stack([correct, loss, torch.full_like(loss, len(logits))]).double()
-    correct, loss, count = accelerator.reduce(correct_loss_count, "sum").tolist()
-    return {f"{name}_loss": loss / count, f"{name}_accuracy": correct / count}
-
-
-def _without_step(stats: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in stats.items() if name != "step"}
 
 
 def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
@@ -297,11 +376,10 @@ def _make_folder(config: TrainConfig) -> None:
         raise RunError(f"--out {run} cannot be written ({error})") from error
 
 
-def _save_records(accelerator: Accelerator, records: Records, config: TrainConfig) -> None:
-    if accelerator.is_main_process:
-        draft = config.out / "records.draft"
-        torch.save({name: value.cpu() for name, value in records.state_dict().items()}, draft)
-        draft.replace(config.out / "records.pt")
+def _save(state: dict[str, Any], place: Path) -> None:
+    draft = place.with_suffix(".draft")
+    torch.save({name: value.cpu() for name, value in state.items()}, draft)
+    draft.replace(place)
 
 
 @contextlib.contextmanager
@@ -318,24 +396,13 @@ def _progress(accelerator: Accelerator) -> Iterator[Progress]:
         yield progress
 
 
-def _say(accelerator: Accelerator, text: str) -> None:
-    if accelerator.is_main_process:
-        console.print(text, highlight=False)
-
-
 def _length(dataset: Any) -> int:
     return len(dataset)
 
 
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
-
-
-def _peak_memory(accelerator: Accelerator) -> int:
+def _peak_memory(device: torch.device) -> int:
     """Of the device where it can tell, else of this process."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(accelerator.device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024

@@ -1,16 +1,16 @@
-"""Models by name: small CIFAR ResNets of our own, all classifiers of torchvision and timm."""
+"""Models by name: small CIFAR ResNets of our own, all models of torchvision and timm, small transformers."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pfb.train.data import SMALL_IMAGE, Source
 from pfb.train.errors import RunError
-
-SMALL_IMAGE = 64  # up to this side a ResNet gets the CIFAR stem: 3x3, no max-pool
 
 
 def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
@@ -26,6 +26,15 @@ def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), classes, channels, image_size)
     return _from_torchvision(name, classes, channels, image_size)
+
+
+def build_for(source: Source, name: str) -> nn.Module:
+    """The model that ``--model`` names, for a task and its data."""
+    if source.task == "segmentation":
+        return _segmenter(name, len(source.classes))
+    if source.task == "language":
+        return _language_model(name, len(source.classes), source.image_size)
+    return build(name, len(source.classes), source.channels, source.image_size)
 
 
 class CifarResNet(nn.Module):
@@ -90,6 +99,31 @@ def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -
     elif channels != 3:
         raise RunError(f"torchvision's {name} takes images of 3 channels (got {channels}); use a ResNet or timm:NAME")
     return model
+
+
+def _segmenter(name: str, classes: int) -> nn.Module:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models.segmentation)
+    if name == "segformer":
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+        sizes: dict[str, Any] = {"num_labels": classes, "hidden_sizes": [16, 32, 64, 96], "decoder_hidden_size": 64}
+        return SegformerForSemanticSegmentation(SegformerConfig(**sizes))
+    if name not in names:
+        raise RunError(f"--model must be segformer or one of {', '.join(names)} for this data (got {name!r})")
+    model: nn.Module = torchvision.models.get_model(name, num_classes=classes, weights_backbone=None)
+    return model
+
+
+def _language_model(name: str, tokens: int, length: int) -> nn.Module:
+    if name != "gpt":
+        raise RunError(f"--model must be gpt for this data (got {name!r})")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=tokens, n_positions=length, n_embd=96, n_layer=6, n_head=4, use_cache=False)
+    )
 
 
 def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Module:

@@ -10,11 +10,10 @@ import torch
 from accelerate import Accelerator
 from rich.table import Table
 from torch import nn
-from torch.nn import functional as F
 
 import pfb
 from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
-from pfb.train import methods
+from pfb.train import methods, optim, task
 from pfb.train.config import TrainConfig
 from pfb.train.data import Source
 
@@ -44,12 +43,14 @@ def measure_full_cost(
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)
     estimator.load_state_dict(blocker.estimator.state_dict())
     twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=config.momentum)
+    optimizer = optim.optimizer(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     loader = torch.utils.data.DataLoader(
         source.train, batch_size=config.batch_size, drop_last=True, collate_fn=source.collate
     )
     prepared = [
-        (source.prepare_train(batch["image"].to(device)), batch["label"].to(device))
+        (source.prepare_train(batch["input"].to(device)), batch["label"].to(device))
         for batch in itertools.islice(loader, 2)
     ]
     batches = itertools.cycle(prepared)
@@ -61,7 +62,8 @@ def measure_full_cost(
         if config.channels_last:
             image = image.to(memory_format=torch.channels_last)
         with accelerator.autocast():
-            return F.cross_entropy(model(image), twin.select(label), label_smoothing=config.label_smoothing)
+            output, kept = model(image), twin.select(label)
+            return task.losses(task.logits_of(output, kept), kept, config.label_smoothing).mean()
 
     def step() -> None:
         forward().backward()  # type: ignore[no-untyped-call]
@@ -99,6 +101,9 @@ def render(summary: dict[str, Any]) -> Table:
     config = summary["config"]
     table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
     table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
+    for name, title in (("test_mean_iou", "mean IoU"), ("test_perplexity", "perplexity"), ("ema_test_accuracy", "EMA")):
+        if name in summary:
+            table.add_row(f"test {title}", f"{summary[name]:.4g}")
     table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
     full, trained = summary["full_samples"], summary["trained_samples"]
     table.add_row("samples loaded", f"{summary['samples']:,} of {full:,}")
