@@ -241,7 +241,7 @@ def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
         launched = subprocess.run(
             [
                 *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run"),
-                *("--standalone", "--nproc-per-node", "2", "--max-restarts", "1"),
+                *("--standalone", "--nproc-per-node", "2", "--max-restarts", "3"),
                 *(str(script), "--folder", str(tmp_path / name), *extra),
             ],
             capture_output=True,
@@ -256,7 +256,8 @@ def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
         )
         assert launched.returncode == 0, launched.stderr[-3000:]
         assert "40 steps on 2 ranks, which all hold the same estimate" in launched.stdout
-        assert ("exitcode" in launched.stderr) == bool(extra), "the death was noticed, and only that one"
+        # The straight run may restart too: gloo now and then aborts (exitcode -6) while a finished process exits.
+        assert ("exitcode: 1)" in launched.stderr) == bool(extra), "the death was noticed, and only that one"
     straight, broken = (torch.load(tmp_path / name / "state.pt") for name in ("straight", "broken"))
     assert torch.equal(straight["blocker"]["estimator"]["centers"], broken["blocker"]["estimator"]["centers"])
     assert all(torch.equal(a, broken["model"][name]) for name, a in straight["model"].items())
