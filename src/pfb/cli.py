@@ -31,7 +31,7 @@ def train(
     Args:
         config: all settings.
         resume: continue the run in this folder with its own settings, after its last finished epoch.
-        dry_run: check everything, take one step, and write nothing.
+        dry_run: check everything, take a full and a pruned step, and write nothing.
     """
     from pfb.train.loop import dry_run as check
     from pfb.train.loop import train as run

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pfb.train.config import TrainConfig
-from pfb.train.data import Source, load
+from pfb.train.data import Source, labels_of, load
 from pfb.train.errors import RunError
 
 GRID_CLASSES = 10
@@ -126,7 +126,7 @@ def _pruning(runs: list[_Run]) -> Figure:
         share = _kept_share(records)
         seen = share.isfinite()
         kept.hist(100 * share[seen].numpy(), bins=np.linspace(0, 100, 41), density=True, **style)
-        if run.source is not None and (labels := _labels(run.source)).shape == share.shape:
+        if run.source is not None and (labels := labels_of(run.source.train)).shape == share.shape:
             classes = run.source.classes
             means = [100 * float(share[seen & (labels == c)].nanmean()) for c in range(len(classes))]
             shown = np.argsort(means)[:: max(1, len(classes) // 20)] if len(classes) > 20 else np.arange(len(classes))
@@ -146,7 +146,7 @@ def _grid(run: _Run) -> Figure | None:
     """For each class a row: the samples kept most often on the left, those pruned most often on the right."""
     assert run.records is not None
     source, share = run.source, _kept_share(run.records)
-    if source is None or (labels := _labels(source)).shape != share.shape:
+    if source is None or (labels := labels_of(source.train)).shape != share.shape:
         return None
     dataset: Any = source.train
     rows = min(len(source.classes), GRID_CLASSES)
@@ -183,11 +183,6 @@ def _kept_share(records: dict[str, Tensor]) -> Tensor:
     """Per sample; NaN where it never stood in a pruned batch."""
     seen = records["seen"].float()
     return torch.where(seen > 0, records["kept"] / seen.clamp_min(1), torch.nan)
-
-
-def _labels(source: Source) -> Tensor:
-    dataset: Any = source.train
-    return dataset.labels if hasattr(dataset, "labels") else torch.tensor([label for _, label in dataset.files])
 
 
 def _png(figure: Figure) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,10 +45,21 @@ class _Enter(_Hook):
 
 
 class _Leave(_Hook):
-    """Forward hook on the model, for ``reuse``."""
+    """Forward hook on the model, for ``reuse``; it also runs when the forward fails."""
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and output is None and self.gate.selection is not None:
+            self._explain(sys.exc_info()[1])
         self.gate.leave()
+
+    def _explain(self, error: BaseException | None) -> None:
+        """The sizes in a layer's complaint do not tell where they come from."""
+        if error is not None:
+            error.add_note(
+                f"pfb: samples were stopped at the cut {self.cut_name!r} before this. If the sizes clash, something "
+                "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the forward, "
+                'a remembered batch size): use pfb.attach(..., shallow="recompute"), which selects the inputs instead.'
+            )
 
 
 class _Stop(_Hook):
@@ -144,7 +156,7 @@ def wire_reuse(model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> l
     return [
         model.register_forward_pre_hook(_Enter(gate, cut_name)),
         cut.register_forward_hook(_Stop(gate, cut_name)),
-        model.register_forward_hook(_Leave(gate, cut_name)),
+        model.register_forward_hook(_Leave(gate, cut_name), always_call=True),
     ]
 
 

@@ -8,7 +8,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pfb
 from pfb.train.errors import RunError
@@ -16,7 +16,7 @@ from pfb.train.errors import RunError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an image classifier with Partial Forward Blocking, uniform blocking, or on full data."""
+    """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
 
     data: str = "digits"
     """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes (generated pictures, to be
@@ -41,6 +41,8 @@ class TrainConfig:
     the baseline to beat. full: stop none. The others are published methods to compare with, see pfb.baselines."""
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
+    channel_dim: int | None = None
+    """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C, H, W], -1 for [N, T, C]."""
     prune: float = 0.4
     """Share of every batch that is stopped, in [0, 1)."""
     shallow: Literal["reuse", "recompute"] = "reuse"
@@ -147,6 +149,8 @@ class TrainConfig:
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except (OSError, ValueError) as error:
             raise RunError(f"--config {path} cannot be read ({error})") from error
+        if not isinstance(values, dict):
+            raise RunError(f"--config {path} must hold names and values (got a {type(values).__name__})")
         known = {f.name for f in dataclasses.fields(cls)}
         settings = {name.replace("-", "_"): value for name, value in values.items()}
         if unknown := sorted(settings.keys() - known):
@@ -155,10 +159,12 @@ class TrainConfig:
             raise RunError(f"--config {path}: {', '.join(map(repr, unknown))} is no setting.{hint}")
         for name in settings.keys() & {"data_root", "out"}:
             settings[name] = Path(settings[name])
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            raise RunError(f"--config {path}: a value has the wrong type ({error})") from error
+        hints = get_type_hints(cls)
+        for name, value in settings.items():
+            if not _fits(value, hints[name]):
+                wanted = str(hints[name] if get_args(hints[name]) else hints[name].__name__).replace("typing.", "")
+                raise RunError(f"--config {path}: {name} must be {wanted} (got {value!r})")
+        return cls(**settings)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
@@ -170,6 +176,17 @@ class TrainConfig:
             return cls(**values)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(f"the run's config.json was not written by this version of pfb train ({error})") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is of a setting's type; whole numbers may stand for any number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_args(hint):  # a type or None
+        return any(_fits(value, part) for part in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,11 @@ def load(config: TrainConfig) -> Source:
     raise RunError(f"--data must be digits, cifar10, cifar100, shapes, text or imagefolder:PATH (got {name!r})")
 
 
+def labels_of(dataset: Any) -> Tensor:
+    """All labels of a data set that :func:`load` made, in its order."""
+    return dataset.labels if isinstance(dataset, InMemory) else torch.tensor([label for _, label in dataset.files])
+
+
 def _in_memory(
     train: InMemory, test: InMemory, classes: list[str], config: TrainConfig, flip: bool, crop: int
 ) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -27,7 +28,7 @@ import pfb
 from pfb.train import checkpoint, methods, optim, task
 from pfb.train.augment import mix
 from pfb.train.config import TrainConfig
-from pfb.train.data import Batch, EpochSampler, Source, load
+from pfb.train.data import Batch, EpochSampler, Source, labels_of, load
 from pfb.train.errors import RunError
 from pfb.train.models import build_for
 from pfb.train.records import Records
@@ -57,12 +58,12 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Check everything that can be checked before the first step, take one step and one evaluation, and write nothing.
+    """Check all that can be checked, take a full and a pruned step and an evaluation of one batch, and write nothing.
 
     Raises:
         RunError: what the run itself would raise.
     """
-    training = Training(config)
+    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
     if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
         raise RunError(
             f"--out {config.out} is not empty: continue it with --resume, choose another, or pass --overwrite"
@@ -74,8 +75,8 @@ def dry_run(config: TrainConfig) -> None:
     training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
     training.say(training.headline())
     training.say(
-        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. One step and one evaluation went well; nothing "
-        "was written"
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an evaluation "
+        "went well; nothing was written"
     )
     training.accelerator.free_memory()
 
@@ -253,6 +254,7 @@ class Training:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
             _save(self.records.state_dict(), config.out / "records.pt")
+            self.records.write_csv(config.out / "samples.csv", labels_of(self.source.train))
         learned = self.evaluate(self.model, self.learned_loader, "train")
         summary = {
             "config": json.loads(config.to_json()),

@@ -75,6 +75,7 @@ def attach_as(
             cut,
             prune,
             shallow=config.shallow,
+            channel_dim=config.channel_dim,
             batchnorm=config.batchnorm if recompute else None,
             scoring_scale=config.scoring_scale if recompute else 1.0,
             importance=criterion,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,17 @@ class Records:
         self._seen.zero_()
         self._kept.zero_()
         self._log_density.fill_(torch.nan)
+
+    def write_csv(self, place: Path, labels: Tensor) -> None:
+        """One row per sample: its index, class (where it has one for the whole), and what is recorded of it."""
+        columns = [torch.arange(len(self.seen)), self.seen, self.kept, self.log_density]
+        names = ["index", "seen", "kept", "log_density"]
+        if labels.shape == self.seen.shape:
+            columns, names = [*columns, labels], [*names, "label"]
+        with place.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(names)
+            rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen, "kept": self.kept, "log_density": self.log_density}
