@@ -47,11 +47,6 @@ class TestTasks:
         assert 0 < summary["test_mean_iou"] < 1
         assert summary["trained_samples"] < summary["samples"]
 
-    def test_skip_connections_around_the_cut_are_explained(self, tmp_path):
-        with pytest.raises(RuntimeError) as failed:
-            dry_run(config(tmp_path / "run", data="shapes", model="segformer", batch_size=16, shallow="reuse"))
-        assert 'shallow="recompute"' in failed.value.__notes__[0]
-
     def test_a_segmentation_model_of_torchvision_with_an_auxiliary_head(self, tmp_path):
         dry_run(config(tmp_path / "run", data="shapes", model="deeplabv3_mobilenet_v3_large", batch_size=8))
 

@@ -106,8 +106,21 @@ def test_recompute_selects_every_input_and_the_labels_inside_the_forward():
 
 def test_reuse_fails_loudly_where_an_input_bypasses_the_cut():
     model = zoo.Bypass()
-    with pfb.attach(model, "shallow", 0.9), pytest.raises(RuntimeError, match="size"):
-        model(torch.randn(10, 6), gain=torch.rand(10))
+    with pfb.attach(model, "shallow", 0.9):
+        with pytest.raises(RuntimeError, match="size") as failed:
+            model(torch.randn(10, 6), gain=torch.rand(10))
+        assert 'shallow="recompute"' in failed.value.__notes__[0], "the way out"
+        with pytest.raises(TypeError) as failed:
+            model(torch.randn(10, 6), gian=None)
+        assert not hasattr(failed.value, "__notes__"), "an error of another origin is left alone"
+
+
+def test_other_hooks_on_the_cut_see_what_goes_on():
+    model, seen = zoo.mlp(6, 8, 3), []
+    model[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    with pfb.attach(model, "0", 0.5):
+        model(torch.randn(10, 6))
+    assert seen == [5]
 
 
 @pytest.mark.parametrize("call", ["positional", "keyword"])

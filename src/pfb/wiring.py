@@ -155,7 +155,7 @@ def wire_reuse(model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> l
     """Register the hooks of ``reuse`` and return their handles."""
     return [
         model.register_forward_pre_hook(_Enter(gate, cut_name)),
-        cut.register_forward_hook(_Stop(gate, cut_name)),
+        cut.register_forward_hook(_Stop(gate, cut_name), prepend=True),  # other hooks see what goes on
         model.register_forward_hook(_Leave(gate, cut_name), always_call=True),
     ]
 
