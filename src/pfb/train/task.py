@@ -59,7 +59,7 @@ def mean_iou(confusion_CC: Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> mean_iou(torch.tensor([[3.0, 1.0], [0.0, 4.0]]))  # (3 / 4 + 4 / 5) / 2
+        >>> mean_iou(torch.tensor([[3.0, 1.0], [0.0, 4.0]], dtype=torch.float64))  # (3 / 4 + 4 / 5) / 2
         0.775
     """
     right = confusion_CC.diag()
