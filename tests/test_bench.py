@@ -1,4 +1,4 @@
-"""The comparison's statistics by hand, and a small grid end to end."""
+"""The comparison's statistics by hand; every benchmark end to end, small."""
 
 import json
 import math
@@ -7,8 +7,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import pfb
 from pfb import cli
-from pfb.bench import accuracy, comparison
+from pfb.bench import accuracy, comparison, memory, scoring, speed
 from pfb.train.config import TrainConfig
 from pfb.train.data import load
 from pfb.train.errors import RunError
@@ -121,3 +122,72 @@ def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     for name in ("tradeoff.png", "curves.png", "table.md"):
         assert (tmp_path / name).stat().st_size > 0
     assert not math.isnan(torch.tensor([r["test_accuracy"] for r in again]).sum().item())
+
+
+def test_the_whole_suite_of_a_device(tmp_path, capsys):
+    """One command measures everything; a second one finds it there, and the report draws what was saved."""
+    cli.main(["bench", "suite", "--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    results = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
+    expected = {"speed-resnet8", "speed-resnet8-compiled", "profile-resnet8", "memory", "plan", "scoring"}
+    assert set(results) == expected | {"speed-resnet18-cifar"}
+    for name, numbers in results.items():
+        assert {"config", "versions", "device", "threads"} <= numbers.keys(), name
+        assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
+        assert (tmp_path / f"{name}.md").read_text().startswith("|")
+    steps = results["speed-resnet8"]["results"][1]["steps"]
+    assert steps["recompute-filled"]["samples"] == pfb.batch_size_for(8, 0.4)
+    assert steps["recompute"]["saved_bytes"] < steps["reuse"]["saved_bytes"] < steps["full"]["saved_bytes"]
+    capsys.readouterr()
+    cli.main(["bench", "suite", "--tiny", "--device", "cpu", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.count("is there already") == len(results)
+    page = tmp_path / "page.html"
+    cli.main(["report", str(tmp_path / "speed-resnet8.json"), "--out", str(page)])
+    assert "Time saved (speed-resnet8)" in page.read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path / "plan.json"), "--out", str(page)])
+    assert "no result of pfb bench speed" in capsys.readouterr().err
+
+
+def test_agreement_of_cheaper_features(tmp_path):
+    grid = ["--recipe.model", "resnet14", "--recipe.train-samples", "512", "--recipe.batch-size", "64", "--recipe.cpu"]
+    grid += ["--recipe.n-centers", "8", "--recipe.epochs", "2", "--dims", "8", "--repeats", "1"]
+    cli.main(["bench", "agreement", *grid, "--out", str(tmp_path / "agreement.json")])
+    ways = json.loads((tmp_path / "agreement.json").read_text())["ways"]
+    assert ways["plain"]["rank_correlation"]["median"] == pytest.approx(1)
+    assert ways["plain"]["same_kept"]["median"] == 1
+    assert ways["bfloat16"]["rank_correlation"]["median"] > ways["half the resolution"]["rank_correlation"]["median"]
+    assert {"after `layer1.0`", "random projection to 8", "average of neighbours to 8"} <= ways.keys()
+
+
+def test_the_literal_form_chooses_and_moves_as_pfb_does():
+    torch.manual_seed(0)
+    x, estimator = torch.randn(60, 5), pfb.DensityEstimator(8)
+    estimator.accumulate(torch.randn(40, 5))
+    estimator.apply()
+    literal = scoring._Literal(x, estimator, 30)
+    literal()
+    kept = (-estimator.log_density(x)).topk(30).indices
+    estimator.accumulate(x[kept])
+    estimator.apply()
+    torch.testing.assert_close(literal.centers_CD.float(), estimator.centers)
+    torch.testing.assert_close(literal.counts_C.long(), estimator.counts)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 100, 511, 512])
+def test_the_largest_batch_is_found(limit):
+    assert memory.largest(lambda n: n <= limit) == limit
+    assert memory.largest(lambda n: True, limit=64) == 64
+
+
+def test_the_saved_share_is_drawn_as_measured():
+    row = {"ratio": {"median": 0.7, "low": 0.6, "high": 0.75}}
+    numbers = {
+        "config": {"model": "m", "image_size": 8, "batch_size": 4},
+        "device": "d",
+        "results": [{"prune": 0.4, "steps": {"full": row, "reuse": row}}],
+    }
+    axes = speed.draw(numbers).axes[0]
+    (drawn,) = axes.containers
+    assert drawn.lines[0].get_xydata().tolist() == [pytest.approx([40.0, 30.0])]
+    low, high = drawn.lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == (pytest.approx(25.0), pytest.approx(40.0))

@@ -109,6 +109,22 @@ def test_attaching_after_compiling_is_refused():
         pfb.attach(model, "layer1")
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided(told, shallow):
+    """PyTorch does not look at hooks when it chooses among the compiled code of one class, unless it is told to."""
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=not told):
+        x = torch.randn(8, 3, 8, 8)
+        assert len(torch.compile(zoo.SmallNet(), backend=Counter(), dynamic=False)(x)) == 8
+        model = zoo.SmallNet()
+        blocker = pfb.attach(model, "layer1", 0.5, shallow=shallow)
+        out = torch.compile(model, backend=Counter(), dynamic=False)(x)
+    if told or len(out) == 4:
+        assert len(blocker.select(torch.arange(8))) == len(out) == 4
+    else:
+        with pytest.raises(RuntimeError, match="skip_nnmodule_hook_guards"):
+            blocker.select(torch.arange(8))
+
+
 def test_hooks_that_a_compiled_model_ignores_are_noticed():
     """Attach to the inner model of one compiled and run before: PyTorch may ignore the new hooks silently."""
     model = zoo.SmallNet()

@@ -25,7 +25,7 @@ CORE = [
     "measure",
     "planner",
 ]
-OUTER = ["integrations", "baselines", "train", "report", "bench", "cli"]
+OUTER = ["integrations", "baselines", "train", "bench", "report", "cli"]
 
 
 def imported(path):

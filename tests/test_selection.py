@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfb.selection import Selection, keep_count, keep_largest
+from pfb.selection import Selection, batch_size_for, keep_count, keep_largest
 
 
 @given(n=st.integers(0, 5000), hundredths=st.integers(0, 99))
@@ -51,3 +51,16 @@ def test_selection_of_trees_and_lists():
         selection.select_list(["p", "q"])
     with pytest.raises(ValueError, match="`batch 1`"):
         selection.select(torch.arange(3), torch.arange(4))
+
+
+@given(st.integers(1, 2000), st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.4, 0.5, 0.7, 0.9, 0.99]))
+def test_the_batch_that_fills_the_deep_layers_is_the_largest_that_fits(kept, prune):
+    n = batch_size_for(kept, prune)
+    assert keep_count(n, prune) == kept
+    assert keep_count(n + 1, prune) > kept
+
+
+@pytest.mark.parametrize(("kept", "prune"), [(0, 0.4), (4, 1.0), (4, -0.1)])
+def test_no_batch_fills_an_impossible_demand(kept, prune):
+    with pytest.raises(ValueError, match="kept"):
+        batch_size_for(kept, prune)

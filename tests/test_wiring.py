@@ -272,6 +272,39 @@ def test_scoring_at_half_the_resolution():
         model(torch.randn(10, 6))
 
 
+def test_the_scoring_pass_alone_runs_in_low_precision():
+    model, seen = zoo.SmallNet(), []
+    model.layer1.register_forward_hook(lambda module, args, output: seen.append((len(output), output.dtype)))
+    with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_dtype=torch.bfloat16) as blocker:
+        out = model(torch.randn(8, 3, 8, 8))
+        out.sum().backward()
+        blocker.step()
+    assert seen == [(4, torch.float32)], "the scoring pass ends at the cut, before other hooks"
+    assert out.dtype == torch.float32
+    assert all(p.grad is not None for p in model.parameters()), "no weight was lost in autocast's cache"
+    assert blocker._gate.last_features.dtype == torch.float32
+
+
+def test_low_precision_changes_features_only_a_little():
+    torch.manual_seed(0)
+    model, x = zoo.SmallNet(), torch.randn(8, 3, 8, 8)
+    features = []
+    for dtype in (None, torch.bfloat16):
+        with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_dtype=dtype) as blocker:
+            model(x)
+            features.append(blocker._gate.last_features)
+    assert not torch.equal(*features), "it did run in low precision"
+    torch.testing.assert_close(*features, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("wrong", [{"scoring_dtype": torch.float64}, {"scoring_dtype": "bf16"}])
+def test_scoring_in_another_type_is_refused(wrong):
+    with pytest.raises(ValueError, match="scoring_dtype"):
+        pfb.attach(zoo.SmallNet(), "layer1", shallow="recompute", **wrong)
+    with pytest.raises(ValueError, match="recompute"):
+        pfb.attach(zoo.SmallNet(), "layer1", scoring_dtype=torch.bfloat16)
+
+
 def test_a_frozen_shallow_part(shallow):
     """Shallow layers in evaluation mode and without gradients are still cut at: the deep part is what costs."""
     model = zoo.SmallNet("batch")

@@ -5,7 +5,7 @@ from pfb.estimator import DensityEstimator
 from pfb.importance import PerClass, RareFirst, Stratified, Tempered, Uniform
 from pfb.planner import Plan, plan
 from pfb.schedule import Schedule, window
-from pfb.selection import Selection
+from pfb.selection import Selection, batch_size_for
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "Tempered",
     "Uniform",
     "attach",
+    "batch_size_for",
     "plan",
     "window",
 ]

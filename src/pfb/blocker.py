@@ -96,7 +96,9 @@ class Blocker:
         if not (self._ever_reached or self._gate.reached) and self._expects_pruning():
             raise RuntimeError(
                 f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
-                "called, its hooks did not run: attach before torch.compile, and call the model itself, not its `.forward`."
+                "called, its hooks did not run: attach before torch.compile, and call the model itself, not its `.forward`. "
+                "If a model of the same class without a blocker was compiled before, PyTorch ran its code again: set "
+                "`torch._dynamo.config.skip_nnmodule_hook_guards = False` before compiling either."
             )
         return trees[0] if len(trees) == 1 else trees
 
@@ -278,6 +280,7 @@ def attach(
     channel_dim: int | None = None,
     batchnorm: Literal["running", "batch"] | None = None,
     scoring_scale: float = 1.0,
+    scoring_dtype: torch.dtype | None = None,
     shared: tuple[str, ...] = (),
 ) -> Blocker:
     """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv 2506.23674).
@@ -305,6 +308,8 @@ def attach(
             default) or those of the ``"batch"``. Running statistics move once per step either way.
         scoring_scale: for ``"recompute"``, the resolution of the scoring pass as a part of the images', in (0, 1]: 0.5
             makes it four times cheaper for convolutional nets, and coarser. Inputs without images are refused.
+        scoring_dtype: for ``"recompute"``, ``torch.bfloat16`` or ``torch.float16`` to run the scoring pass under autocast
+            where training itself does not.
         shared: for ``"recompute"``, names of the model's inputs that belong to the batch as a whole.
 
     Returns:
@@ -340,9 +345,12 @@ def attach(
         raise ValueError(f'`batchnorm` must be "running" or "batch" (got {batchnorm!r})')
     if isinstance(scoring_scale, bool) or not isinstance(scoring_scale, (int, float)) or not 0 < scoring_scale <= 1:
         raise ValueError(f"`scoring_scale` must be a part of the images' resolution in (0, 1] (got {scoring_scale!r})")
-    if shallow == "reuse" and (batchnorm is not None or shared or scoring_scale != 1):
+    if scoring_dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"`scoring_dtype` must be torch.bfloat16, torch.float16 or None (got {scoring_dtype!r})")
+    if shallow == "reuse" and (batchnorm is not None or shared or scoring_scale != 1 or scoring_dtype is not None):
         raise ValueError(
-            '`batchnorm`, `scoring_scale` and `shared` belong to shallow="recompute"; leave them out with "reuse"'
+            '`batchnorm`, `scoring_scale`, `scoring_dtype` and `shared` belong to shallow="recompute"; leave them out '
+            'with "reuse"'
         )
     if feature_dim is not None and (
         isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
@@ -369,7 +377,10 @@ def attach(
     if shallow == "reuse":
         handles = wiring.wire_reuse(model, module, name, gate)
     else:
-        handles = wiring.wire_recompute(model, module, name, gate, batchnorm == "batch", scoring_scale, tuple(shared))
+        batch_statistics = batchnorm == "batch"
+        handles = wiring.wire_recompute(
+            model, module, name, gate, batch_statistics, scoring_scale, scoring_dtype, tuple(shared)
+        )
     return Blocker(gate, handles, name, shallow, schedule, total_steps, model)
 
 

@@ -11,10 +11,14 @@ from typing import Annotated, Literal
 import tyro
 
 from pfb.bench.accuracy import AccuracyConfig
+from pfb.bench.agreement import AgreementConfig
 from pfb.bench.criterion import CriterionConfig
+from pfb.bench.memory import MemoryConfig
 from pfb.bench.plan import PlanConfig
-from pfb.bench.reduction import ReductionConfig
+from pfb.bench.profile import ProfileConfig
+from pfb.bench.scoring import ScoringConfig
 from pfb.bench.speed import SpeedConfig
+from pfb.bench.suite import SuiteConfig
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
 
@@ -53,8 +57,8 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
     """Write one page on one or several runs: curves, pruned share, densities, and the samples kept most and least.
 
     Args:
-        runs: folders of finished runs.
-        out: the page, .html or .png; by default report.html in the first run.
+        runs: folders of runs; or result files of pfb bench speed, of which the time saved is drawn against the share pruned.
+        out: the page, .html or .png; by default report.html beside the first.
     """
     from pfb.report import write
 
@@ -107,7 +111,7 @@ def plan(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, criterion, speed, plan, reduction, zoo; see pfb bench --help."""
+    """Benchmarks: accuracy, criterion, agreement, speed, memory, profile, scoring, plan, suite, zoo; see pfb bench --help."""
 
 
 @bench_app.command
@@ -122,6 +126,38 @@ def accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
 def speed(config: Annotated[SpeedConfig, tyro.conf.arg(name="")]) -> None:
     """Time full, pruned and ideal training steps in turn."""
     from pfb.bench.speed import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def scoring(config: Annotated[ScoringConfig, tyro.conf.arg(name="")]) -> None:
+    """Time scoring against samples, centers and dimensions, beside the literal form of the equations."""
+    from pfb.bench.scoring import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def memory(config: Annotated[MemoryConfig, tyro.conf.arg(name="")]) -> None:
+    """Find the largest batch that fits, full and pruned."""
+    from pfb.bench.memory import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def profile(config: Annotated[ProfileConfig, tyro.conf.arg(name="")]) -> None:
+    """Time each part of a training step, full and pruned."""
+    from pfb.bench.profile import run
+
+    print(f"wrote {run(config)}")
+
+
+@bench_app.command
+def suite(config: Annotated[SuiteConfig, tyro.conf.arg(name="")]) -> None:
+    """Measure one device: every benchmark of speed and memory with the project's published settings."""
+    from pfb.bench.suite import run
 
     print(f"wrote {run(config)}")
 
@@ -143,9 +179,9 @@ def criterion(config: Annotated[CriterionConfig, tyro.conf.arg(name="")]) -> Non
 
 
 @bench_app.command
-def reduction(config: Annotated[ReductionConfig, tyro.conf.arg(name="")]) -> None:
-    """Compare ways to reduce wide features."""
-    from pfb.bench.reduction import run
+def agreement(config: Annotated[AgreementConfig, tyro.conf.arg(name="")]) -> None:
+    """Compare what cheaper scoring passes and reduced features choose."""
+    from pfb.bench.agreement import run
 
     print(f"wrote {run(config)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pfb import cuts, tree
 from pfb.blocker import attach
 from pfb.features import batched_tensor, leaves
-from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
+from pfb.measure import Clock, Spread, count_saved_bytes, interleaved_seconds
 from pfb.selection import keep_count, parts
 from pfb.wiring import output_of
 
@@ -116,6 +117,7 @@ def plan(
     *,
     cut: str | None = None,
     repeats: int = 7,
+    clock: Clock = time.perf_counter,
     on_round: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Measure what stopping samples would save at each candidate cut, in both wirings.
@@ -132,6 +134,7 @@ def plan(
         prune: share to stop, in [0, 1).
         cut: the cut to recommend a wiring for; ``None``: the first stage, or the first candidate where none is found.
         repeats: counted rounds; more for a busy machine.
+        clock: what tells the time in seconds; ``time.process_time`` is steadier on a busy CPU.
         on_round: called after every round, for progress.
 
     Raises:
@@ -172,7 +175,7 @@ def plan(
         timed[f"decide {name}"] = part.decide_again
         timed[f"all {name}"] = lambda part=part: part.train(args, kwargs)  # type: ignore[misc]
         timed[f"few {name}"] = lambda part=part: part.train(few_args, few_kwargs)  # type: ignore[misc]
-    seconds = interleaved_seconds(timed, device, repeats, on_round=on_round)
+    seconds = interleaved_seconds(timed, device, repeats, clock=clock, on_round=on_round)
     in_all, in_few = _saved_bytes(model, names, args, kwargs), _saved_bytes(model, names, few_args, few_kwargs)
 
     def ratio(combine: Callable[[dict[str, float]], float]) -> float:

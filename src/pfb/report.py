@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pfb.bench import speed
 from pfb.train.config import TrainConfig
 from pfb.train.data import Source, labels_of, load
 from pfb.train.errors import RunError
@@ -29,7 +30,8 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     """Write the page of some runs; the pictures of samples are those of the first pruned one.
 
     Args:
-        runs: folders that ``pfb train`` wrote; unfinished ones are shown as far as they got.
+        runs: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got; and ``.json`` files that
+            ``pfb bench speed`` wrote.
         out: ``.html`` for a page in one file, ``.png`` for the figures in one picture.
 
     Raises:
@@ -37,12 +39,14 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     """
     if not runs:
         raise RunError("pfb report needs at least one run folder")
-    out = out or runs[0] / "report.html"
+    out = out or (runs[0].parent if runs[0].suffix == ".json" else runs[0]) / "report.html"
     if out.suffix not in (".html", ".png"):
         raise RunError(f"--out must end in .html or .png (got {out})")
-    loaded = [_Run(folder) for folder in runs]
+    loaded = [_Run(folder) for folder in runs if folder.suffix != ".json"]
     with mpl.rc_context(STYLE):
-        figures = {"Learning curves": _curves(loaded)}
+        figures = {f"Time saved ({file.stem})": speed.draw(_measured(file)) for file in runs if file.suffix == ".json"}
+        if loaded:
+            figures["Learning curves"] = _curves(loaded)
         pruned = [run for run in loaded if run.records is not None and int(run.records["seen"].sum()) > 0]
         if pruned:
             figures["What was pruned"] = _pruning(pruned)
@@ -57,6 +61,16 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
         draft.write_text(_page(loaded, figures))
     draft.replace(out)
     return out
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    try:
+        numbers: dict[str, Any] = json.loads(file.read_text())
+        if "steps" in numbers["results"][0]:
+            return numbers
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        pass
+    raise RunError(f"{file} holds no result of pfb bench speed")
 
 
 class _Run:
@@ -224,6 +238,12 @@ def _page(runs: list[_Run], figures: dict[str, Figure]) -> str:
         "same on full data",
         "time saved",
     )
+    table = f"""<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>
+{rows}</table>
+<p>Full-data time is the run's own plus, for each pruned step, the measured difference between an unpruned and a pruned
+step. Densities and kept shares cover the pruned part of training.</p>
+"""
+    table = table if runs else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>pfb report</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -234,11 +254,7 @@ table {{ border-collapse: collapse; font-size: 0.85rem; }}
 th, td {{ text-align: left; padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; }}
 </style></head><body>
 <h1>pfb report</h1>
-<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>
-{rows}</table>
-<p>Full-data time is the run's own plus, for each pruned step, the measured difference between an unpruned and a pruned
-step. Densities and kept shares cover the pruned part of training.</p>
-{pictures}</body></html>
+{table}{pictures}</body></html>
 """
 
 

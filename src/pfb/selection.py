@@ -72,6 +72,32 @@ def keep_count_of_parts(batch_size: int, pruned_parts: int) -> int:
     return max(batch_size - pruned_parts * batch_size // PRECISION, min(2, batch_size))
 
 
+def batch_size_for(kept: int, prune: float) -> int:
+    """The largest batch of which :func:`keep_count` keeps ``kept``: what to load so that the deep layers stay full.
+
+    Args:
+        kept: samples that should go on, such as the batch size that fills the device.
+        prune: share that stops, in [0, 1).
+
+    Raises:
+        ValueError: ``kept`` below 1, or a share outside [0, 1).
+
+    Example:
+        >>> batch_size_for(128, 0.4), keep_count(213, 0.4), keep_count(214, 0.4)
+        (213, 128, 129)
+    """
+    if kept < 1 or not 0 <= prune < 1:
+        raise ValueError(
+            f"`kept` must be at least 1 and `prune` a share in [0, 1) (got kept={kept!r}, prune={prune!r})"
+        )
+    n = int(kept / (1 - prune))
+    while keep_count(n, prune) > kept:
+        n -= 1
+    while keep_count(n + 1, prune) <= kept:
+        n += 1
+    return n
+
+
 def keep_largest(importance_N: Tensor, k: int) -> Tensor:
     """Indices ``[k]`` (int64, ascending) of the k most important samples; NaN counts as most important.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pfb import tree
-from pfb.features import batched_tensor
+from pfb.features import batched_tensor, leaves
 from pfb.gate import Gate, in_backward
 
 
@@ -109,10 +109,16 @@ class _SelectInputs(_Hook):
     """Forward pre-hook on the model, for ``recompute``: score without graph, then keep the chosen inputs."""
 
     def __init__(
-        self, gate: Gate, cut_name: str, batch_statistics: bool, scale: float, shared: tuple[str, ...]
+        self,
+        gate: Gate,
+        cut_name: str,
+        batch_statistics: bool,
+        scale: float,
+        dtype: torch.dtype | None,
+        shared: tuple[str, ...],
     ) -> None:
         super().__init__(gate, cut_name)
-        self.batch_statistics, self.scale, self.shared = batch_statistics, scale, shared
+        self.batch_statistics, self.scale, self.dtype, self.shared = batch_statistics, scale, dtype, shared
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.gate.enter(model.training):
@@ -128,8 +134,11 @@ class _SelectInputs(_Hook):
         self.gate.scoring = True
         if self.scale < 1:
             args, kwargs = tree.shrink_images((args, kwargs), self.scale)
+        precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.dtype is not None:
+            precision = torch.autocast(next(leaves((args, kwargs))).device.type, self.dtype)
         try:
-            with torch.no_grad(), _no_autocast_cache(), _scoring_mode(model, self.batch_statistics):
+            with torch.no_grad(), _no_autocast_cache(), scoring_mode(model, self.batch_statistics), precision:
                 model.forward(*args, **kwargs)
         except _Reached as reached:
             return reached.args[0]
@@ -155,7 +164,7 @@ def wire_reuse(model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> l
     """Register the hooks of ``reuse`` and return their handles."""
     return [
         model.register_forward_pre_hook(_Enter(gate, cut_name)),
-        cut.register_forward_hook(_Stop(gate, cut_name), prepend=True),  # other hooks see what goes on
+        cut.register_forward_hook(_Stop(gate, cut_name), prepend=True),  # other hooks see the kept samples only
         model.register_forward_hook(_Leave(gate, cut_name), always_call=True),
     ]
 
@@ -167,13 +176,14 @@ def wire_recompute(
     gate: Gate,
     batch_statistics: bool,
     scale: float,
+    dtype: torch.dtype | None,
     shared: tuple[str, ...],
 ) -> list[RemovableHandle]:
     """Register the hooks of ``recompute`` and return their handles."""
-    select_inputs = _SelectInputs(gate, cut_name, batch_statistics, scale, shared)
+    select_inputs = _SelectInputs(gate, cut_name, batch_statistics, scale, dtype, shared)
     return [
         model.register_forward_pre_hook(select_inputs, with_kwargs=True),
-        cut.register_forward_hook(_Catch(gate, cut_name)),
+        cut.register_forward_hook(_Catch(gate, cut_name), prepend=True),  # other hooks see the kept samples only
     ]
 
 
@@ -202,7 +212,7 @@ def is_wired(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
     """Evaluation mode for the scoring pass, then every module's own mode again.
 
     With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running statistics. Either

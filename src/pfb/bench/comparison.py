@@ -90,10 +90,14 @@ def learning_curves(runs: list[Run]) -> Figure:
                     for epoch in run["epochs"]:
                         if "test_accuracy" in epoch:
                             tested.setdefault(epoch["epoch"], []).append(100 * epoch["test_accuracy"])
-                means = [statistics.mean(values) for values in tested.values()]
+                means = {e: statistics.mean(values) for e, values in tested.items() if len(values) == len(group)}
                 style = methods.index(method)
                 axes.plot(
-                    list(tested), means, label=method, color=f"C{style % 10}", linestyle=("-", "--", ":")[style % 3]
+                    list(means),
+                    list(means.values()),
+                    label=method,
+                    color=f"C{style % 10}",
+                    linestyle=("-", "--", ":")[style % 3],
                 )
         axes.set(title=f"{prune:.0%} pruned", xlabel="epoch")
         axes.grid(alpha=0.3)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
+from pfb.bench.agreement import rank_correlation
 from pfb.features import batched_tensor, pool
 from pfb.selection import keep_count, keep_largest
 from pfb.train import checkpoint
@@ -22,7 +22,7 @@ from pfb.train.config import TrainConfig, without_folders
 from pfb.train.data import EpochSampler, Source, load
 from pfb.train.models import build
 from pfb.train.versions import versions
-from pfb.wiring import output_of
+from pfb.wiring import output_of, scoring_mode
 
 RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the largest density: so many nats below it
 
@@ -168,8 +168,8 @@ def _look(
         kept = torch.zeros(len(density), dtype=torch.bool, device=device)
         kept[keep_largest(-density, keep_count(len(density), config.prune))] = True
         rows[cut] = {
-            "loss": _rank_correlation(-density, loss),
-            "gradient": _rank_correlation(-density, gradient),
+            "loss": rank_correlation(-density, loss),
+            "gradient": rank_correlation(-density, gradient),
             "spread": float(density.std()),
             "random": float((density < density.max() - RANDOM_TERM).float().mean()),
             "kept_by_class": [float(kept[label == c].float().mean()) for c in range(len(source.classes))],
@@ -179,12 +179,5 @@ def _look(
 
 def _features(model: nn.Module, cut: str, image: Tensor) -> Tensor:
     """As the scoring pass of ``recompute`` sees them: in evaluation mode, without graph."""
-    was_training = model.training
-    model.eval()
-    output = batched_tensor(output_of(model, model.get_submodule(cut), (image,), {}))
-    model.train(was_training)
-    return pool(output, 1)
-
-
-def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
+    with scoring_mode(model, batch_statistics=False):
+        return pool(batched_tensor(output_of(model, model.get_submodule(cut), (image,), {})), 1)

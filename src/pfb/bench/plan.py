@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +10,9 @@ import torch
 from torch.nn import functional as F
 
 import pfb
-from pfb.measure import Spread, interleaved_seconds
-from pfb.train import checkpoint
+from pfb.bench import results
+from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.train.models import build
-from pfb.train.versions import processor, versions
 
 
 @dataclass(frozen=True)
@@ -30,38 +28,31 @@ class PlanConfig:
         "timm:regnety_002",
     )
     image_size: int = 64
-    """Models that need another size are given theirs by name in the table."""
+    classes: int = 10
     batch_size: int = 32
     prune: float = 0.4
     repeats: int = 9
+    device: str | None = None
+    """By default the accelerator if there is one, else the CPU."""
     threads: int | None = None
+    clock: Literal["wall", "cpu"] = "wall"
+    """Elapsed seconds, or CPU seconds of this process."""
+    precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
     out: Path = Path("runs/plan.json")
     """All numbers (.json) and, beside it, the table (.md)."""
 
 
 def run(config: PlanConfig) -> Path:
     """Plan, measure, write the numbers and the table; returns the table's path."""
-    from rich.console import Console
     from rich.progress import track
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
+    device = results.device_of(config.device)
     rows = [_row(name, config, device) for name in track(config.models, "models")]
-    numbers = {
-        "config": {name: value for name, value in asdict(config).items() if name != "out"},
-        "versions": versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "rows": rows,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(config.out, json.dumps(numbers, indent=1))
-    table = config.out.with_suffix(".md")
-    checkpoint.write_text(table, render(numbers))
-    Console().print(table.read_text(), highlight=False, markup=False)
-    return table
+    numbers = {**results.origin(asdict(config), device), "rows": rows}
+    return results.write(config.out, numbers, render(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:
@@ -83,10 +74,15 @@ def render(numbers: dict[str, Any]) -> str:
 
 def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = build(name, 10, 3, config.image_size).to(device)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    clock = clock_of(config.clock)
+    model = build(name, config.classes, 3, config.image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(config.batch_size, 3, config.image_size, config.image_size, device=device)
-    label = torch.randint(10, (config.batch_size,), device=device)
-    found = pfb.plan(model, image, config.prune, repeats=config.repeats)
+    image = image.to(memory_format=layout)
+    label = torch.randint(config.classes, (config.batch_size,), device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    with autocast:
+        found = pfb.plan(model, image, config.prune, repeats=config.repeats, clock=clock)
     best = found.recommended
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     seconds: dict[str, Spread] = {}
@@ -95,7 +91,9 @@ def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
         with pfb.attach(model, found.cut, config.prune, shallow=wiring) as blocker:
 
             def step(blocker: pfb.Blocker = blocker) -> None:
-                F.cross_entropy(model(image), blocker.select(label)).backward()  # type: ignore[no-untyped-call]
+                with autocast:
+                    loss = F.cross_entropy(model(image), blocker.select(label))
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
                 blocker.step()
@@ -104,7 +102,7 @@ def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
                 with blocker.paused():
                     step(blocker)
 
-            times = interleaved_seconds({"full": full_step, "pruned": step}, device, config.repeats)
+            times = interleaved_seconds({"full": full_step, "pruned": step}, device, config.repeats, clock=clock)
         seconds[wiring] = Spread.of_ratios(times["pruned"], times["full"])
     return {
         "model": name,

@@ -1,0 +1,155 @@
+"""Where does the time of a step go? Its parts one after the other, full and pruned in both wirings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import pfb
+from pfb.bench import results
+from pfb.measure import Clock, Spread, clock_of, synchronize
+from pfb.train.models import build
+
+PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
+"""``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either wiring."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Time each part of a training step, full and pruned."""
+
+    model: str = "resnet18"
+    batch_size: int = 128
+    image_size: int = 32
+    classes: int = 10
+    prune: float = 0.4
+    repeats: int = 10
+    warmup: int = 2
+    precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
+    device: str | None = None
+    """By default the accelerator if there is one, else the CPU."""
+    threads: int | None = None
+    clock: Literal["wall", "cpu"] = "wall"
+    """Elapsed seconds, or CPU seconds of this process."""
+    out: Path = Path("runs/profile.json")
+    """All numbers (.json) and, beside it, the table (.md)."""
+
+
+def run(config: ProfileConfig) -> Path:
+    """Measure, write the numbers and the table; returns the table's path."""
+    from rich.progress import track
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = results.device_of(config.device)
+    steps = {
+        "full": _Step(config, device, None),
+        "reuse": _Step(config, device, "reuse"),
+        "recompute": _Step(config, device, "recompute"),
+    }
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    for number in track(range(config.warmup + config.repeats), "rounds"):
+        for name, step in steps.items():
+            parts = step()
+            if number >= config.warmup:
+                rounds[name].append(parts)
+    numbers = {
+        **results.origin(asdict(config), device),
+        "parts": {
+            name: {part: asdict(Spread.of([r[part] for r in taken])) for part in PARTS}
+            for name, taken in rounds.items()
+        },
+    }
+    return results.write(config.out, numbers, render(numbers))
+
+
+def render(numbers: dict[str, Any]) -> str:
+    """Markdown table of medians in milliseconds and in percent of the full step."""
+    full = sum(part["median"] for part in numbers["parts"]["full"].values())
+    lines = [f"| part | {' | '.join(numbers['parts'])} |", "|---" * (1 + len(numbers["parts"])) + "|"]
+    for part in PARTS:
+        cells = [steps[part]["median"] for steps in numbers["parts"].values()]
+        lines.append(f"| {part} | {' | '.join(_cell(cell, full) for cell in cells)} |")
+    sums = [sum(part["median"] for part in steps.values()) for steps in numbers["parts"].values()]
+    lines.append(f"| all | {' | '.join(_cell(cell, full) for cell in sums)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(seconds: float, full: float) -> str:
+    return f"{1000 * seconds:.1f} ms ({seconds / full:.1%})" if seconds else ""
+
+
+class _Step:
+    """A training step that stops the clock between its parts; calling it returns seconds by part."""
+
+    def __init__(
+        self, config: ProfileConfig, device: torch.device, shallow: Literal["reuse", "recompute"] | None
+    ) -> None:
+        torch.manual_seed(0)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.device, self.clock, self.shallow = device, clock_of(config.clock), shallow
+        self.model = build(config.model, config.classes, 3, config.image_size)
+        self.model = self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.blocker = None if shallow is None else pfb.attach(self.model, prune=config.prune, shallow=shallow)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        side = config.image_size
+        self.image = torch.randn(config.batch_size, 3, side, side, device=device).to(memory_format=layout)
+        self.label = torch.randint(config.classes, (config.batch_size,), device=device)
+        self.watch = _Watch(self.blocker, device, self.clock) if self.blocker is not None else None
+
+    def __call__(self) -> dict[str, float]:
+        begin = self._now()
+        with self.autocast:
+            logits = self.model(self.image)
+            loss = F.cross_entropy(logits, self.label if self.blocker is None else self.blocker.select(self.label))
+        forward = self._now()
+        loss.backward()  # type: ignore[no-untyped-call]
+        backward = self._now()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        updated = self._now()
+        if self.blocker is not None:
+            self.blocker.step()
+        end = self._now()
+        decided = 0.0 if self.watch is None else self.watch.taken
+        scored = self.watch.began - begin if self.watch is not None and self.shallow == "recompute" else 0.0
+        times = (
+            scored,
+            decided,
+            forward - begin - scored - decided,
+            backward - forward,
+            updated - backward,
+            end - updated,
+        )
+        return dict(zip(PARTS, times, strict=True))
+
+    def _now(self) -> float:
+        synchronize(self.device)
+        return self.clock()
+
+
+class _Watch:
+    """Stops the clock around the decision at the cut, the one moment inside the model's forward that can be seen."""
+
+    def __init__(self, blocker: pfb.Blocker, device: torch.device, clock: Clock) -> None:
+        self.began = 0.0
+        self.taken = 0.0
+        decide: Callable[[Any], Tensor] = blocker._gate.decide
+
+        def watched(output: Any) -> Tensor:
+            synchronize(device)
+            self.began = clock()
+            indices = decide(output)
+            synchronize(device)
+            self.taken = clock() - self.began
+            return indices
+
+        blocker._gate.decide = watched  # type: ignore[method-assign]
