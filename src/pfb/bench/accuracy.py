@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tempered-recompute": {"method": "tempered", "shallow": "recompute"},
     "tempered-dense-recompute": {"method": "tempered", "shallow": "recompute", "gamma": -0.5},
     "stratified-recompute": {"method": "stratified", "shallow": "recompute"},
+    "stratified-per-class-recompute": {"method": "stratified", "shallow": "recompute", "per_class": True},
     "pfb-per-class-recompute": {"method": "pfb", "shallow": "recompute", "per_class": True},
     "uniform-per-class-recompute": {"method": "uniform", "shallow": "recompute", "per_class": True},
     "release-reuse": {"method": "release", "shallow": "reuse"},
