@@ -409,3 +409,20 @@ def test_stats_are_plain_floats(shallow):
     assert 1 <= stats["centers_in_use"] <= 4
     quantiles = [stats[f"log_density_{q}"] for q in ("05", "25", "50", "75", "95")]
     assert quantiles == sorted(quantiles)
+
+
+def test_streaming_data_needs_no_index(shallow):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(100):
+                yield torch.randn(6, generator=generator), torch.randint(3, (), generator=generator)
+
+    model = zoo.mlp(6, 8, 3)
+    with pfb.attach(model, "0", 0.5, shallow=shallow, estimator=pfb.DensityEstimator(8)) as blocker:
+        kept = []
+        for x, y in torch.utils.data.DataLoader(Stream(), batch_size=32):
+            kept.append(len(model(x)))
+            assert len(blocker.select(y)) == kept[-1]
+            blocker.step()
+    assert kept == [16, 16, 16, 2], "the last batch holds four samples"

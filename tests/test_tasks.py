@@ -202,6 +202,31 @@ class TestDryRun:
             dry_run(config(tmp_path / "run"))
 
 
+class TestTwoLevels:
+    def test_samples_are_left_out_before_others_are_stopped(self, tmp_path, shallow):
+        settings = {"epochs": 8, "train_samples": 512, "batch_size": 64, "shallow": shallow, "prune": 0.5}
+        summary = train(config(tmp_path / "run", skip=0.25, **settings))
+        # Epochs 2 to 7 prune: the first one (0 of 8) begins before the window, the last one (7 of 8) after it.
+        assert summary["samples"] == 2 * 512 + 6 * 384
+        assert summary["steps"] == 2 * 8 + 6 * 6
+        # Of 52 steps those from 2.6 to 45.5 stop half of 64.
+        assert summary["pruned_steps"] == 43
+        assert summary["trained_samples"] == summary["samples"] - 43 * 32
+        seconds = {name: part["median"] for name, part in summary["step_seconds"].items() if name != "pairs"}
+        assert summary["full_train_seconds"] == pytest.approx(
+            summary["train_seconds"] + 43 * (seconds["full"] - seconds["pruned"]) + 12 * seconds["full"]
+        )
+        with (tmp_path / "run" / "samples.csv").open() as file:
+            seen = [int(row["seen"]) for row in csv.DictReader(file)]
+        assert min(seen) < max(seen), "another part is left out in every epoch"
+
+    def test_methods_that_choose_what_is_loaded_refuse_it(self, tmp_path):
+        with pytest.raises(RunError, match="leave out --skip"):
+            train(config(tmp_path / "run", method="infobatch", skip=0.2))
+        with pytest.raises(RunError, match="--skip must be"):
+            config(tmp_path / "run", skip=1.0)
+
+
 def test_what_happened_to_each_sample_is_exported(tmp_path):
     summary = train(config(tmp_path / "run"))
     with (tmp_path / "run" / "samples.csv").open() as file:

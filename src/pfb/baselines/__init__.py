@@ -5,5 +5,6 @@ from pfb.baselines.method import Method
 from pfb.baselines.orderdp import OrderDP
 from pfb.baselines.release import Release
 from pfb.baselines.selective_backprop import SelectiveBackprop
+from pfb.baselines.skip import Skip
 
-__all__ = ["InfoBatch", "Method", "OrderDP", "Release", "SelectiveBackprop"]
+__all__ = ["InfoBatch", "Method", "OrderDP", "Release", "SelectiveBackprop", "Skip"]

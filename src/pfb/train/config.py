@@ -45,6 +45,8 @@ class TrainConfig:
     """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C, H, W], -1 for [N, T, C]."""
     prune: float = 0.4
     """Share of every batch that is stopped, in [0, 1)."""
+    skip: float = 0.0
+    """Second level: share of the samples that an epoch does not even load while pruning is on, drawn anew for each."""
     shallow: Literal["reuse", "recompute"] = "reuse"
     """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept samples."""
     batchnorm: Literal["running", "batch"] = "running"
@@ -110,6 +112,8 @@ class TrainConfig:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(self, name)})")
         if self.train_samples is not None and self.train_samples < 1:
             raise RunError(f"--train-samples must be at least 1 (got {self.train_samples})")
+        if not 0 <= self.skip < 1:
+            raise RunError(f"--skip must be a share in [0, 1) (got {self.skip})")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RunError(f"--ema must be a decay in (0, 1) (got {self.ema})")
         if self.lr <= 0:

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import pfb
+from pfb.baselines import Skip
 from pfb.train import checkpoint, methods, optim, task
 from pfb.train.augment import mix
 from pfb.train.config import TrainConfig
@@ -107,8 +108,8 @@ class Training:
         self.batch_samples = config.batch_size * processes
         self.schedule = config.schedule()
         self.criterion_at_cut = methods.importance(config)
-        self.blocker = methods.attach(model, config, self.criterion_at_cut, self.total_steps)  # pfb, line 1
         self.method = methods.method(config, samples, self.accelerator.device, processes)
+        self.blocker = methods.attach(model, config, self.criterion_at_cut, self._steps_to_take())  # pfb, line 1
         optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -122,6 +123,14 @@ class Training:
     def blocks(self) -> bool:
         """Whether samples are stopped at the cut."""
         return self.criterion_at_cut is not None
+
+    def _steps_to_take(self) -> int:
+        """Steps of the whole run, without those of samples that are not loaded: over these the blocker's window spans."""
+        if not isinstance(self.method, Skip):
+            return self.total_steps
+        fewer = max(1, self.method.loaded // self.batch_samples)
+        epochs = range(self.config.epochs)
+        return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
 
     def run(self, resume: bool) -> dict[str, Any]:
         config, accelerator = self.config, self.accelerator
@@ -268,7 +277,9 @@ class Training:
             **metrics,
             "train_accuracy": learned["train_accuracy"],
             **self.totals,
-            **measure_full_cost(self.plain_model, self.blocker, self.source, config, accelerator, self.totals),
+            **measure_full_cost(
+                self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
+            ),
             "peak_memory_bytes": _peak_memory(accelerator.device),
         }
         if accelerator.is_main_process:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
+from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
 from pfb.gate import Importance
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
@@ -26,10 +26,10 @@ def importance(config: TrainConfig) -> Importance | None:
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
-    """The method beside the cut; the plain :class:`~pfb.baselines.Method` for those that only stop samples there.
+    """The method beside the cut; for those that only stop samples there :class:`~pfb.baselines.Skip` or none.
 
     Raises:
-        RunError: several processes for a method whose losses lie in one.
+        RunError: several processes for a method whose losses lie in one, or ``--skip`` for one that chooses itself.
     """
     made: Method
     if config.method == "infobatch":
@@ -39,7 +39,9 @@ def method(config: TrainConfig, samples: int, device: torch.device, processes: i
     elif config.method == "selective-backprop":
         made = SelectiveBackprop()
     else:
-        made = Method()
+        made = Skip(samples, config.skip) if config.skip else Method()
+    if config.skip and not isinstance(made, Skip):
+        raise RunError(f"--method {config.method} decides itself what is loaded or trained on; leave out --skip")
     if processes > 1 and made.needs_one_process:
         raise RunError(f"--method {config.method} keeps its losses in one process (got {processes}); run it on one")
     return made

@@ -27,11 +27,13 @@ def measure_full_cost(
     config: TrainConfig,
     accelerator: Accelerator,
     totals: dict[str, Any],
+    full_steps: int,
 ) -> dict[str, Any]:
     """Time pruned and unpruned steps in turn, on a copy of the trained model and batches of its training data.
 
     The run's full cost is its own time plus, for every step that was pruned, the median difference between an unpruned
-    and a pruned step. Data loading, evaluation and checkpoints are the same in both and stay as they were.
+    and a pruned step, and an unpruned one for every step of ``full_steps`` whose samples were not loaded. Loading is not
+    counted there; where it is counted, and in evaluation and checkpoints, it stays as it was.
     """
     criterion = methods.importance(config)
     if config.method == "full" or (criterion is not None and totals["pruned_steps"] == 0):
@@ -86,7 +88,10 @@ def measure_full_cost(
         saved_bytes[name] = saved.total
     twin.detach()
     full, pruned = Spread.of(seconds["full"]), Spread.of(seconds["pruned"])
-    full_train_seconds = totals["train_seconds"] + totals["pruned_steps"] * (full.median - pruned.median)
+    skipped_steps = full_steps - totals["steps"]
+    full_train_seconds = (
+        totals["train_seconds"] + totals["pruned_steps"] * (full.median - pruned.median) + skipped_steps * full.median
+    )
     return {
         "full_train_seconds": full_train_seconds,
         "time_saved": 1 - totals["train_seconds"] / full_train_seconds,
