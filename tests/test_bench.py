@@ -35,6 +35,7 @@ def run(method, prune, seed, accuracy, seconds=10.0, trained=500):
         "train_seconds": 99.0,
         "full_samples": 1000,
         "trained_samples": trained,
+        "kept_share_quantiles": {"0.05": 0.1, "0.95": 0.9} if trained < 1000 else None,
         "epochs": [{"epoch": 1, "train_loss": 1.0, "test_accuracy": accuracy}],
     }
 
@@ -67,7 +68,7 @@ def test_the_table_compares_with_uniform_in_the_same_wiring():
     assert cells[:4] == ["pfb-recompute", "0.5", "2", "79.00 ± 0.00"]
     assert cells[4].startswith("-2.00 ± 12.71")
     assert cells[5].startswith("+0.00 ± 12.71")
-    assert cells[6:] == ["99.0", "50.0%", "40.0%"]
+    assert cells[6:] == ["99.0", "10% to 90%", "50.0%", "40.0%"]
 
 
 def test_one_seed_has_no_interval():
@@ -110,6 +111,9 @@ def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     assert by_method["full-short"]["config"]["epochs"] < 3
     for method in ("pfb-recompute", "orderdp", "selective-backprop", "release-reuse"):
         assert by_method[method]["trained_samples"] < by_method["full"]["trained_samples"], method
+    low, high = (by_method["pfb-recompute"]["kept_share_quantiles"][place] for place in ("0.05", "0.95"))
+    assert 0 <= low < 0.5 < high <= 1
+    assert by_method["full"]["kept_share_quantiles"] is None
     assert by_method["orderdp"]["samples"] < by_method["full"]["samples"]
     assert by_method["selective-backprop"]["deep_samples"] > by_method["selective-backprop"]["samples"]
 

@@ -9,6 +9,7 @@ import torchvision
 
 import pfb
 from pfb import cli
+from pfb.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +54,7 @@ def test_links_to_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_flag_of_a_shown_command_exists(page, capsys):
     text = page.read_text()
-    for command in re.findall(r"pfb (train|report|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
+    for command in re.findall(r"pfb (train|report|plan|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
         words, flags = command[0].split(), re.findall(r"--[\w.-]+", command[1])
         with pytest.raises(SystemExit) as stopped:
             cli.main([*words, "--help"])
@@ -61,6 +62,13 @@ def test_every_flag_of_a_shown_command_exists(page, capsys):
         shown = capsys.readouterr().out
         for flag in flags:
             assert flag in shown, f"{' '.join(words)} {flag}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.name)
+def test_configuration_files_are_valid(page, tmp_path):
+    for block in blocks(page, "toml"):
+        (tmp_path / "run.toml").write_text(block)
+        TrainConfig.from_file(tmp_path / "run.toml")
 
 
 def test_no_gaps_are_left():

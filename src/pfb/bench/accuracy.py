@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pfb
 from pfb.bench import comparison
@@ -121,8 +122,25 @@ def _result(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settings = without_folders(summary.pop("config"))
     epochs = [line for line in lines if "train_loss" in line]
-    method = folder.name.split("-prune")[0]
-    return {"method": method, "prune": settings["prune"], "config": settings, **summary, "epochs": epochs}
+    return {
+        "method": folder.name.split("-prune")[0],
+        "prune": settings["prune"],
+        "config": settings,
+        **summary,
+        "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
+        "epochs": epochs,
+    }
+
+
+def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None:
+    """How unequally the samples were treated: quantiles of the share of its pruned batches in which a sample was kept."""
+    seen = records["seen"] > 0
+    if not seen.any():
+        return None
+    share = records["kept"][seen] / records["seen"][seen]
+    places = (0.05, 0.25, 0.5, 0.75, 0.95)
+    values = torch.quantile(share, torch.tensor(places)).tolist()
+    return {f"{place:g}": value for place, value in zip(places, values, strict=True)}
 
 
 def _shallow_share(recipe: TrainConfig, source: Source) -> float:

@@ -35,8 +35,8 @@ def render(runs: list[Run]) -> str:
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
     lines = [
-        "| method | prune | n | test accuracy, % | minus full | minus uniform | training accuracy, % | trained on, of full | time saved |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | prune | n | test accuracy, % | minus full | minus uniform | training accuracy, % | a sample is kept in (5 % to 95 % of samples) | trained on, of full | time saved |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
         accuracies = [100 * run["test_accuracy"] for run in group.values()]
@@ -45,7 +45,8 @@ def render(runs: list[Run]) -> str:
         lines.append(
             f"| {method} | {prune:g} | {len(group)} | {_mean_std(accuracies)} | "
             f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} | "
-            f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {trained:.1%} | {_percent(time_saved(group, full))} |"
+            f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {_kept(group)} | {trained:.1%} | "
+            f"{_percent(time_saved(group, full))} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -159,6 +160,15 @@ def _mean_std(values: list[float]) -> str:
 def _difference(group: Group, base: Group) -> str:
     difference = paired_difference(group, base)
     return "" if difference is None else f"{difference[0]:+.2f} ± {difference[1]:.2f}"
+
+
+def _kept(group: Group) -> str:
+    """In which share of its pruned batches a rarely and an often kept sample went on; empty where none is stopped at a cut."""
+    spreads = [spread for run in group.values() if (spread := run.get("kept_share_quantiles"))]
+    if not spreads:
+        return ""
+    low, high = (statistics.mean(spread[place] for spread in spreads) for place in ("0.05", "0.95"))
+    return f"{low:.0%} to {high:.0%}"
 
 
 def _percent(share: float | None) -> str:
