@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import pfb
 from tests import reference, zoo
@@ -228,8 +229,6 @@ def test_activation_checkpointing_around_the_cut(use_reentrant, shallow):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_around_the_whole_model(use_reentrant, shallow):
-    from torch.utils.checkpoint import checkpoint
-
     model = zoo.mlp(6, 8, 8, 3).double()
     plain = copy.deepcopy(model)
     blocker = pfb.attach(model, "1", 0.4, shallow=shallow)
@@ -283,6 +282,45 @@ def test_the_scoring_pass_alone_runs_in_low_precision():
     assert out.dtype == torch.float32
     assert all(p.grad is not None for p in model.parameters()), "no weight was lost in autocast's cache"
     assert blocker._gate.last_features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("importance", [pfb.Uniform(), pfb.PerClass(pfb.Uniform())])
+def test_a_criterion_that_reads_no_features_needs_no_scoring_pass(importance):
+    model, runs = zoo.SmallNet(), []
+    model.stem.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    with pfb.attach(model, "layer1", 0.5, shallow="recompute", importance=importance) as blocker:
+        for _ in range(3):
+            if isinstance(importance, pfb.PerClass):
+                importance.see(torch.arange(8) % 2)
+            assert len(model(torch.randn(8, 3, 8, 8))) == len(blocker.select(torch.arange(8))) == 4
+            blocker.step()
+    assert runs == [4, 4, 4]
+
+
+def test_without_a_scoring_pass_the_batch_is_found_among_the_inputs():
+    model = zoo.ClassWeighted()
+    uniform = {"shallow": "recompute", "importance": pfb.Uniform()}
+    with pfb.attach(model, "shallow", 0.5, shared=("class_weight",), **uniform):
+        assert model(class_weight=torch.rand(4), x=torch.randn(10, 6)).shape == (5, 4)
+    with pfb.attach(model, "shallow", 0.5, **uniform), pytest.raises(ValueError, match="no batch of tensors"):
+        model(None, None)
+
+
+def test_without_a_scoring_pass_a_replay_takes_its_own_forwards_decision():
+    """Two checkpointed forwards, and backward through the first one first."""
+    torch.manual_seed(0)
+    model, plain = zoo.mlp(6, 8, 3).double(), zoo.mlp(6, 8, 3).double()
+    plain.load_state_dict(model.state_dict())
+    with pfb.attach(model, "0", 0.5, shallow="recompute", importance=pfb.Uniform()) as blocker:
+        passes = []
+        for x in torch.randn(2, 10, 6, dtype=torch.float64):
+            out = checkpoint(model, x, use_reentrant=False)
+            passes.append((out, plain(x[blocker.selection.indices])))
+        for out, expected in passes:
+            out.square().sum().backward()
+            expected.square().sum().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_low_precision_changes_features_only_a_little():

@@ -52,6 +52,7 @@ class Gate:
     ) -> None:
         self.importance = importance
         self.reads_density = takes_density(importance)
+        self.reads_features: bool = getattr(importance, "reads_features", True)
         self.estimator = estimator
         self.pruned_parts = 0
         self.paused = False

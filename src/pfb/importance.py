@@ -1,7 +1,8 @@
 """Which samples matter: the paper's rule, softer ones, and the uniform baseline. Any callable of the same form will do.
 
 A criterion takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. One that takes a second argument is
-given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it.
+given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it. One that has ``reads_features = False`` looks at
+the number of samples alone: ``recompute`` then runs no scoring pass for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -130,6 +132,7 @@ class PerClass:
 
     def __init__(self, criterion: Callable[..., Tensor] | None = None) -> None:
         self.criterion: Callable[..., Tensor] = RareFirst() if criterion is None else criterion
+        self.reads_features: bool = getattr(self.criterion, "reads_features", True)
         self._needs_density = takes_density(self.criterion)
         self._labels: Tensor | None = None
 
@@ -159,11 +162,15 @@ class PerClass:
 class Uniform:
     """Every sample equally likely: the baseline a criterion has to beat at the same pruned share.
 
+    With ``shallow="recompute"`` no scoring pass is run, so a step costs what one on the kept samples costs.
+
     Example:
         >>> import torch
         >>> Uniform()(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
+
+    reads_features: ClassVar[bool] = False
 
     def __call__(self, features: Tensor) -> Tensor:
         return torch.rand(features.size(0), device=features.device)

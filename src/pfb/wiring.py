@@ -123,7 +123,10 @@ class _SelectInputs(_Hook):
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.gate.enter(model.training):
             return None
-        output = self._scored(model, args, kwargs)
+        if self.gate.reads_features:
+            output = self._scored(model, args, kwargs)
+        else:
+            output = self._fingerprint(model, args, kwargs)
         indices = self.gate.replay(output) if in_backward() else self.gate.decide(output)
         if indices is None:
             return None
@@ -145,6 +148,17 @@ class _SelectInputs(_Hook):
         finally:
             self.gate.scoring = False
         raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")
+
+    @torch.no_grad()
+    def _fingerprint(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """One number per sample, ``[N, 1]``: nothing to choose by, but enough to know this batch again in a replay."""
+        names = _argument_names(model, len(args))
+        inputs = [value for name, value in zip(names, args, strict=True) if name not in self.shared]
+        inputs += [value for name, value in kwargs.items() if name not in self.shared]
+        x = next((x for x in leaves(inputs) if x.dim() > 0), None)
+        if x is None:
+            raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to select from")
+        return x.reshape(x.size(0), -1).float().mean(1, keepdim=True)
 
     def _selected(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Tensor, batch_size: int

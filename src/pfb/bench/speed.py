@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recompute-half": {"shallow": "recompute", "scoring_scale": 0.5},
     "recompute-bf16": {"shallow": "recompute", "scoring_dtype": torch.bfloat16},
     "recompute-early": {"shallow": "recompute"},  # cut after the first block of the stage
+    "recompute-early-half": {"shallow": "recompute", "scoring_scale": 0.5},
     "recompute-filled": {"shallow": "recompute"},  # as many samples that the kept ones are a full batch
     "uniform-reuse": {"shallow": "reuse", "importance": pfb.Uniform()},
     "uniform-recompute": {"shallow": "recompute", "importance": pfb.Uniform()},
@@ -146,7 +147,7 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
     steps: dict[str, _Step] = {}
     for name in ("full", "ideal", *config.variants):
         arguments = None if name in ("full", "ideal") else {"cut": cut, "prune": prune, **VARIANTS[name]}
-        if name == "recompute-early":
+        if "early" in name:
             if early is None:
                 continue
             arguments = {**VARIANTS[name], "cut": early, "prune": prune}
