@@ -29,6 +29,11 @@ def test_plain_loop():
     assert example("plain_loop").main() > 0.9
 
 
+def test_contrastive():
+    main = example("contrastive").main
+    assert main(epochs=5) > main(epochs=0) + 0.2
+
+
 def test_accelerate_resume(capsys):
     runpy.run_path(str(EXAMPLES / "accelerate_resume.py"), run_name="__main__")
     assert "bit-identical" in capsys.readouterr().out
