@@ -6,19 +6,13 @@ import errno
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from pfb.bench.accuracy import AccuracyConfig
-from pfb.bench.agreement import AgreementConfig
-from pfb.bench.criterion import CriterionConfig
-from pfb.bench.memory import MemoryConfig
-from pfb.bench.plan import PlanConfig
-from pfb.bench.profile import ProfileConfig
-from pfb.bench.scoring import ScoringConfig
-from pfb.bench.speed import SpeedConfig
-from pfb.bench.suite import SuiteConfig
+from pfb.bench import accuracy, agreement, criterion, memory, profile, scoring, speed, suite
+from pfb.bench import plan as plan_benchmark
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
 
@@ -114,76 +108,20 @@ def bench() -> None:
     """Benchmarks: accuracy, criterion, agreement, speed, memory, profile, scoring, plan, suite, zoo; see pfb bench --help."""
 
 
-@bench_app.command
-def accuracy(config: Annotated[AccuracyConfig, tyro.conf.arg(name="")]) -> None:
-    """Compare methods on one recipe over several seeds."""
-    from pfb.bench.accuracy import run
+def _add_benchmark(module: ModuleType) -> None:
+    """``pfb bench NAME`` for a module with ``run(config)``; the settings' docstring is its help."""
+    settings = get_type_hints(module.run)["config"]
 
-    print(f"wrote {run(config)}")
+    def command(config: Any) -> None:
+        print(f"wrote {module.run(config)}")
 
-
-@bench_app.command
-def speed(config: Annotated[SpeedConfig, tyro.conf.arg(name="")]) -> None:
-    """Time full, pruned and ideal training steps in turn."""
-    from pfb.bench.speed import run
-
-    print(f"wrote {run(config)}")
+    command.__annotations__["config"] = Annotated[settings, tyro.conf.arg(name="")]
+    command.__doc__ = settings.__doc__
+    bench_app.command(name=module.__name__.rpartition(".")[2])(command)
 
 
-@bench_app.command
-def scoring(config: Annotated[ScoringConfig, tyro.conf.arg(name="")]) -> None:
-    """Time scoring against samples, centers and dimensions, beside the literal form of the equations."""
-    from pfb.bench.scoring import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command
-def memory(config: Annotated[MemoryConfig, tyro.conf.arg(name="")]) -> None:
-    """Find the largest batch that fits, full and pruned."""
-    from pfb.bench.memory import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command
-def profile(config: Annotated[ProfileConfig, tyro.conf.arg(name="")]) -> None:
-    """Time each part of a training step, full and pruned."""
-    from pfb.bench.profile import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command
-def suite(config: Annotated[SuiteConfig, tyro.conf.arg(name="")]) -> None:
-    """Measure one device: every benchmark of speed and memory with the project's published settings."""
-    from pfb.bench.suite import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command(name="plan")
-def bench_plan(config: Annotated[PlanConfig, tyro.conf.arg(name="")]) -> None:
-    """Compare what pfb plan predicts with what is then measured."""
-    from pfb.bench.plan import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command
-def criterion(config: Annotated[CriterionConfig, tyro.conf.arg(name="")]) -> None:
-    """Relate the density at several cuts to loss, gradient and class."""
-    from pfb.bench.criterion import run
-
-    print(f"wrote {run(config)}")
-
-
-@bench_app.command
-def agreement(config: Annotated[AgreementConfig, tyro.conf.arg(name="")]) -> None:
-    """Compare what cheaper scoring passes and reduced features choose."""
-    from pfb.bench.agreement import run
-
-    print(f"wrote {run(config)}")
+for _module in (accuracy, criterion, agreement, speed, memory, profile, scoring, plan_benchmark, suite):
+    _add_benchmark(_module)
 
 
 @bench_app.command
