@@ -71,6 +71,16 @@ def test_the_table_compares_with_uniform_in_the_same_wiring():
     assert cells[6:] == ["99.0", "10% to 90%", "50.0%", "40.0%"]
 
 
+def test_the_overview_has_a_row_per_method():
+    rows = comparison.overview(RUNS).splitlines()
+    assert rows[0] == "| method | 50% pruned | minus full |"
+    assert rows[2:] == [
+        "| full | 81.00 ± 1.41 (n = 2) | |",
+        "| uniform-recompute | 79.00 ± 1.41 (n = 2) | -2.00 ± 0.00 |",
+        "| pfb-recompute | 79.00 ± 0.00 (n = 2) | -2.00 ± 12.71 |",
+    ]
+
+
 def test_one_seed_has_no_interval():
     assert "nan" in comparison.render(RUNS[:1])
 

@@ -19,11 +19,12 @@ Group = dict[int, Run]
 
 
 def write(runs: list[Run], folder: Path) -> Path:
-    """Write ``runs.json``, ``table.md`` and the two figures into a folder; returns the table's path."""
+    """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(folder / "runs.json", json.dumps(runs, indent=1))
     table = folder / "table.md"
     checkpoint.write_text(table, render(runs))
+    checkpoint.write_text(folder / "overview.md", overview(runs))
     if runs:
         tradeoff(runs).savefig(folder / "tradeoff.png", dpi=120)
         learning_curves(runs).savefig(folder / "curves.png", dpi=120)
@@ -48,6 +49,26 @@ def render(runs: list[Run]) -> str:
             f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {_kept(group)} | {trained:.1%} | "
             f"{_percent(time_saved(group, full))} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def overview(runs: list[Run]) -> str:
+    """Markdown table of a row per method and a column per share: mean and standard deviation, difference to full data."""
+    groups = grouped(runs)
+    full = groups.get(("full", 0.0), {})
+    prunes = sorted({prune for _, prune in groups if prune > 0})
+    lines = ["| method |" + "".join(f" {prune:.0%} pruned | minus full |" for prune in prunes)]
+    lines.append("|---" * (1 + 2 * len(prunes)) + "|")
+    if full:
+        accuracies = _mean_std([100 * run["test_accuracy"] for run in full.values()])
+        lines.append("| full |" + f" {accuracies} (n = {len(full)}) | |" + " | |" * (len(prunes) - 1))
+    for method in dict.fromkeys(name for name, _ in groups if name != "full"):
+        cells = []
+        for prune in prunes:
+            group = groups.get((method, prune), {})
+            accuracies = _mean_std([100 * run["test_accuracy"] for run in group.values()]) if group else ""
+            cells.append(f" {accuracies} (n = {len(group)}) | {_difference(group, full)} |" if group else " | |")
+        lines.append(f"| {method} |" + "".join(cells))
     return "\n".join(lines) + "\n"
 
 
