@@ -382,6 +382,35 @@ class TestCheckpoints:
         assert pfb("train", "--resume", run).returncode == 0
 
 
+def test_two_processes_train_evaluate_every_sample_once_and_resume(tmp_path):
+    """Through torchrun, which is what accelerate launch calls, on two gloo processes."""
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["-m", "pfb.cli", "train"]
+    flags = [*SMALL_FLAGS[2:], "--shallow", "recompute", "--ema", "0.9"]
+
+    def run(*arguments):
+        # Not the exit code: gloo now and then aborts while a finished process exits.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        arguments = [*launch, *map(str, arguments)]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=200)
+        assert (tmp_path / "run" / "summary.json").exists(), done.stderr[-3000:]
+
+    run(*flags, "--epochs", "3", "--out", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["processes"] == 2
+    assert summary["samples"] == 3 * 384
+    assert 0 < summary["trained_samples"] < summary["samples"]
+    right = summary["test_accuracy"] * 360
+    assert right == pytest.approx(round(right), abs=1e-6), "each of the 360 test samples counts once"
+    records = torch.load(tmp_path / "run" / "records.pt")
+    stopped = int(records["seen"].sum() - records["kept"].sum())
+    assert stopped == summary["samples"] - summary["trained_samples"], "the records are those of both processes"
+    (tmp_path / "run" / "summary.json").unlink()
+    run("--resume", tmp_path / "run")
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["test_accuracy"] == summary["test_accuracy"]
+
+
 def test_ctrl_c_says_how_to_continue(run):
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "pfb.cli", "train", *SMALL_FLAGS, "--epochs", "2000", "--out", str(run)],

@@ -79,7 +79,7 @@ class EpochSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def generator(self, purpose: int = 0) -> torch.Generator:
+    def random_numbers(self, purpose: int = 0) -> torch.Generator:
         """Random numbers of this seed and epoch."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 16 + purpose)
 
@@ -87,7 +87,7 @@ class EpochSampler(Sampler[int]):
         return self.samples if self.only is None else len(self.only)
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.samples, generator=self.generator())
+        order = torch.randperm(self.samples, generator=self.random_numbers())
         if self.only is not None:
             loaded = torch.zeros(self.samples, dtype=torch.bool)
             loaded[self.only] = True

@@ -161,8 +161,9 @@ class Training:
         """Train on one epoch and evaluate; returns its metrics."""
         config, accelerator = self.config, self.accelerator
         self.train_loader.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
         share = self.schedule.share(epoch, config.epochs)
-        self.sampler.only = self.method.load(share, self.sampler.generator(purpose=1))
+        self.sampler.only = self.method.load(share, self.sampler.random_numbers(purpose=1))
         epoch_steps = len(self.train_loader)
         counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
         loss_sum = torch.zeros((), device=accelerator.device)
@@ -245,15 +246,21 @@ class Training:
         for batch in loader:
             label = batch["label"]
             logits = task.logits_of(model(self.source.prepare_test(batch["input"])), label)
-            losses = task.losses(logits, label, self.config.label_smoothing)
-            right = task.accuracies(logits, label)
-            sums += torch.stack([right.sum(), losses.sum(), torch.ones_like(losses).sum()]).double()
+            each = {
+                "right": task.accuracies(logits, label),
+                "loss": task.losses(logits, label, self.config.label_smoothing),
+            }
             if self.source.task == "segmentation":
-                taken_for += task.confusion(logits, label, classes)
-        right, loss, count = self.accelerator.reduce(sums, "sum").tolist()
+                each["confusion"] = task.confusion(logits, label, classes)
+            # Of all processes, without the samples that only fill their last batch.
+            each = self.accelerator.gather_for_metrics(each)
+            sums += torch.stack([each["right"].sum(), each["loss"].sum(), torch.ones_like(each["loss"]).sum()]).double()
+            if self.source.task == "segmentation":
+                taken_for += each["confusion"].sum(0)
+        right, loss, count = sums.tolist()
         found = {f"{name}_loss": loss / count, f"{name}_accuracy": right / count}
         if self.source.task == "segmentation":
-            found[f"{name}_mean_iou"] = task.mean_iou(self.accelerator.reduce(taken_for, "sum"))
+            found[f"{name}_mean_iou"] = task.mean_iou(taken_for)
         if self.source.task == "language" and self.config.label_smoothing == 0:
             found[f"{name}_perplexity"] = math.exp(loss / count)
         return found

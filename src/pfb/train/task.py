@@ -49,9 +49,11 @@ def accuracies(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def confusion(logits: Tensor, target: Tensor, classes: int) -> Tensor:
-    """How often class i (row) was taken for class j (column), ``[classes, classes]`` float64."""
-    pairs = target.flatten() * classes + logits.argmax(1).flatten()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).double()
+    """How often class i (row) was taken for class j (column) in each sample, ``[N, classes, classes]`` float64."""
+    n = target.size(0)
+    sample = torch.arange(n, device=target.device).view(n, *[1] * (target.dim() - 1))
+    pairs = (sample * classes + target) * classes + logits.argmax(1)
+    return torch.bincount(pairs.flatten(), minlength=n * classes**2).view(n, classes, classes).double()
 
 
 def mean_iou(confusion_CC: Tensor) -> float:
