@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/digits
+RESULTS ?= runs/suite
 
-.PHONY: help train test check format clean
+.PHONY: help train test check format measure clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +26,9 @@ check: $(BIN)/.dev  ## all that CI runs: format, lint, types, tests
 format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
+	$(BIN)/pfb bench suite --out $(RESULTS)
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
