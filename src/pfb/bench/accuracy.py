@@ -93,7 +93,8 @@ def run(config: AccuracyConfig) -> Path:
             console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
             train(cell.config, resume=bool(checkpoint.finished(cell.config.out)), source=source)
     console.print(f"{sum(cell.finished for cell in grid)} of {len(grid)} cells are finished")
-    results = [_result(summary.parent) for summary in sorted(config.root.glob("*/summary.json"))]
+    shallow = _shallow_share(config.recipe, source)
+    results = [_result(summary.parent, shallow) for summary in sorted(config.root.glob("*/summary.json"))]
     return comparison.write(results, config.out or config.root)
 
 
@@ -116,8 +117,8 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
     return grid
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """All of a run's numbers, without the folders it lay in."""
+def _result(folder: Path, shallow: float) -> dict[str, Any]:
+    """All of a run's numbers, without the folders it lay in, and the model's shallow share."""
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settings = without_folders(summary.pop("config"))
@@ -127,6 +128,7 @@ def _result(folder: Path) -> dict[str, Any]:
         "prune": settings["prune"],
         "config": settings,
         **summary,
+        "shallow_share": shallow,
         "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
         "epochs": epochs,
     }
