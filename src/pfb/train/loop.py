@@ -138,7 +138,8 @@ class Training:
         if resume:
             manifest = checkpoint.load_latest(accelerator, config.out)
             first_epoch, self.totals, metrics = manifest["epoch"], manifest["totals"], manifest["metrics"]
-            _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
+            if accelerator.is_main_process:
+                _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
         elif accelerator.is_main_process:
             _make_folder(config)
         accelerator.wait_for_everyone()
