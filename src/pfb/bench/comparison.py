@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import t
 
 from pfb.train import checkpoint
@@ -123,6 +124,7 @@ def learning_curves(runs: list[Run]) -> Figure:
                     linestyle=("-", "--", ":")[style % 3],
                 )
         axes.set(title=f"{prune:.0%} pruned", xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("test accuracy, mean over seeds, %")
