@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pfb.baselines.method import Method
+from pfb.selection import keep_count
 
 
 class Skip(Method):
@@ -25,7 +26,7 @@ class Skip(Method):
     @property
     def loaded(self) -> int:
         """How many samples an epoch loads in which anything is pruned."""
-        return self.samples - int(self.skip * self.samples)
+        return keep_count(self.samples, self.skip)
 
     def load(self, share: float, generator: torch.Generator) -> Tensor | None:
         if share == 0:
