@@ -64,11 +64,8 @@ def dry_run(config: TrainConfig) -> None:
     Raises:
         RunError: what the run itself would raise.
     """
+    _check_folder(config)
     training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
-    if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
-        raise RunError(
-            f"--out {config.out} is not empty: continue it with --resume, choose another, or pass --overwrite"
-        )
     training.sampler.set_epoch(0)
     with training.blocker.paused():
         training.step(next(iter(training.train_loader)))
@@ -381,14 +378,23 @@ def _forget_lines_after(log: Path, epochs: int) -> None:
     checkpoint.write_text(log, "".join(kept))
 
 
-def _make_folder(config: TrainConfig) -> None:
-    """An empty folder for the run with its configuration in it."""
+def _check_folder(config: TrainConfig) -> None:
+    """Refuse a folder that a new run must not take."""
     run = config.out
     if run.exists() and any(run.iterdir()):
         if not (run / "config.json").exists():
             raise RunError(f"--out {run} holds files of something else; choose another folder")
         if not config.overwrite:
-            raise RunError(f"--out {run} holds a run already: continue it with --resume {run}, or pass --overwrite")
+            raise RunError(
+                f"--out {run} is not empty, it holds a run already: continue it with --resume {run}, or pass --overwrite"
+            )
+
+
+def _make_folder(config: TrainConfig) -> None:
+    """An empty folder for the run with its configuration in it."""
+    _check_folder(config)
+    run = config.out
+    if (run / "config.json").exists():
         shutil.rmtree(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
