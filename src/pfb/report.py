@@ -20,6 +20,7 @@ from pfb.bench import speed
 from pfb.train.config import TrainConfig
 from pfb.train.data import Source, labels_of, load
 from pfb.train.errors import RunError
+from pfb.train.records import kept_share
 
 GRID_CLASSES = 10
 GRID_SAMPLES = 8
@@ -137,7 +138,7 @@ def _pruning(runs: list[_Run]) -> Figure:
         values = records["log_density"][records["log_density"].isfinite()].numpy()
         if len(values):
             density.hist(np.clip(values, *np.percentile(values, [0.5, 99.5])), bins=60, density=True, **style)
-        share = _kept_share(records)
+        share = kept_share(records)
         seen = share.isfinite()
         kept.hist(100 * share[seen].numpy(), bins=np.linspace(0, 100, 41), density=True, **style)
         if run.source is not None and (labels := labels_of(run.source.train)).shape == share.shape:
@@ -159,7 +160,7 @@ def _pruning(runs: list[_Run]) -> Figure:
 def _grid(run: _Run) -> Figure | None:
     """For each class a row: the samples kept most often on the left, those pruned most often on the right."""
     assert run.records is not None
-    source, share = run.source, _kept_share(run.records)
+    source, share = run.source, kept_share(run.records)
     if source is None or (labels := labels_of(source.train)).shape != share.shape:
         return None
     dataset: Any = source.train
@@ -191,12 +192,6 @@ def _picture(dataset: Any, index: int) -> np.ndarray[Any, Any]:
     image = image[0] if image.dim() == 4 else image
     pixels = image.permute(1, 2, 0)
     return (pixels[:, :, 0] if pixels.size(2) == 1 else pixels).numpy()
-
-
-def _kept_share(records: dict[str, Tensor]) -> Tensor:
-    """Per sample; NaN where it never stood in a pruned batch."""
-    seen = records["seen"].float()
-    return torch.where(seen > 0, records["kept"] / seen.clamp_min(1), torch.nan)
 
 
 def _png(figure: Figure) -> bytes:

@@ -21,6 +21,7 @@ from pfb.train.config import TrainConfig, without_folders
 from pfb.train.data import Source, load
 from pfb.train.errors import RunError
 from pfb.train.models import build
+from pfb.train.records import kept_share
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -136,10 +137,10 @@ def _result(folder: Path, shallow: float) -> dict[str, Any]:
 
 def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None:
     """How unequally the samples were treated: quantiles of the share of its pruned batches in which a sample was kept."""
-    seen = records["seen"] > 0
-    if not seen.any():
+    share = kept_share(records)
+    share = share[share.isfinite()]
+    if not len(share):
         return None
-    share = records["kept"][seen] / records["seen"][seen]
     places = (0.05, 0.25, 0.5, 0.75, 0.95)
     values = torch.quantile(share, torch.tensor(places)).tolist()
     return {f"{place:g}": value for place, value in zip(places, values, strict=True)}

@@ -62,3 +62,9 @@ class Records:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self.state_dict().items():
             value.copy_(state[name])
+
+
+def kept_share(records: dict[str, Tensor]) -> Tensor:
+    """In which part of its pruned batches each sample of a run's saved records was kept; NaN where it stood in none."""
+    seen = records["seen"].float()
+    return torch.where(seen > 0, records["kept"] / seen.clamp_min(1), torch.nan)
