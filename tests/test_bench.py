@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import pfb
 from pfb import cli
@@ -14,13 +13,10 @@ from pfb.train.config import TrainConfig
 from pfb.train.data import load
 from pfb.train.errors import RunError
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def run(method, prune, seed, accuracy, seconds=10.0, trained=500):
@@ -192,6 +188,17 @@ def test_agreement_of_cheaper_features(tmp_path):
     assert ways["plain"]["same_kept"]["median"] == 1
     assert ways["bfloat16"]["rank_correlation"]["median"] > ways["half the resolution"]["rank_correlation"]["median"]
     assert {"after `layer1.0`", "random projection to 8", "average of neighbours to 8"} <= ways.keys()
+
+
+def test_the_criterion_is_related_to_the_loss_at_every_cut(tmp_path):
+    recipe = ["--recipe.train-samples", "128", "--recipe.batch-size", "64", "--recipe.epochs", "2", "--recipe.cpu"]
+    cli.main(["bench", "criterion", *recipe, "--recipe.n-centers", "8", "--every", "1", "--out", str(tmp_path)])
+    numbers = json.loads((tmp_path / "criterion.json").read_text())
+    assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
+    assert [look["epoch"] for look in numbers["looks"]] == [1, 2]
+    for row in numbers["looks"][-1]["cuts"].values():
+        assert -1 <= row["loss"] <= 1
+        assert sum(row["kept_by_class"]) / 10 == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_literal_form_chooses_and_moves_as_pfb_does():

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
+from pfb.bench import results
 from pfb.bench.agreement import rank_correlation
 from pfb.features import batched_tensor, pool
 from pfb.selection import keep_count, keep_largest
-from pfb.train import checkpoint
 from pfb.train.config import TrainConfig, without_folders
 from pfb.train.data import EpochSampler, Source, load
 from pfb.train.models import build
-from pfb.train.versions import versions
 from pfb.wiring import output_of, scoring_mode
 
 RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the largest density: so many nats below it
@@ -47,7 +46,7 @@ def run(config: CriterionConfig) -> Path:
     recipe = config.recipe
     torch.manual_seed(recipe.seed)
     source = load(recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() and not recipe.cpu else "cpu")
+    device = results.device_of("cpu" if recipe.cpu else None)
     model = build(recipe.model, len(source.classes), source.channels, source.image_size).to(device)
     estimators = {cut: pfb.DensityEstimator(recipe.n_centers, recipe.beta) for cut in config.cuts}
     dataset: Any = source.train
@@ -73,19 +72,12 @@ def run(config: CriterionConfig) -> Path:
         if epoch == 1 or epoch % config.every == 0 or epoch == recipe.epochs:
             looks.append({"epoch": epoch, "cuts": _look(model, source, dataset, estimators, config, device)})
     numbers = {
-        "versions": versions(),
-        "config": without_folders(json.loads(recipe.to_json())),
+        **results.origin(without_folders(json.loads(recipe.to_json())), device),
         "prune": config.prune,
         "classes": source.classes,
         "looks": looks,
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(config.out / "criterion.json", json.dumps(numbers, indent=1))
-    table = config.out / "criterion.md"
-    checkpoint.write_text(table, render(numbers))
-    draw(numbers).savefig(config.out / "criterion.png", dpi=120)
-    print(table.read_text())
-    return table
+    return results.write(config.out / "criterion.json", numbers, render(numbers), draw(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:
