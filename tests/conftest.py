@@ -12,3 +12,12 @@ def _reproducible():
 @pytest.fixture(params=["reuse", "recompute"])
 def shallow(request):
     return request.param
+
+
+@pytest.fixture
+def _fresh_accelerate():
+    """Accelerate keeps its precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -6,25 +6,22 @@ import math
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 
 from pfb import cli
+from pfb.baselines import Skip
 from pfb.train import checkpoint, optim, task
 from pfb.train.augment import flip_and_crop, mix
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
 from pfb.train.loop import dry_run, train
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 SMALL = {"epochs": 2, "train_samples": 256, "batch_size": 64, "cpu": True, "n_centers": 16}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config(run, **changes):
@@ -222,6 +219,9 @@ class TestTwoLevels:
         with (tmp_path / "run" / "samples.csv").open() as file:
             seen = [int(row["seen"]) for row in csv.DictReader(file)]
         assert min(seen) < max(seen), "another part is left out in every epoch"
+
+    def test_the_floor_is_a_persons(self):
+        assert Skip(100, 0.29).loaded == 71, "not 72, as int(0.29 * 100) would have it"
 
     def test_methods_that_choose_what_is_loaded_refuse_it(self, tmp_path):
         with pytest.raises(RunError, match="leave out --skip"):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pfb import cli
@@ -22,16 +21,12 @@ from pfb.train.errors import RunError
 from pfb.train.loop import train
 from pfb.train.models import build
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 SMALL = {"epochs": 3, "train_samples": 384, "batch_size": 64, "cpu": True, "n_centers": 16}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """Accelerate keeps its precision for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
