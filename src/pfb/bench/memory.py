@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
-import pfb
 from pfb.bench import results
-from pfb.measure import count_saved_bytes
-from pfb.train.models import build
+from pfb.bench.step import Step
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "full": None,
@@ -95,11 +92,13 @@ def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
 
 
 def _row(config: MemoryConfig, device: torch.device, name: str, way: str) -> dict[str, Any]:
-    step = _Step(config, device, name, WAYS[way])
+    arguments = WAYS[way]
+    step = Step(config, device, name, None if arguments is None else {"prune": config.prune, **arguments})
     half = max(2, config.batch_size // 2)
-    small, whole = step.saved_bytes(half), step.saved_bytes(config.batch_size)
+    small, whole = (step.saved_bytes(*step.batch(n)) for n in (half, config.batch_size))
     per_sample = (whole - small) / (config.batch_size - half)
-    fixed = whole - per_sample * config.batch_size + 4 * step.parameter_bytes  # weights, gradients, momentum, updates
+    parameter_bytes = sum(p.numel() * p.element_size() for p in step.model.parameters())
+    fixed = whole - per_sample * config.batch_size + 4 * parameter_bytes  # weights, gradients, momentum, updates
     tried = None
     if device.type == "cuda":
         tried = _largest_tried(step, config, device)
@@ -113,13 +112,13 @@ def _row(config: MemoryConfig, device: torch.device, name: str, way: str) -> dic
     }
 
 
-def _largest_tried(step: _Step, config: MemoryConfig, device: torch.device) -> int:
+def _largest_tried(step: Step, config: MemoryConfig, device: torch.device) -> int:
     whole = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, config.budget_gib * 2**30 / whole), device)
 
     def fits(n: int) -> bool:
         try:
-            step(n)
+            step(*step.batch(n))
             torch.cuda.synchronize(device)
             return True
         except torch.OutOfMemoryError:
@@ -132,35 +131,3 @@ def _largest_tried(step: _Step, config: MemoryConfig, device: torch.device) -> i
         return largest(fits)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-
-
-class _Step:
-    def __init__(self, config: MemoryConfig, device: torch.device, name: str, attach: dict[str, Any] | None) -> None:
-        torch.manual_seed(0)
-        self.config, self.device = config, device
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build(name, config.classes, 3, config.image_size)
-        self.model = self.model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.blocker = None if attach is None else pfb.attach(self.model, prune=config.prune, **attach)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.parameter_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    def loss(self, n: int) -> torch.Tensor:
-        side = self.config.image_size
-        image = torch.randn(n, 3, side, side, device=self.device).to(memory_format=self.layout)
-        label = torch.randint(self.config.classes, (n,), device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.model(image)
-            return F.cross_entropy(logits, self.blocker.select(label) if self.blocker else label)
-
-    def __call__(self, n: int) -> None:
-        self.loss(n).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.blocker:
-            self.blocker.step()
-
-    def saved_bytes(self, n: int) -> int:
-        with count_saved_bytes() as saved:
-            self.loss(n)
-        return saved.total

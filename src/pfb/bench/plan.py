@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
 import pfb
 from pfb.bench import results
+from pfb.bench.step import Step
 from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.train.models import build
 
 
 @dataclass(frozen=True)
@@ -73,36 +72,25 @@ def render(numbers: dict[str, Any]) -> str:
 
 
 def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
-    torch.manual_seed(0)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    clock = clock_of(config.clock)
-    model = build(name, config.classes, 3, config.image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
-    image = torch.randn(config.batch_size, 3, config.image_size, config.image_size, device=device)
-    image = image.to(memory_format=layout)
-    label = torch.randint(config.classes, (config.batch_size,), device=device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    with autocast:
-        found = pfb.plan(model, image, config.prune, repeats=config.repeats, clock=clock)
+    step, clock = Step(config, device, name), clock_of(config.clock)
+    image, label = step.batch(config.batch_size)
+    with step.autocast:
+        found = pfb.plan(step.model, image, config.prune, repeats=config.repeats, clock=clock)
     best = found.recommended
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def pruned_step() -> None:
+        step(image, label)
+
+    def full_step() -> None:
+        assert step.blocker is not None
+        with step.blocker.paused():
+            step(image, label)
+
     seconds: dict[str, Spread] = {}
     wirings: tuple[Literal["reuse", "recompute"], ...] = ("reuse", "recompute")
     for wiring in wirings:
-        with pfb.attach(model, found.cut, config.prune, shallow=wiring) as blocker:
-
-            def step(blocker: pfb.Blocker = blocker) -> None:
-                with autocast:
-                    loss = F.cross_entropy(model(image), blocker.select(label))
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                optimizer.zero_grad()
-                blocker.step()
-
-            def full_step(blocker: pfb.Blocker = blocker) -> None:
-                with blocker.paused():
-                    step(blocker)
-
-            times = interleaved_seconds({"full": full_step, "pruned": step}, device, config.repeats, clock=clock)
+        with pfb.attach(step.model, found.cut, config.prune, shallow=wiring) as step.blocker:
+            times = interleaved_seconds({"full": full_step, "pruned": pruned_step}, device, config.repeats, clock=clock)
         seconds[wiring] = Spread.of_ratios(times["pruned"], times["full"])
     return {
         "model": name,

@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import pfb
 from pfb.bench import results
+from pfb.bench.step import Step
 from pfb.measure import Clock, Spread, clock_of, synchronize
-from pfb.train.models import build
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
 """``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either wiring."""
@@ -50,9 +49,9 @@ def run(config: ProfileConfig) -> Path:
         torch.set_num_threads(config.threads)
     device = results.device_of(config.device)
     steps = {
-        "full": _Step(config, device, None),
-        "reuse": _Step(config, device, "reuse"),
-        "recompute": _Step(config, device, "recompute"),
+        "full": _TimedStep(config, device, None),
+        "reuse": _TimedStep(config, device, "reuse"),
+        "recompute": _TimedStep(config, device, "recompute"),
     }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for number in track(range(config.warmup + config.repeats), "rounds"):
@@ -86,38 +85,29 @@ def _cell(seconds: float, full: float) -> str:
     return f"{1000 * seconds:.1f} ms ({seconds / full:.1%})" if seconds else ""
 
 
-class _Step:
+class _TimedStep:
     """A training step that stops the clock between its parts; calling it returns seconds by part."""
 
     def __init__(
         self, config: ProfileConfig, device: torch.device, shallow: Literal["reuse", "recompute"] | None
     ) -> None:
-        torch.manual_seed(0)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.device, self.clock, self.shallow = device, clock_of(config.clock), shallow
-        self.model = build(config.model, config.classes, 3, config.image_size)
-        self.model = self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.blocker = None if shallow is None else pfb.attach(self.model, prune=config.prune, shallow=shallow)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        side = config.image_size
-        self.image = torch.randn(config.batch_size, 3, side, side, device=device).to(memory_format=layout)
-        self.label = torch.randint(config.classes, (config.batch_size,), device=device)
-        self.watch = _Watch(self.blocker, device, self.clock) if self.blocker is not None else None
+        arguments = None if shallow is None else {"prune": config.prune, "shallow": shallow}
+        self.step, self.shallow = Step(config, device, config.model, arguments), shallow
+        self.batch = self.step.batch(config.batch_size)
+        self.device, self.clock, blocker = device, clock_of(config.clock), self.step.blocker
+        self.watch = None if blocker is None else _Watch(blocker, device, self.clock)
 
     def __call__(self) -> dict[str, float]:
         begin = self._now()
-        with self.autocast:
-            logits = self.model(self.image)
-            loss = F.cross_entropy(logits, self.label if self.blocker is None else self.blocker.select(self.label))
+        loss = self.step.loss(*self.batch)
         forward = self._now()
         loss.backward()  # type: ignore[no-untyped-call]
         backward = self._now()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.step.optimizer.step()
+        self.step.optimizer.zero_grad()
         updated = self._now()
-        if self.blocker is not None:
-            self.blocker.step()
+        if self.step.blocker is not None:
+            self.step.blocker.step()
         end = self._now()
         decided = 0.0 if self.watch is None else self.watch.taken
         scored = self.watch.began - begin if self.watch is not None and self.shallow == "recompute" else 0.0

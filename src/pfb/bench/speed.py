@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import pfb
 from pfb.bench import results
+from pfb.bench.step import Step
 from pfb.gate import Gate
-from pfb.measure import Spread, clock_of, count_saved_bytes, interleaved_seconds
+from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count
-from pfb.train.models import build
 from pfb.wiring import output_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -134,30 +134,27 @@ def draw(numbers: dict[str, Any]) -> Figure:
 
 
 def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: Callable[[], None]) -> dict[str, Any]:
-    torch.manual_seed(0)
     wide = pfb.batch_size_for(config.batch_size, prune)
-    image = torch.randn(wide, 3, config.image_size, config.image_size, device=device)
-    if config.channels_last:
-        image = image.to(memory_format=torch.channels_last)
-    label = torch.randint(config.classes, (wide,), device=device)
-    sizes = {"full": config.batch_size, "ideal": keep_count(config.batch_size, prune), "recompute-filled": wide}
-    first = _Step(config, device, image[:2], label[:2], {"cut": config.cut})
+    sizes = {"ideal": keep_count(config.batch_size, prune), "recompute-filled": wide}
+    first = Step(config, device, config.model, {"cut": config.cut, "prune": prune})
     assert first.blocker is not None
     cut, early = first.blocker.cut, first_block(first.model, first.blocker.cut)
-    steps: dict[str, _Step] = {}
+    image, label = first.batch(wide)
+    steps: dict[str, Step] = {}
+    batches: dict[str, tuple[Tensor, Tensor]] = {}
     for name in ("full", "ideal", *config.variants):
-        arguments = None if name in ("full", "ideal") else {"cut": cut, "prune": prune, **VARIANTS[name]}
-        if "early" in name:
-            if early is None:
-                continue
-            arguments = {**VARIANTS[name], "cut": early, "prune": prune}
-        if name == "recompute-bf16" and config.precision == "bf16":
+        at = early if "early" in name else cut
+        if at is None or (name == "recompute-bf16" and config.precision == "bf16"):
             continue
+        arguments = {"cut": at, "prune": prune, **VARIANTS[name]} if name in VARIANTS else None
         n = sizes.get(name, config.batch_size)
-        steps[name] = _Step(config, device, image[:n], label[:n], arguments)
-    scoring = _Scoring(config, device, image[: config.batch_size], label[: config.batch_size], cut, prune)
+        steps[name] = Step(config, device, config.model, arguments, config.compile)
+        batches[name] = image[:n], label[:n]
     seconds = interleaved_seconds(
-        {**{name: step.__call__ for name, step in steps.items()}, "scoring": scoring},
+        {
+            **{name: partial(step, *batches[name]) for name, step in steps.items()},
+            "scoring": _Scoring(first, image[: config.batch_size]),
+        },
         device,
         config.repeats,
         config.warmup,
@@ -167,12 +164,13 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
     rows = {}
     for name, step in steps.items():
         rows[name] = {
-            "samples": len(step.label),
+            "samples": len(batches[name][1]),
             "cut": step.blocker.cut if step.blocker else None,
             "seconds": asdict(Spread.of(seconds[name])),
             "ratio": asdict(Spread.of_ratios(seconds[name], seconds["full"])),
-            "saved_bytes": step.saved_bytes(),
-            "peak_bytes": step.peak_bytes(),
+            # Of a compiled model it cannot be told.
+            "saved_bytes": step.saved_bytes(*batches[name]) if config.compile == "no" else 0,
+            "peak_bytes": _peak_bytes(step, *batches[name]),
             "raw": seconds[name],
         }
     return {
@@ -191,71 +189,25 @@ def first_block(model: nn.Module, cut: str) -> str | None:
     return f"{cut}.0" if isinstance(stage, nn.Sequential) and len(stage) > 1 else None
 
 
-class _Step:
-    """One optimizer step of a fresh model, pruned if there are arguments for ``attach``."""
-
-    def __init__(
-        self,
-        config: SpeedConfig,
-        device: torch.device,
-        image: Tensor,
-        label: Tensor,
-        attach: dict[str, Any] | None = None,
-    ) -> None:
-        torch.manual_seed(0)
-        self.model = build(config.model, config.classes, 3, config.image_size).to(device)
-        if config.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.device, self.image, self.label = device, image, label
-        self.blocker = None if attach is None else pfb.attach(self.model, **attach)
-        if config.compile != "no":
-            self.model.compile(dynamic=False, mode=None if config.compile == "default" else config.compile)
-        self.compiled = config.compile != "no"
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-    def forward(self) -> Tensor:
-        with self.autocast:
-            logits = self.model(self.image)
-            return F.cross_entropy(logits, self.blocker.select(self.label) if self.blocker else self.label)
-
-    def __call__(self) -> None:
-        self.forward().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.blocker:
-            self.blocker.step()
-
-    def saved_bytes(self) -> int:
-        """What autograd keeps for the backward pass; 0 for a compiled model, where it cannot be told."""
-        if self.compiled:
-            return 0
-        with count_saved_bytes() as saved:
-            self.forward()
-        return saved.total
-
-    def peak_bytes(self) -> int | None:
-        """The most that a step allocates on top of what is there before it; ``None`` on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self()
-        return torch.cuda.max_memory_allocated(self.device) - before
+def _peak_bytes(step: Step, image: Tensor, label: Tensor) -> int | None:
+    """The most that a step allocates on top of what is there before it; ``None`` on a CPU."""
+    if step.device.type != "cuda":
+        return None
+    before = torch.cuda.memory_allocated(step.device)
+    torch.cuda.reset_peak_memory_stats(step.device)
+    step(image, label)
+    return torch.cuda.max_memory_allocated(step.device) - before
 
 
 class _Scoring:
     """What pfb adds to a step: pooling, density, selection, collecting, and moving the centers."""
 
-    def __init__(
-        self, config: SpeedConfig, device: torch.device, image: Tensor, label: Tensor, cut: str, prune: float
-    ) -> None:
-        step = _Step(config, device, image, label, {"cut": cut, "prune": prune})
+    def __init__(self, step: Step, image: Tensor) -> None:
         assert step.blocker is not None
-        self.blocker, self.estimator = step.blocker, step.blocker.estimator
+        self.estimator = step.blocker.estimator
         self.gate: Gate = step.blocker._gate
         with step.autocast:
-            self.output = output_of(step.model, step.model.get_submodule(cut), (image,), {})
+            self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), (image,), {})
 
     def __call__(self) -> None:
         self.gate.decide(self.output)
