@@ -23,7 +23,13 @@ def run(method, prune, seed, accuracy, seconds=10.0, trained=500):
     return {
         "method": method,
         "prune": prune,
-        "config": {"seed": seed, "method": method.split("-")[0], "shallow": method.split("-")[-1], "batch_size": 10},
+        "config": {
+            "seed": seed,
+            "method": method.split("-")[0],
+            "shallow": method.split("-")[-1],
+            "batch_size": 10,
+            "scoring_scale": 0.5 if "half" in method else 1.0,
+        },
         "cut": None if method == "full" else "layer1",
         "shallow_share": 0.3,
         "processes": 1,
@@ -74,10 +80,24 @@ def test_the_table_compares_with_uniform_in_the_same_wiring():
     assert cells[6:] == ["99.0", "10% to 90%", "50.0%", "40.0%", "40.0%"]
 
 
+def test_one_more_column_compares_with_any_method():
+    runs = [*RUNS, run("pfb-half-recompute", 0.5, 0, 0.77), run("pfb-half-recompute", 0.5, 1, 0.78)]
+    header, _, *rows = comparison.render(runs, against="pfb-recompute").splitlines()
+    place = header.split(" | ").index("minus pfb-recompute")
+    columns = {row.strip("| ").split(" | ")[0]: row.strip("|").split("|")[place].strip() for row in rows}
+    assert columns == {
+        "full": "",
+        "pfb-recompute": "",
+        "uniform-recompute": "+0.00 ± 12.71",
+        "pfb-half-recompute": "-1.50 ± 6.35",  # -2 and -1 points
+    }
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "saved"),
     [
         ("full", {"trained_samples": 1000, "deep_samples": 1000}, 0.0),
+        ("pfb-half-recompute", {}, 0.5 - 0.1 / 4),  # a scoring pass over a quarter of the pixels
         ("uniform-recompute", {}, 0.5),  # no scoring pass
         ("uniform-reuse", {}, 0.5 * 0.7),  # those stopped pay the shallow part
         ("selective-backprop", {"cut": None, "deep_samples": 500 + 1000}, 0.5 - 1 / 3),  # a forward of all
@@ -106,7 +126,7 @@ def test_the_cells_of_a_grid():
     recipe = TrainConfig(train_samples=100, epochs=40)
     config = accuracy.AccuracyConfig(recipe, prunes=(0.3, 0.5), seeds=(0, 1))
     grid = accuracy.cells(config, load(recipe))
-    assert len(grid) == 2 * (1 + 2 * (len(accuracy.METHODS) - 1))
+    assert len(grid) == 2 * (1 + 2 * (len(config.methods) - 1))
     assert len({cell.config.out for cell in grid}) == len(grid)
     short = {cell.prune: cell.config.epochs for cell in grid if cell.method == "full-short"}
     # ResNet-8 spends s = 40 % of its FLOPs up to layer1 at any image size, and 82.5 % of training is pruned: reuse costs
@@ -119,7 +139,29 @@ def test_the_cells_of_a_grid():
     assert all(part.shard[1] == 3 for part in parts)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"methods": ("magic",)}, "magic"), ({"shard": (2, 2)}, "shard")])
+def test_an_early_cut_lies_after_the_first_block_of_the_stage():
+    recipe = TrainConfig(model="resnet14", train_samples=100)
+    methods = ("pfb-recompute", "pfb-recompute-early")
+    grid = accuracy.cells(accuracy.AccuracyConfig(recipe, methods, (0.5,), (0,)), load(recipe))
+    assert [cell.config.cut for cell in grid] == [None, "layer1.0"]
+    shallow = TrainConfig(model="resnet8", train_samples=100)
+    with pytest.raises(RunError, match="'layer1' of resnet8 is a single block"):
+        accuracy.cells(accuracy.AccuracyConfig(shallow, methods, (0.5,), (0,)), load(shallow))
+
+
+def test_two_levels_leave_out_the_share_together():
+    recipe = TrainConfig(train_samples=100)
+    (cell,) = accuracy.cells(accuracy.AccuracyConfig(recipe, ("two-level-recompute",), (0.5,), (0,)), load(recipe))
+    assert (1 - cell.config.skip) * (1 - cell.config.prune) == pytest.approx(1 - 0.5)
+    assert cell.prune == 0.5
+    with pytest.raises(RunError, match=r"above 0\.2 for two-level-recompute.*got 0\.1"):
+        accuracy.cells(accuracy.AccuracyConfig(recipe, ("two-level-recompute",), (0.1,), (0,)), load(recipe))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"methods": ("magic",)}, "magic"), ({"against": "magic"}, "magic"), ({"shard": (2, 2)}, "shard")],
+)
 def test_bad_settings(change, message):
     with pytest.raises(RunError, match=message):
         accuracy.AccuracyConfig(**change)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pfb
 from pfb.bench import comparison
+from pfb.bench.step import first_block
 from pfb.measure import shallow_share, step_cost
 from pfb.train import checkpoint
 from pfb.train.config import TrainConfig, without_folders
@@ -36,8 +39,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "tempered-dense-recompute": {"method": "tempered", "shallow": "recompute", "gamma": -0.5},
     "stratified-recompute": {"method": "stratified", "shallow": "recompute"},
     "stratified-per-class-recompute": {"method": "stratified", "shallow": "recompute", "per_class": True},
+    "pfb-recompute-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
+    "pfb-recompute-early": {"method": "pfb", "shallow": "recompute"},  # cut after the first block: see cells
+    "pfb-recompute-early-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
     "pfb-per-class-recompute": {"method": "pfb", "shallow": "recompute", "per_class": True},
     "uniform-per-class-recompute": {"method": "uniform", "shallow": "recompute", "per_class": True},
+    # Skipping and blocking leave out the share together: see cells.
+    "two-level-recompute": {"method": "uniform", "shallow": "recompute", "skip": 0.2},
     "release-reuse": {"method": "release", "shallow": "reuse"},
     "infobatch": {"method": "infobatch"},
     "orderdp": {"method": "orderdp"},
@@ -51,7 +59,8 @@ class AccuracyConfig:
     """Train every method with every seed on one recipe and compare last-epoch accuracy in pairs of equal seeds."""
 
     recipe: TrainConfig = field(default_factory=TrainConfig)
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(name for name in METHODS if "early" not in name)
+    """All of them, but for the cuts after the first block, which need a first stage of several."""
     prunes: tuple[float, ...] = (0.3, 0.5, 0.7)
     seeds: tuple[int, ...] = (0, 1, 2)
     shard: tuple[int, int] = (0, 1)
@@ -60,11 +69,13 @@ class AccuracyConfig:
     """Folder of the grid; finished cells in it are skipped, an interrupted one goes on where it was."""
     out: Path | None = None
     """Folder of the table, the figures and all numbers; by default the root."""
+    against: str | None = None
+    """One more column: differences to this method at the same share."""
 
     def __post_init__(self) -> None:
-        for method in self.methods:
+        for method in (*self.methods, *([] if self.against is None else [self.against])):
             if method not in METHODS:
-                raise RunError(f"--methods knows {', '.join(METHODS)} (got {method!r})")
+                raise RunError(f"--methods and --against know {', '.join(METHODS)} (got {method!r})")
         if not 0 <= self.shard[0] < self.shard[1]:
             raise RunError(f"--shard takes part and parts, such as 0 2 and 1 2 (got {self.shard})")
 
@@ -94,17 +105,22 @@ def run(config: AccuracyConfig) -> Path:
             console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
             train(cell.config, resume=bool(checkpoint.finished(cell.config.out)), source=source)
     console.print(f"{sum(cell.finished for cell in grid)} of {len(grid)} cells are finished")
-    shallow = _shallow_share(config.recipe, source)
+    shallow = functools.cache(lambda cut: _shallow_share(config.recipe, source, cut))
     results = [_result(summary.parent, shallow) for summary in sorted(config.root.glob("*/summary.json"))]
-    return comparison.write(results, config.out or config.root)
+    return comparison.write(results, config.out or config.root, config.against)
 
 
 def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
-    """The grid, seed by seed, so that an early end leaves complete pairs."""
+    """The grid, seed by seed, so that an early end leaves complete pairs.
+
+    Raises:
+        RunError: a cut after the first block where the stage has only one, or a share that skipping alone exceeds.
+    """
     short: dict[float, int] = {}
     if "full-short" in config.methods:
         shallow = _shallow_share(config.recipe, source)
         short = {prune: _short_epochs(config.recipe, prune, shallow) for prune in config.prunes}
+    early = _early_cut(config.recipe, source) if any("early" in method for method in config.methods) else None
     grid = []
     for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
         if method == "full" and prune != config.prunes[0]:
@@ -113,23 +129,30 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
         changes = {**METHODS[method], "prune": share, "seed": seed, "overwrite": True}
         if method == "full-short":
             changes["epochs"] = short[prune]
+        if "early" in method:
+            changes["cut"] = early
+        if skip := changes.get("skip", 0.0):
+            if prune <= skip:
+                raise RunError(f"--prunes must be above {skip} for {method}, which skips so much (got {prune})")
+            changes["prune"] = 1 - (1 - prune) / (1 - skip)
         out = config.root / f"{method}-prune{share:g}-seed{seed}"
         grid.append(Cell(method, share, dataclasses.replace(config.recipe, **changes, out=out)))
     return grid
 
 
-def _result(folder: Path, shallow: float) -> dict[str, Any]:
-    """All of a run's numbers, without the folders it lay in, and the model's shallow share."""
+def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, Any]:
+    """All of a run's numbers, without the folders it lay in, and the shallow share of its cut."""
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     settings = without_folders(summary.pop("config"))
     epochs = [line for line in lines if "train_loss" in line]
+    method, cell = folder.name.split("-prune")
     return {
-        "method": folder.name.split("-prune")[0],
-        "prune": settings["prune"],
+        "method": method,
+        "prune": float(cell.split("-seed")[0]),
         "config": settings,
         **summary,
-        "shallow_share": shallow,
+        "shallow_share": shallow(summary["cut"] or settings["cut"]),
         "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
         "epochs": epochs,
     }
@@ -146,11 +169,24 @@ def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None
     return {f"{place:g}": value for place, value in zip(places, values, strict=True)}
 
 
-def _shallow_share(recipe: TrainConfig, source: Source) -> float:
+def _shallow_share(recipe: TrainConfig, source: Source, cut: str | None = None) -> float:
     model = build(recipe.model, len(source.classes), source.channels, source.image_size)
+    image = torch.zeros(2, source.channels, source.image_size, source.image_size)
+    return shallow_share(model, cut or _cut(model, recipe), image)
+
+
+def _cut(model: nn.Module, recipe: TrainConfig) -> str:
     with pfb.attach(model, recipe.cut) as blocker:
-        cut = blocker.cut
-    return shallow_share(model, cut, torch.zeros(2, source.channels, source.image_size, source.image_size))
+        return blocker.cut
+
+
+def _early_cut(recipe: TrainConfig, source: Source) -> str:
+    model = build(recipe.model, len(source.classes), source.channels, source.image_size)
+    stage = _cut(model, recipe)
+    block = first_block(model, stage)
+    if block is None:
+        raise RunError(f"{stage!r} of {recipe.model} is a single block; take another --recipe.model or no early cut")
+    return block
 
 
 def _short_epochs(recipe: TrainConfig, prune: float, shallow: float) -> int:

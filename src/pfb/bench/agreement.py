@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import pfb
 from pfb.bench import results
-from pfb.bench.speed import first_block
+from pfb.bench.step import first_block
 from pfb.features import batched_tensor, pool, random_projection
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count, keep_largest

@@ -19,12 +19,12 @@ Group = dict[int, Run]
 """Runs that differ in the seed alone, by seed."""
 
 
-def write(runs: list[Run], folder: Path) -> Path:
+def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
     """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(folder / "runs.json", json.dumps(runs, indent=1))
     table = folder / "table.md"
-    checkpoint.write_text(table, render(runs))
+    checkpoint.write_text(table, render(runs, against))
     checkpoint.write_text(folder / "overview.md", overview(runs))
     if runs:
         tradeoff(runs).savefig(folder / "tradeoff.png", dpi=120)
@@ -32,22 +32,28 @@ def write(runs: list[Run], folder: Path) -> Path:
     return table
 
 
-def render(runs: list[Run]) -> str:
-    """Markdown table: mean and standard deviation over seeds; differences in pairs of equal seeds, 95 % intervals."""
+def render(runs: list[Run], against: str | None = None) -> str:
+    """Markdown table: mean and standard deviation over seeds; differences in pairs of equal seeds, 95 % intervals.
+
+    ``against`` names a method whose difference at the same share is one more column.
+    """
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
+    more = "" if against is None else f" minus {against} |"
     lines = [
-        "| method | prune | n | test accuracy, % | minus full | minus uniform | training accuracy, % | a sample is kept in (5 % to 95 % of samples) | trained on, of full | "
+        f"| method | prune | n | test accuracy, % | minus full | minus uniform |{more} training accuracy, % | a sample is kept in (5 % to 95 % of samples) | trained on, of full | "
         "compute saved | time saved |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---" * (11 if against is None else 12) + "|",
     ]
     for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
         accuracies = [100 * run["test_accuracy"] for run in group.values()]
         trained = statistics.mean(run["trained_samples"] / full_samples(run, full) for run in group.values())
         uniform = {} if "uniform" in method or method == "full" else uniform_of(method, prune, groups)
+        base = {} if method in ("full", against) else groups.get((against or "", prune), {})
+        other = "" if against is None else f" {_difference(group, base)} |"
         lines.append(
             f"| {method} | {prune:g} | {len(group)} | {_mean_std(accuracies)} | "
-            f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} | "
+            f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} |{other} "
             f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {_kept(group)} | {trained:.1%} | "
             f"{_percent(compute_saved(group, full))} | {_percent(time_saved(group, full))} |"
         )
@@ -171,7 +177,7 @@ def compute_saved(group: Group, full: Group) -> float | None:
     """1 - FLOPs of the training steps / those of full data, mean over the runs; a backward counts as two forwards.
 
     A sample that trains costs 1. One that is stopped under ``reuse`` costs its shallow part s. Under ``recompute`` every sample
-    of a pruned batch pays s / 3 for the pass that scores, unless the criterion needs none. A forward of the whole model
+    of a pruned batch pays s / 3 for the pass that scores, a quarter of that at half the resolution, unless the criterion needs none. A forward of the whole model
     without gradients, as selective backprop makes, costs 1 / 3.
     """
     shares = []
@@ -183,7 +189,7 @@ def compute_saved(group: Group, full: Group) -> float | None:
             extra = (run["samples"] - trained) * run["shallow_share"]
         else:
             scored = 0 if config["method"] == "uniform" else run["pruned_steps"] * config["batch_size"]
-            extra = scored * run["processes"] * run["shallow_share"] / 3
+            extra = scored * run["processes"] * run["shallow_share"] * config["scoring_scale"] ** 2 / 3
         shares.append((trained + extra) / full_samples(run, full))
     return 1 - statistics.mean(shares) if shares else None
 

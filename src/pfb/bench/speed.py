@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 import pfb
 from pfb.bench import results
-from pfb.bench.step import Step
+from pfb.bench.step import Step, first_block
 from pfb.gate import Gate
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count
@@ -181,12 +181,6 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
         "scoring_share": Spread.of_ratios(seconds["scoring"], seconds["full"]).median,
     }
-
-
-def first_block(model: nn.Module, cut: str) -> str | None:
-    """The first block of the stage that ends at the cut, if the stage is several blocks in a row."""
-    stage = model.get_submodule(cut)
-    return f"{cut}.0" if isinstance(stage, nn.Sequential) and len(stage) > 1 else None
 
 
 def _peak_bytes(step: Step, image: Tensor, label: Tensor) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
@@ -73,3 +73,9 @@ class Step:
         with count_saved_bytes() as saved:
             self.loss(image, label)
         return saved.total
+
+
+def first_block(model: nn.Module, cut: str) -> str | None:
+    """The first block of the stage that ends at the cut, if the stage is several blocks in a row."""
+    stage = model.get_submodule(cut)
+    return f"{cut}.0" if isinstance(stage, nn.Sequential) and len(stage) > 1 else None
