@@ -24,10 +24,13 @@ def device_of(name: str | None = None) -> torch.device:
 
 def origin(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What decides a result: settings (without the folder), versions, commit, device, threads."""
+    cuda = device.type == "cuda"
     return {
         "config": {name: value for name, value in config.items() if name != "out"},
-        "versions": versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "versions": versions()
+        | ({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if cuda else {}),  # type: ignore[no-untyped-call]
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "device_type": device.type,
         "threads": torch.get_num_threads(),
     }
 

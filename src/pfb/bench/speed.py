@@ -89,12 +89,12 @@ def render(numbers: dict[str, Any]) -> str:
     ]
     for result in numbers["results"]:
         for name, row in result["steps"].items():
-            ratio, peak = row["ratio"], row["peak_bytes"]
+            ratio = row["ratio"]
             lines.append(
                 f"| {result['prune']:g} | {name} | {1000 * row['seconds']['median']:.1f} | {ratio['median']:.3f} "
                 f"({ratio['low']:.3f} to {ratio['high']:.3f}) | {1 - ratio['median']:.1%} | "
-                f"{row['samples'] / row['seconds']['median']:.0f} | {row['saved_bytes'] / 2**20:.0f} | "
-                f"{'' if peak is None else f'{peak / 2**20:.0f}'} |"
+                f"{row['samples'] / row['seconds']['median']:.0f} | {_mebibytes(row['saved_bytes'])} | "
+                f"{_mebibytes(row['peak_bytes'])} |"
             )
         lines.append(
             f"| {result['prune']:g} | scoring alone | {1000 * result['scoring_seconds']['median']:.2f} | "
@@ -169,7 +169,7 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
             "seconds": asdict(Spread.of(seconds[name])),
             "ratio": asdict(Spread.of_ratios(seconds[name], seconds["full"])),
             # Of a compiled model it cannot be told.
-            "saved_bytes": step.saved_bytes(*batches[name]) if config.compile == "no" else 0,
+            "saved_bytes": step.saved_bytes(*batches[name]) if config.compile == "no" else None,
             "peak_bytes": _peak_bytes(step, *batches[name]),
             "raw": seconds[name],
         }
@@ -181,6 +181,10 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
         "scoring_share": Spread.of_ratios(seconds["scoring"], seconds["full"]).median,
     }
+
+
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.0f}"
 
 
 def _peak_bytes(step: Step, image: Tensor, label: Tensor) -> int | None:

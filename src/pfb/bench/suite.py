@@ -1,27 +1,41 @@
-"""Everything that has to be measured on a device, in one run: speed, plans, memory, parts of a step, scoring."""
+"""Everything that has to be measured on a device, in one run: speed, plans, memory, parts of a step, scoring; and its goals."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
-from pfb.bench import memory, plan, profile, scoring, speed
+from rich.console import Console
+
+from pfb.bench import goals, memory, plan, profile, results, scoring, speed
+from pfb.train import checkpoint
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": "bf16", "channels_last": True}
-CIFAR = {"image_size": 32, "classes": 10, "batch_size": 128}
-SMALL = {"image_size": 32, "classes": 4, "batch_size": 8, "repeats": 1, "warmup": 1}
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
+PRUNES = (0.3, 0.4, 0.5, 0.7)
+ONE_CORE = {"threads": 1, "clock": "cpu"}
+TINY = {"model": "resnet8", "models": ("resnet8",), "cut": None, "image_size": 32, "classes": 4, "batch_size": 8} | {
+    "repeats": 1,
+    "warmup": 1,
+    "samples": (8,),
+    "centers": (4,),
+    "dims": (4,),
+    "base": (8, 4, 4),
+}
 
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """Measure one device: every benchmark of speed and memory with the project's published settings."""
+    """Measure one device: every benchmark of speed and memory with the project's published settings, beside its goals."""
 
     out: Path = Path("runs/suite")
     """Folder of the results; what is there already is not measured again."""
+    sizes: Literal["auto", "gpu", "cpu"] = "auto"
+    """gpu: ImageNet's, in bf16. cpu: what one core can do in an hour. auto: by the device."""
     tiny: bool = False
     """Tiny models and few rounds, to try the suite itself."""
     device: str | None = None
@@ -29,48 +43,65 @@ class SuiteConfig:
 
 
 def run(config: SuiteConfig) -> Path:
-    """Run what is missing, most important first, so that an early end leaves whole results."""
-    for name, measure in _parts(config):
-        place = config.out / f"{name}.json"
-        if place.exists():
-            print(f"{place} is there already")
+    """Run what is missing, most important first, so that an early end leaves whole results; returns the table of goals."""
+    kind = results.device_of(config.device).type if config.sizes == "auto" else config.sizes
+    parts = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
+    place = config.out / "goals.md"
+    for number, (name, measure) in enumerate(parts, start=1):
+        file = config.out / f"{name}.json"
+        if file.exists():
+            print(f"{file} is there already")
             continue
-        print(f"measuring {name}")
-        measure(place)
-    return config.out
+        print(f"measuring {name}, part {number} of {len(parts)}")
+        measure(file)
+        checkpoint.write_text(place, goals.render(config.out))
+    Console().print(goals.render(config.out), highlight=False, markup=False, soft_wrap=True)
+    return place
 
 
-def _parts(config: SuiteConfig) -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    def at(**settings: Any) -> dict[str, Any]:
-        return {"device": config.device, **(settings | SMALL if config.tiny else settings)}
+Part = tuple[str, Callable[[Path], Any]]
 
-    models = {"resnet8": "resnet8"} if config.tiny else MODELS
-    prunes = (0.3, 0.4, 0.5, 0.7)
-    for name, model in models.items():
-        settings = at(**IMAGENET, repeats=20, warmup=5)
-        yield f"speed-{name}", _speed(model=model, prunes=prunes, **settings)
-        yield f"speed-{name}-compiled", _speed(model=model, prunes=(0.4,), compile="default", **settings)
+
+def _on_gpu(config: SuiteConfig) -> Iterator[Part]:
+    rounds = {"repeats": 20, "warmup": 5}
+    for name, model in itertools.islice(MODELS.items(), 1 if config.tiny else None):
+        settings = {"model": model, **IMAGENET, **rounds}
+        yield f"speed-{name}", _of(speed, config, prunes=PRUNES, **settings)
+        yield f"speed-{name}-compiled", _compiled(config, "default", **settings)
         if name == "resnet50":
-            graphs = {**settings, "compile": "reduce-overhead"}
-            yield f"speed-{name}-graphs", _speed(model=model, prunes=(0.4,), **graphs)
-            yield f"speed-{name}-stem", _speed(model=model, prunes=prunes, cut="maxpool", **settings)
-        yield f"profile-{name}", _of(profile, profile.ProfileConfig(model=model, **settings))
-    without_rounds = {k: v for k, v in at(**IMAGENET).items() if k not in ("repeats", "warmup")}
-    yield "memory", _of(memory, memory.MemoryConfig(models=tuple(models.values()), **without_rounds))
-    with_repeats = {k: v for k, v in at(**IMAGENET, repeats=15).items() if k != "warmup"}
-    planned = ("resnet8",) if config.tiny else (*MODELS.values(), "convnext_tiny", "efficientnet_b0", "regnet_y_1_6gf")
-    yield "plan", _of(plan, plan.PlanConfig(models=planned, **with_repeats))
-    sizes: dict[str, Any] = (
-        {"samples": (8,), "centers": (4,), "dims": (4,), "base": (8, 4, 4), "repeats": 1} if config.tiny else {}
-    )
-    yield "scoring", _of(scoring, scoring.ScoringConfig(device=config.device, **sizes))
-    small_model = "resnet8" if config.tiny else "resnet18"
-    yield "speed-resnet18-cifar", _speed(model=small_model, prunes=prunes, **at(**CIFAR, repeats=20, warmup=5))
+            yield f"speed-{name}-graphs", _compiled(config, "reduce-overhead", **settings)
+            yield f"speed-{name}-stem", _of(speed, config, prunes=PRUNES, cut="maxpool", **settings)
+        yield f"profile-{name}", _of(profile, config, **settings)
+    yield "memory", _of(memory, config, models=tuple(MODELS.values()), **IMAGENET)
+    planned = (*MODELS.values(), "convnext_tiny", "efficientnet_b0", "regnet_y_1_6gf")
+    yield "plan", _of(plan, config, models=planned, repeats=15, **IMAGENET)
+    yield "scoring", _of(scoring, config)
+    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **rounds)
 
 
-def _speed(**settings: Any) -> Callable[[Path], Any]:
-    return _of(speed, speed.SpeedConfig(**settings))
+def _on_cpu(config: SuiteConfig) -> Iterator[Part]:
+    settings = {"batch_size": 64, "repeats": 7, "warmup": 1, **ONE_CORE}
+    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
+    yield "speed-resnet18-cifar-compiled", _compiled(config, "default", **settings)
+    yield "profile-resnet18-cifar", _of(profile, config, **settings)
+    yield "plan", _of(plan, config, **ONE_CORE)
+    yield "scoring", _of(scoring, config, **ONE_CORE)
+    yield "memory", _of(memory, config, models=("resnet18", "resnet50"), batch_size=32)
+    large = {"image_size": 224, "classes": 1000, "batch_size": 10, "repeats": 5, "warmup": 1}
+    for name in ("swin-t", "vit-s"):
+        yield f"speed-{name}", _of(speed, config, model=MODELS[name], prunes=(0.4,), **large, **ONE_CORE)
 
 
-def _of(benchmark: Any, config: Any) -> Callable[[Path], Any]:
-    return lambda place: benchmark.run(dataclasses.replace(config, out=place))
+def _compiled(config: SuiteConfig, mode: str, **settings: Any) -> Callable[[Path], Any]:
+    """Speed of compiled steps; fewer of them, since each is compiled anew."""
+    variants = ("recompute", "reuse", "recompute-half", "recompute-early-half", "uniform-recompute")
+    return _of(speed, config, prunes=(0.4,), compile=mode, variants=variants[: 1 if config.tiny else None], **settings)
+
+
+def _of(benchmark: Any, config: SuiteConfig, **settings: Any) -> Callable[[Path], Any]:
+    """A benchmark with these settings, and where the suite is tiny with tiny ones instead."""
+    made = get_type_hints(benchmark.run)["config"](device=config.device, **settings)
+    if config.tiny:
+        known = {field.name for field in dataclasses.fields(made)}
+        made = dataclasses.replace(made, **{name: value for name, value in TINY.items() if name in known})
+    return lambda place: benchmark.run(dataclasses.replace(made, out=place))

@@ -1,0 +1,103 @@
+"""What was aimed at beside what was measured on one device, and by how much it was missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SAVED = {0.4: 0.38, 0.5: 0.48}
+"""Least time of a step saved, by share pruned."""
+TRANSFORMERS_SAVED = 0.95
+"""The same for transformers, as a part of the share pruned."""
+SCORING = {"cuda": 0.005, "cpu": 0.01}
+"""Most time that density, choice and update may take, as a part of a full step, by type of device."""
+PREDICTED_WITHIN = 0.03
+"""Largest error of ``pfb.plan``, as a part of a full step."""
+ARCHITECTURES = 5
+"""For at least so many architectures."""
+
+STEPS = {"ideal": "ideal", "reuse": "`reuse`", "recompute": "`recompute`", "uniform-recompute": "`Uniform()`"}
+"""Steps with a column of their own; the best of the cheaper first passes has one more."""
+CHEAPER = ("recompute-half", "recompute-bf16", "recompute-early", "recompute-early-half")
+
+Numbers = dict[str, Any]
+
+
+def render(folder: Path) -> str:
+    """Markdown tables from the results that ``pfb bench suite`` left in a folder; what is not there yet is left out."""
+    numbers: dict[str, Numbers] = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    speeds = {name.removeprefix("speed-"): n for name, n in numbers.items() if name.startswith("speed-")}
+    lines = [
+        f"| time of a step saved, % (in brackets: missed by) | pruned | goal | {' | '.join(STEPS.values())} | cheaper first pass |",
+        "|---" * (4 + len(STEPS)) + "|",
+        *(row for name, speed in speeds.items() for row in _saved(name, speed)),
+        "",
+        "| | goal | measured |",
+        "|---|---|---|",
+        *(_scoring(name, speed) for name, speed in speeds.items()),
+    ]
+    if "plan" in numbers:
+        lines.append(_predicted(numbers["plan"]))
+    if "memory" in numbers:
+        lines += _largest_batch(numbers["memory"])
+    return "\n".join(lines) + "\n"
+
+
+def saved_goal(model: str, prune: float) -> float | None:
+    """The time to be saved; ``None`` where none was set."""
+    if "swin" in model or "vit" in model:
+        return TRANSFORMERS_SAVED * prune
+    return SAVED.get(prune)
+
+
+def _saved(name: str, speed: Numbers) -> Iterator[str]:
+    for result in speed["results"]:
+        goal = saved_goal(speed["config"]["model"], result["prune"])
+        if goal is None:
+            continue
+        saved = {step: 1 - row["ratio"]["median"] for step, row in result["steps"].items()}
+        cells = [_or_missed_by(saved.get(step), None if step == "ideal" else goal) for step in STEPS]
+        best = max((step for step in CHEAPER if step in saved), key=lambda step: saved[step], default=None)
+        cells.append("" if best is None else f"{_or_missed_by(saved[best], goal)}, `{best}`")
+        yield f"| {name} | {100 * result['prune']:g} | {100 * goal:g} | {' | '.join(cells)} |"
+
+
+def _or_missed_by(saved: float | None, goal: float | None) -> str:
+    if saved is None:
+        return ""
+    return f"{100 * saved:.1f}" + (f" (-{100 * (goal - saved):.1f})" if goal is not None and saved < goal else "")
+
+
+def _scoring(name: str, speed: Numbers) -> str:
+    goal = SCORING[speed["device_type"]]
+    share = max(result["scoring_share"] for result in speed["results"])
+    return f"| density, choice and update, of a full step of {name} | below {goal:.1%} | {share:.2%}{_missed(share < goal)} |"
+
+
+def _predicted(plan: Numbers) -> str:
+    errors = {
+        row["model"]: max(abs(measured["median"] - row["predicted"][w]) for w, measured in row["measured"].items())
+        for row in plan["rows"]
+    }
+    within = sum(error <= PREDICTED_WITHIN for error in errors.values())
+    return (
+        f"| architectures whose savings are predicted within {100 * PREDICTED_WITHIN:g} points, both wirings | at least {ARCHITECTURES} | "
+        f"{within} of {len(errors)}, worst error {100 * max(errors.values()):.1f}{_missed(within >= ARCHITECTURES)} |"
+    )
+
+
+def _largest_batch(memory: Numbers) -> Iterator[str]:
+    batches = {(row["model"], row["step"]): row["largest_tried"] or row["largest_estimated"] for row in memory["rows"]}
+    for model in memory["config"]["models"]:
+        full, *pruned = (batches[model, step] for step in ("full", "reuse", "recompute"))
+        reuse, recompute = (batch / full for batch in pruned)
+        yield (
+            f"| largest batch of {model}, of that of a full step | `recompute` above 1 | `reuse` {reuse:.2f}, `recompute` "
+            f"{recompute:.2f}{_missed(recompute > 1)} |"
+        )
+
+
+def _missed(met: bool) -> str:
+    return "" if met else " (missed)"
