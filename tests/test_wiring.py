@@ -284,6 +284,15 @@ def test_the_scoring_pass_alone_runs_in_low_precision():
     assert blocker._gate.last_features.dtype == torch.float32
 
 
+@pytest.mark.parametrize("settings", [{"features": lambda output: output.mean((2, 3))}, {"channel_dim": 2}])
+def test_a_criterion_that_reads_no_features_needs_no_settings_for_them(settings, shallow):
+    """They describe the cut's output, which is not even computed for it under recompute."""
+    model = zoo.SmallNet()
+    with pfb.attach(model, "layer1", 0.5, shallow=shallow, importance=pfb.Uniform(), **settings) as blocker:
+        assert model(torch.randn(8, 3, 8, 8)).shape == (4, 5)
+        assert blocker.last_log_density is None
+
+
 @pytest.mark.parametrize("importance", [pfb.Uniform(), pfb.PerClass(pfb.Uniform())])
 def test_a_criterion_that_reads_no_features_needs_no_scoring_pass(importance):
     model, runs = zoo.SmallNet(), []

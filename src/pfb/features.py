@@ -42,6 +42,19 @@ def pool(x: Tensor, channel_dim: int) -> Tensor:
     return x.mean(space, dtype=torch.float32) if space else x.float()
 
 
+def fingerprint(x: Tensor) -> Tensor:
+    """One number per sample, ``[N, ...]`` to ``[N, 1]``: nothing to choose by, but enough to know a batch again.
+
+    Example:
+        >>> import torch
+        >>> fingerprint(torch.arange(6).reshape(2, 3))
+        tensor([[1.],
+                [4.]])
+    """
+    x = x.detach().reshape(x.size(0), 1, -1) if x.dim() < 3 else x.detach()
+    return x.mean(list(range(1, x.dim())), dtype=torch.float32).unsqueeze(1)
+
+
 def project(x_NC: Tensor, projection_CD: Tensor | None) -> Tensor:
     """Reduce the channels by a fixed linear map; ``None`` keeps them as they are."""
     return x_NC if projection_CD is None else x_NC @ projection_CD

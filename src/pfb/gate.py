@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfb.estimator import DensityEstimator
-from pfb.features import batched_tensor, infer_channel_dim, pool, project, random_projection
+from pfb.features import batched_tensor, fingerprint, infer_channel_dim, pool, project, random_projection
 from pfb.importance import takes_density
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
 
@@ -104,7 +104,7 @@ class Gate:
         if self.reads_density:
             self.estimator.accumulate(features_ND.index_select(0, indices_K))
         self._indices, self._batch_size = indices_K, n
-        self.last_features = features_ND
+        self.last_features = features_ND if self.reads_features else None
         if not torch.compiler.is_compiling():
             self.blocked_forwards += 1
             self._forwards.append(_Forward(features_ND, indices_K))
@@ -142,7 +142,12 @@ class Gate:
         return candidates[0].indices
 
     def features(self, output: Any) -> Tensor:
-        """Float32 features ``[N, D]`` of the cut's output, without graph."""
+        """Float32 features ``[N, D]`` of the cut's output, without graph.
+
+        A criterion that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of the model's input.
+        """
+        if not self.reads_features:
+            return fingerprint(output if isinstance(output, Tensor) else batched_tensor(output))
         if self._features is not None:
             features_ND = self._features(output)
             if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:

@@ -125,13 +125,12 @@ class _SelectInputs(_Hook):
             return None
         if self.gate.reads_features:
             output = self._scored(model, args, kwargs)
+            batch_size = batched_tensor(output).size(0)
         else:
-            output = self._fingerprint(model, args, kwargs)
+            output = self._batched_input(model, args, kwargs)
+            batch_size = output.size(0)
         indices = self.gate.replay(output) if in_backward() else self.gate.decide(output)
-        if indices is None:
-            return None
-        batch_size = batched_tensor(output).size(0)
-        return self._selected(model, args, kwargs, indices, batch_size)
+        return None if indices is None else self._selected(model, args, kwargs, indices, batch_size)
 
     def _scored(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.gate.scoring = True
@@ -149,16 +148,14 @@ class _SelectInputs(_Hook):
             self.gate.scoring = False
         raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")
 
-    @torch.no_grad()
-    def _fingerprint(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """One number per sample, ``[N, 1]``: nothing to choose by, but enough to know this batch again in a replay."""
+    def _batched_input(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = _argument_names(model, len(args))
         inputs = [value for name, value in zip(names, args, strict=True) if name not in self.shared]
         inputs += [value for name, value in kwargs.items() if name not in self.shared]
         x = next((x for x in leaves(inputs) if x.dim() > 0), None)
         if x is None:
             raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to select from")
-        return x.reshape(x.size(0), -1).float().mean(1, keepdim=True)
+        return x
 
     def _selected(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Tensor, batch_size: int
