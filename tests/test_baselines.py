@@ -46,6 +46,11 @@ class TestInfoBatch:
         # Samples 1 (weight 2) and 4 (weight 1): (2 * 0.5 + 1 * 4) / 2.
         assert method.reduce(torch.tensor([0.5, 4.0]), torch.tensor([1, 4])) == pytest.approx(2.5)
 
+    def test_the_share_is_taken_as_a_person_means_it(self):
+        method = InfoBatch(101)
+        method.reduce(torch.tensor([*[0.0] * 100, 9.0]), torch.arange(101))
+        assert len(method.load(0.29, generator())) == 101 - 29
+
     def test_the_loss_keeps_its_expectation(self):
         totals = []
         for seed in range(400):
@@ -84,8 +89,9 @@ class TestOrderDP:
         drawn = torch.randperm(100, generator=generator())[: round(60 / 0.85)]
         assert set(drawn[drawn >= 90].tolist()) <= set(loaded.tolist())
 
-    def test_a_small_share_draws_all(self):
-        assert len(OrderDP(100).load(0.1, generator())) == 90
+    @pytest.mark.parametrize(("share", "loaded"), [(0.1, 90), (0.29, 71)])  # 0.29 * 100 is 28.999999999999996
+    def test_a_small_share_draws_all(self, share, loaded):
+        assert len(OrderDP(100).load(share, generator())) == loaded
         assert OrderDP(100).load(0.0, generator()) is None
 
 

@@ -204,6 +204,7 @@ class TestBadInput:
             ({"model": "resnet19"}, "Did you mean"),
             ({"model": "timm:vit_smal"}, "timm has no model"),
             ({"cut": "layer9"}, "layer9.*Candidates"),
+            ({"model": "timm:convnext_atto"}, r"does not run on an input of shape \(2, 1, 8, 8\): .*Kernel size"),
             ({"batch_size": 100_000, "train_samples": None}, "larger than the training set of 1437"),
             ({"train_samples": 5000}, "at most the data set's size 1437"),
             ({"data": "imagefolder:/nowhere"}, "/nowhere is missing"),
@@ -288,6 +289,15 @@ class TestImageFolder:
     def test_large_images_go_through_the_loader(self, run, folder):
         summary = train(self.settings(run, folder, image_size=72, epochs=1, workers=0, prune=0.5, start=0.0, stop=1.0))
         assert summary["deep_samples"] < summary["samples"]
+
+    def test_a_cut_that_cannot_be_read_is_refused_before_training(self, run, folder):
+        """96 channels of 96 x 96 pixels."""
+        square = self.settings(run, folder, model="convnext_tiny", image_size=384, workers=0, start=0.5)
+        with pytest.raises(
+            RunError, match=r"cannot tell which dimension .*\(2, 96, 96, 96\).*Pass --channel-dim 1 for"
+        ):
+            train(square)
+        assert not run.exists()
 
     def test_a_damaged_image_is_named_before_the_first_step(self, run, folder):
         (folder / "train" / "dark" / "3.png").write_bytes(b"not an image")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pfb.baselines.method import Method
+from pfb.selection import keep_count
 
 
 class InfoBatch(Method):
@@ -34,7 +35,7 @@ class InfoBatch(Method):
             return None
         well_learned = torch.nonzero(self.losses < self.losses.nanmean()).flatten().cpu()
         order = torch.randperm(len(well_learned), generator=generator)
-        skipped = well_learned[order[: int(share * len(well_learned))]]
+        skipped = well_learned[order[keep_count(len(well_learned), share) :]]
         self.weights[well_learned.to(self.weights.device)] = 1 / (1 - share)
         loaded = torch.ones(len(self.losses), dtype=torch.bool)
         loaded[skipped] = False

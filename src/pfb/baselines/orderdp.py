@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pfb.baselines.method import Method
+from pfb.selection import keep_count
 
 
 class OrderDP(Method):
@@ -32,7 +33,7 @@ class OrderDP(Method):
         if share == 0:
             return None
         n = len(self.losses)
-        kept = n - int(share * n)
+        kept = keep_count(n, share)
         drawn = torch.randperm(n, generator=generator)[: max(kept, min(n, round(kept / self.top)))]
         return drawn[torch.topk(self.losses.cpu()[drawn], kept).indices]
 

@@ -110,6 +110,7 @@ class Training:
         optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples())
         self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
@@ -120,6 +121,12 @@ class Training:
     def blocks(self) -> bool:
         """Whether samples are stopped at the cut."""
         return self.criterion_at_cut is not None
+
+    def _two_samples(self) -> Tensor:
+        """The first two training samples as the model takes them, without augmentation."""
+        batch = next(iter(DataLoader(self.source.train, batch_size=2, collate_fn=self.source.collate)))
+        x = self.source.prepare_test(batch["input"].to(self.accelerator.device))
+        return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
 
     def _steps_to_take(self) -> int:
         """Steps of the whole run, without those of samples that are not loaded: over these the blocker's window spans."""

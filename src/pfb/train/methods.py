@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pfb
 from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
 from pfb.gate import Importance
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
+from pfb.wiring import output_of
 
 
 def importance(config: TrainConfig) -> Importance | None:
@@ -85,4 +86,37 @@ def attach_as(
             total_steps=total_steps,
         )
     except ValueError as error:
-        raise RunError(str(error).replace("`cut=`", "--cut").replace("`scoring_scale`", "--scoring-scale")) from error
+        raise _in_flags(error) from error
+
+
+def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor) -> None:
+    """Run a few samples before training rather than fail when pruning starts. The model is left in eval mode.
+
+    Raises:
+        RunError: the model does not run on such input; or, with a blocker, the cut's output holds no features or the dimension
+            of its channels cannot be told.
+    """
+    try:
+        with torch.no_grad():
+            model.eval()(x)
+    except RuntimeError as error:
+        raise RunError(f"the model does not run on an input of shape {tuple(x.shape)}: {error}") from error
+    if blocker is None:
+        return
+    try:
+        blocker._gate.features(output_of(model, model.get_submodule(blocker.cut), (x,), {}))
+    except (ValueError, TypeError) as error:
+        raise _in_flags(error) from error
+
+
+def _in_flags(error: Exception) -> RunError:
+    """An error of the library, in the words of the command line."""
+    message = str(error)
+    for argument, flag in {
+        "`cut=`": "--cut",
+        "`scoring_scale`": "--scoring-scale",
+        "`channel_dim=1`": "--channel-dim 1",
+        "`channel_dim=-1`": "--channel-dim -1",
+    }.items():
+        message = message.replace(argument, flag)
+    return RunError(message)
