@@ -12,11 +12,15 @@ from torch import Tensor
 
 import pfb
 from pfb.bench import results
+from pfb.bench.speed import VARIANTS
 from pfb.bench.step import Step
 from pfb.measure import Clock, Spread, clock_of, synchronize
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
 """``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either wiring."""
+
+STEPS = ("full", "reuse", "recompute", "recompute-half", "uniform-recompute")
+"""The last two are what was made of ``recompute`` after its first pass had been seen to cost most."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,7 @@ def run(config: ProfileConfig) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = results.device_of(config.device)
-    steps = {
-        "full": _TimedStep(config, device, None),
-        "reuse": _TimedStep(config, device, "reuse"),
-        "recompute": _TimedStep(config, device, "recompute"),
-    }
+    steps = {name: _TimedStep(config, device, name) for name in STEPS}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for number in track(range(config.warmup + config.repeats), "rounds"):
         for name, step in steps.items():
@@ -88,11 +88,9 @@ def _cell(seconds: float, full: float) -> str:
 class _TimedStep:
     """A training step that stops the clock between its parts; calling it returns seconds by part."""
 
-    def __init__(
-        self, config: ProfileConfig, device: torch.device, shallow: Literal["reuse", "recompute"] | None
-    ) -> None:
-        arguments = None if shallow is None else {"prune": config.prune, "shallow": shallow}
-        self.step, self.shallow = Step(config, device, config.model, arguments), shallow
+    def __init__(self, config: ProfileConfig, device: torch.device, name: str) -> None:
+        arguments = {"prune": config.prune, **VARIANTS[name]} if name in VARIANTS else None
+        self.step, self.has_first_pass = Step(config, device, config.model, arguments), "recompute" in name
         self.batch = self.step.batch(config.batch_size)
         self.device, self.clock, blocker = device, clock_of(config.clock), self.step.blocker
         self.watch = None if blocker is None else _Watch(blocker, device, self.clock)
@@ -110,7 +108,7 @@ class _TimedStep:
             self.step.blocker.step()
         end = self._now()
         decided = 0.0 if self.watch is None else self.watch.taken
-        scored = self.watch.began - begin if self.watch is not None and self.shallow == "recompute" else 0.0
+        scored = self.watch.began - begin if self.watch is not None and self.has_first_pass else 0.0
         times = (
             scored,
             decided,
