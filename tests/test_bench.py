@@ -135,6 +135,8 @@ def test_the_cells_of_a_grid():
         0.3: pytest.approx(40 * (1 - 0.825 * 0.18), abs=1.5),
         0.5: pytest.approx(40 * (1 - 0.825 * 0.37), abs=1.5),
     }
+    shorter = {cell.prune: cell.config.epochs for cell in grid if cell.method == "full-short-uniform"}
+    assert shorter == {0.3: 30, 0.5: 24}  # 40 * (1 - 0.825 * prune), without a shallow part
     parts = [accuracy.AccuracyConfig(recipe, seeds=(0, 1), shard=(part, 3)) for part in range(3)]
     assert all(part.shard[1] == 3 for part in parts)
 

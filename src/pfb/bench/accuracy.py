@@ -28,7 +28,8 @@ from pfb.train.records import kept_share
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
-    "full-short": {"method": "full"},  # fewer epochs: see _short_epochs
+    "full-short": {"method": "full"},  # fewer epochs, at the compute of pfb in its better wiring: see _short_epochs
+    "full-short-uniform": {"method": "full"},  # at the compute of uniform-recompute
     "uniform-reuse": {"method": "uniform", "shallow": "reuse"},
     "uniform-recompute": {"method": "uniform", "shallow": "recompute"},
     "pfb-reuse": {"method": "pfb", "shallow": "reuse"},
@@ -116,10 +117,10 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
     Raises:
         RunError: a cut after the first block where the stage has only one, or a share that skipping alone exceeds.
     """
-    short: dict[float, int] = {}
-    if "full-short" in config.methods:
-        shallow = _shallow_share(config.recipe, source)
-        short = {prune: _short_epochs(config.recipe, prune, shallow) for prune in config.prunes}
+    shallow = {}
+    for name in set(config.methods) & {"full-short", "full-short-uniform"}:
+        # Uniform blocking under recompute runs no shallow part for the samples it stops.
+        shallow[name] = 0.0 if name.endswith("uniform") else _shallow_share(config.recipe, source)
     early = _early_cut(config.recipe, source) if any("early" in method for method in config.methods) else None
     grid = []
     for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
@@ -127,8 +128,8 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
             continue
         share = 0.0 if method == "full" else prune
         changes = {**METHODS[method], "prune": share, "seed": seed, "overwrite": True}
-        if method == "full-short":
-            changes["epochs"] = short[prune]
+        if method in shallow:
+            changes["epochs"] = _short_epochs(config.recipe, prune, shallow[method])
         if "early" in method:
             changes["cut"] = early
         if skip := changes.get("skip", 0.0):

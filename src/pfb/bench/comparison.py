@@ -48,7 +48,7 @@ def render(runs: list[Run], against: str | None = None) -> str:
     for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
         accuracies = [100 * run["test_accuracy"] for run in group.values()]
         trained = statistics.mean(run["trained_samples"] / full_samples(run, full) for run in group.values())
-        uniform = {} if "uniform" in method or method == "full" else uniform_of(method, prune, groups)
+        uniform = {} if method.startswith("uniform") or method == "full" else uniform_of(method, prune, groups)
         base = {} if method in ("full", against) else groups.get((against or "", prune), {})
         other = "" if against is None else f" {_difference(group, base)} |"
         lines.append(
