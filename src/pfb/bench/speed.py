@@ -82,6 +82,28 @@ def run(config: SpeedConfig) -> Path:
 
 
 def render(numbers: dict[str, Any]) -> str:
+    """Two Markdown tables: what each step saves at each share, and all that was measured of it."""
+    return overview(numbers) + "\n" + details(numbers)
+
+
+def overview(numbers: dict[str, Any]) -> str:
+    """Markdown table of a row per step and a column per share: time saved, with quartiles over the rounds."""
+    measured = numbers["results"]
+    lines = [
+        "| time of a step saved, % (quartiles) |" + "".join(f" {r['prune']:.0%} pruned |" for r in measured),
+        "|---" * (1 + len(measured)) + "|",
+    ]
+    for name in (step for step in measured[0]["steps"] if step != "full"):
+        ratios = [result["steps"][name]["ratio"] for result in measured]
+        cells = [
+            f" {100 - 100 * r['median']:.1f} ({100 - 100 * r['high']:.1f} to {100 - 100 * r['low']:.1f}) |"
+            for r in ratios
+        ]
+        lines.append(f"| {name} |" + "".join(cells))
+    return "\n".join(lines) + "\n"
+
+
+def details(numbers: dict[str, Any]) -> str:
     """Markdown table of the measured steps, ratios to the full step taken round by round."""
     lines = [
         "| prune | step | median ms | of a full step (quartiles) | time saved | samples/s | kept for backward, MiB | peak, MiB |",
