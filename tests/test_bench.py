@@ -233,6 +233,12 @@ def test_the_whole_suite_of_a_device(tmp_path, capsys, sizes, speeds):
     assert "no result of pfb bench speed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("mode", "rounds"), [("no", 1), ("default", 2 + 2)])
+def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
+    """64 centers come from two batches of which 39 samples go on."""
+    assert speed._warmup(speed.SpeedConfig(batch_size=64, warmup=1, compile=mode), 0.4) == rounds
+
+
 def speed_result(model, prune, **saved):
     steps = {name.replace("_", "-"): {"ratio": {"median": 1 - share}} for name, share in saved.items()}
     return {

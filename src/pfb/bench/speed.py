@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,6 +49,7 @@ class SpeedConfig:
     variants: tuple[str, ...] = tuple(VARIANTS)
     repeats: int = 10
     warmup: int = 2
+    """Rounds not counted; more of them where it takes longer until all is compiled."""
     precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     compile: Literal["no", "default", "reduce-overhead"] = "no"
@@ -75,7 +77,7 @@ def run(config: SpeedConfig) -> Path:
     measured = []
     with Progress() as progress:
         for prune in config.prunes:
-            task = progress.add_task(f"prune {prune:g}", total=config.warmup + config.repeats)
+            task = progress.add_task(f"prune {prune:g}", total=_warmup(config, prune) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {**results.origin(asdict(config), device), "results": measured}
     return results.write(config.out, numbers, render(numbers), draw(numbers))
@@ -179,7 +181,7 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         },
         device,
         config.repeats,
-        config.warmup,
+        _warmup(config, prune),
         clock_of(config.clock),
         on_round,
     )
@@ -203,6 +205,14 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
         "scoring_share": Spread.of_ratios(seconds["scoring"], seconds["full"]).median,
     }
+
+
+def _warmup(config: SpeedConfig, prune: float) -> int:
+    """Rounds that are not counted: of a compiled step all until the centers are gathered, which compiles a second graph."""
+    if config.compile == "no":
+        return config.warmup
+    gathering = math.ceil(pfb.DensityEstimator().n_centers / keep_count(config.batch_size, prune))
+    return max(config.warmup, gathering + 2)
 
 
 def _mebibytes(size: int | None) -> str:
