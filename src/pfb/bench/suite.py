@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 from rich.console import Console
 
 from pfb.bench import goals, memory, plan, profile, results, scoring, speed
@@ -54,9 +56,17 @@ def run(config: SuiteConfig) -> Path:
             continue
         print(f"measuring {name}, part {number} of {len(parts)}")
         measure(file)
+        _free_memory()
         checkpoint.write_text(place, goals.render(config.out))
     Console().print(goals.render(config.out), highlight=False, markup=False, soft_wrap=True)
     return place
+
+
+def _free_memory() -> None:
+    """Let go of the models of a part that is done: they lie in cycles of hooks, and compiled ones in the compiler's caches."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 Part = tuple[str, Callable[[Path], Any]]
