@@ -239,6 +239,27 @@ def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
     assert speed._warmup(speed.SpeedConfig(batch_size=64, warmup=1, compile=mode), 0.4) == rounds
 
 
+def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path, capsys):
+    vit = [
+        "--model",
+        "timm:vit_tiny_patch16_224",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "4",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+    ]
+    cli.main(
+        ["bench", "speed", *vit, "--variants", "recompute", "recompute-half", "--out", str(tmp_path / "speed.json")]
+    )
+    (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
+    assert set(result["steps"]) == {"full", "ideal", "recompute"}
+    assert "16 pixels are too few" in capsys.readouterr().out
+
+
 def speed_result(model, prune, **saved):
     steps = {name.replace("_", "-"): {"ratio": {"median": 1 - share}} for name, share in saved.items()}
     return {
@@ -279,6 +300,7 @@ def test_goals_stand_beside_what_was_measured(tmp_path):
         "memory": memory,
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(numbers))
+    assert goals.saved_goal("swin_t", 0.5, "cpu") is None
     rows = goals.render(tmp_path).splitlines()
     assert rows[2:4] == [
         "| resnet50 | 40 | 38 | 40.0 | 30.0 (-8.0) | 36.0 (-2.0) |  |  | 38.5 | 40.0 |",

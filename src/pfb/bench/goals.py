@@ -10,7 +10,7 @@ from typing import Any
 SAVED = {0.4: 0.38, 0.5: 0.48}
 """Least time of a step saved, by share pruned."""
 TRANSFORMERS_SAVED = 0.95
-"""The same for transformers, as a part of the share pruned."""
+"""The same for transformers on a GPU, as a part of the share pruned."""
 SCORING = {"cuda": 0.005, "cpu": 0.01}
 """Most time that density, choice and update may take, as a part of a full step, by type of device."""
 PREDICTED_WITHIN = 0.03
@@ -52,16 +52,16 @@ def render(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def saved_goal(model: str, prune: float) -> float | None:
+def saved_goal(model: str, prune: float, device_type: str) -> float | None:
     """The time to be saved; ``None`` where none was set."""
     if "swin" in model or "vit" in model:
-        return TRANSFORMERS_SAVED * prune
+        return None if device_type == "cpu" else TRANSFORMERS_SAVED * prune
     return SAVED.get(prune)
 
 
 def _saved(name: str, speed: Numbers) -> Iterator[str]:
     for result in speed["results"]:
-        goal = saved_goal(speed["config"]["model"], result["prune"])
+        goal = saved_goal(speed["config"]["model"], result["prune"], speed["device_type"])
         if goal is None:
             continue
         saved = {step: 1 - row["ratio"]["median"] for step, row in result["steps"].items()}

@@ -19,6 +19,7 @@ from pfb.bench.step import Step, first_block
 from pfb.gate import Gate
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count
+from pfb.tree import shrink_images
 from pfb.wiring import output_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -170,6 +171,8 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         at = early if "early" in name else cut
         if at is None or (name == "recompute-bf16" and config.precision == "bf16"):
             continue
+        if name.endswith("half") and not _takes_half(first, image[:2]):
+            continue
         arguments = {"cut": at, "prune": prune, **VARIANTS[name]} if name in VARIANTS else None
         n = sizes.get(name, config.batch_size)
         steps[name] = Step(config, device, config.model, arguments, config.compile)
@@ -205,6 +208,20 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
         "scoring_share": Spread.of_ratios(seconds["scoring"], seconds["full"]).median,
     }
+
+
+def _takes_half(step: Step, image: Tensor) -> bool:
+    """Whether the model runs on images of half the size; a ViT with fixed positions does not."""
+    assert step.blocker is not None
+    try:
+        half = shrink_images(image, 0.5)
+        output_of(step.model, step.model.get_submodule(step.blocker.cut), (half,), {})
+    except (AssertionError, RuntimeError, ValueError) as error:
+        print(
+            f"{step.setup.image_size // 2} pixels are too few for this model, so no variant scores at half size: {error}"
+        )
+        return False
+    return True
 
 
 def _warmup(config: SpeedConfig, prune: float) -> int:
