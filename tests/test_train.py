@@ -299,6 +299,11 @@ class TestImageFolder:
             train(square)
         assert not run.exists()
 
+    def test_a_model_of_one_size_cannot_be_scored_at_half(self, run, folder):
+        half = {"shallow": "recompute", "scoring_scale": 0.5, "image_size": 32, "workers": 0}
+        with pytest.raises(RunError, match="shrunk by --scoring-scale 0.5: .*doesn't match model"):
+            train(self.settings(run, folder, model="timm:vit_tiny_patch16_224", **half))
+
     def test_a_damaged_image_is_named_before_the_first_step(self, run, folder):
         (folder / "train" / "dark" / "3.png").write_bytes(b"not an image")
         truncated = folder / "test" / "light" / "2.png"

@@ -256,6 +256,19 @@ def test_autocast_does_not_lose_the_shallow_gradients():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_a_model_of_one_size_says_so_when_it_is_scored_at_half():
+    class OneSize(nn.Module):
+        def forward(self, x):
+            assert x.shape[-1] == 8, "8 pixels"
+            return x
+
+    model = nn.Sequential(OneSize(), nn.Conv2d(3, 4, 3))
+    message = r"(?s)shrunk by `scoring_scale` \(got 0.5\): 8 pixels.*Leave it at 1"
+    blocker = pfb.attach(model, "1", 0.5, shallow="recompute", scoring_scale=0.5)
+    with blocker, pytest.raises(RuntimeError, match=message):
+        model(torch.randn(8, 3, 8, 8))
+
+
 def test_scoring_at_half_the_resolution():
     model = zoo.SmallNet("group")
     x = torch.randn(20, 3, 8, 8)

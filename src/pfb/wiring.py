@@ -144,6 +144,13 @@ class _SelectInputs(_Hook):
                 model.forward(*args, **kwargs)
         except _Reached as reached:
             return reached.args[0]
+        except (AssertionError, RuntimeError) as error:
+            if self.scale == 1:
+                raise
+            raise RuntimeError(
+                f"{type(model).__name__} does not run on images shrunk by `scoring_scale` (got {self.scale}): {error}. "
+                "Leave it at 1 for a model that takes images of one size."
+            ) from error
         finally:
             self.gate.scoring = False
         raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")

@@ -34,7 +34,9 @@ Numbers = dict[str, Any]
 
 def render(folder: Path) -> str:
     """Markdown tables from the results that ``pfb bench suite`` left in a folder; what is not there yet is left out."""
-    numbers: dict[str, Numbers] = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    numbers: dict[str, Numbers] = {
+        p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: p.stem)
+    }
     speeds = {name.removeprefix("speed-"): n for name, n in numbers.items() if name.startswith("speed-")}
     lines = [
         f"| time of a step saved, % (in brackets: missed by) | pruned | goal | {' | '.join(STEPS.values())} |",

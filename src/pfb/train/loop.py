@@ -110,7 +110,8 @@ class Training:
         optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples())
+        scale = config.scoring_scale if config.shallow == "recompute" else 1.0
+        methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale)
         self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]

@@ -10,6 +10,7 @@ from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
 from pfb.gate import Importance
 from pfb.train.config import TrainConfig
 from pfb.train.errors import RunError
+from pfb.tree import shrink_images
 from pfb.wiring import output_of
 
 
@@ -89,12 +90,12 @@ def attach_as(
         raise _in_flags(error) from error
 
 
-def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor) -> None:
+def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float) -> None:
     """Run a few samples before training rather than fail when pruning starts. The model is left in eval mode.
 
     Raises:
         RunError: the model does not run on such input; or, with a blocker, the cut's output holds no features or the dimension
-            of its channels cannot be told.
+            of its channels cannot be told, or the model does not run at the scale of the scoring pass.
     """
     try:
         with torch.no_grad():
@@ -103,10 +104,16 @@ def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor) -> None:
         raise RunError(f"the model does not run on an input of shape {tuple(x.shape)}: {error}") from error
     if blocker is None:
         return
+    cut = model.get_submodule(blocker.cut)
     try:
-        blocker._gate.features(output_of(model, model.get_submodule(blocker.cut), (x,), {}))
+        blocker._gate.features(output_of(model, cut, (x,), {}))
     except (ValueError, TypeError) as error:
         raise _in_flags(error) from error
+    if scale < 1:
+        try:
+            output_of(model, cut, shrink_images((x,), scale), {})
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RunError(f"the model does not run on images shrunk by --scoring-scale {scale}: {error}") from error
 
 
 def _in_flags(error: Exception) -> RunError:
