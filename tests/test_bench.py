@@ -8,7 +8,7 @@ import torch
 
 import pfb
 from pfb import cli
-from pfb.bench import accuracy, comparison, goals, memory, scoring, speed
+from pfb.bench import accuracy, comparison, goals, memory, scoring, speed, suite
 from pfb.train.config import TrainConfig
 from pfb.train.data import load
 from pfb.train.errors import RunError
@@ -258,6 +258,21 @@ def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path,
     (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
     assert set(result["steps"]) == {"full", "ideal", "recompute"}
     assert "16 pixels are too few" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    def parts(config):
+        yield "profile-a", lambda file: file.write_text("{}")
+        yield "profile-b", lambda file: 1 / 0
+        yield "profile-c", lambda file: file.write_text("{}")
+
+    monkeypatch.setattr(suite, "_on_cpu", parts)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "suite", "--sizes", "cpu", "--out", str(tmp_path)])
+    shown = capsys.readouterr()
+    assert "ZeroDivisionError" in shown.out
+    assert "profile-b failed" in shown.err
+    assert {p.name for p in tmp_path.iterdir()} == {"profile-a.json", "profile-c.json", "goals.md"}
 
 
 def speed_result(model, prune, **saved):

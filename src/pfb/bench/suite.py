@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pfb.bench import goals, memory, plan, profile, results, scoring, speed
 from pfb.train import checkpoint
+from pfb.train.errors import RunError
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": "bf16", "channels_last": True}
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
@@ -45,7 +46,12 @@ class SuiteConfig:
 
 
 def run(config: SuiteConfig) -> Path:
-    """Run what is missing, most important first, so that an early end leaves whole results; returns the table of goals."""
+    """Run what is missing, most important first, so that an early end leaves whole results; returns the table of goals.
+
+    Raises:
+        RunError: parts failed; the others are there all the same.
+    """
+    console, failed = Console(), []
     kind = results.device_of(config.device).type if config.sizes == "auto" else config.sizes
     parts = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
     place = config.out / "goals.md"
@@ -55,10 +61,16 @@ def run(config: SuiteConfig) -> Path:
             print(f"{file} is there already")
             continue
         print(f"measuring {name}, part {number} of {len(parts)}")
-        measure(file)
+        try:
+            measure(file)
+        except Exception:
+            failed.append(name)
+            console.print_exception()
         _free_memory()
         checkpoint.write_text(place, goals.render(config.out))
-    Console().print(goals.render(config.out), highlight=False, markup=False, soft_wrap=True)
+    console.print(goals.render(config.out), highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        raise RunError(f"{', '.join(failed)} failed, see above; the same command tries again what is missing")
     return place
 
 
