@@ -1,5 +1,6 @@
 """All code in README and docs runs, and what they say about files and commands is true."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +10,25 @@ import torchvision
 
 import pfb
 from pfb import cli
+from pfb.bench import agreement, comparison, criterion, goals, memory, plan, profile, scoring, speed
 from pfb.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
+SHOWN = {
+    "README.md": ["cpu/goals.md", "accuracy-saturated/overview.md", "accuracy-augmented/overview.md"],
+    "docs/cost.md": [
+        "cpu/goals.md",
+        "cpu/profile-resnet18-cifar.md",
+        "cpu/scoring.md",
+        "cpu/memory.md",
+        "cpu/plan.md",
+        "agreement/resnet18-layer1.md",
+    ],
+    "docs/accuracy.md": ["accuracy-saturated/table.md", "accuracy-augmented/table.md", "criterion/criterion.md"],
+}
+"""Result tables that stand on a page word by word."""
+AGAINST = {"accuracy-augmented": "pfb-recompute"}
+"""The method that a grid's table compares with beside full data and uniform blocking."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -69,6 +86,36 @@ def test_configuration_files_are_valid(page, tmp_path):
     for block in blocks(page, "toml"):
         (tmp_path / "run.toml").write_text(block)
         TrainConfig.from_file(tmp_path / "run.toml")
+
+
+RESULTS = ROOT / "results"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file):
+    numbers, table = json.loads(file.read_text()), file.with_suffix(".md")
+    if file.name == "runs.json":
+        against = AGAINST.get(file.parent.name)
+        assert comparison.render(numbers, against) == (file.parent / "table.md").read_text()
+        assert comparison.overview(numbers) == (file.parent / "overview.md").read_text()
+        return
+    benchmarks = {
+        m.__name__.rpartition(".")[2]: m for m in (agreement, criterion, memory, plan, profile, scoring, speed)
+    }
+    kind = benchmarks.get(file.parent.name) or benchmarks[file.stem.split("-")[0]]
+    assert kind.render(numbers) == table.read_text()
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/goals.md")), ids=lambda f: f.name)
+def test_goals_are_what_the_code_makes_of_the_published_numbers(folder):
+    assert goals.render(folder) == (folder / "goals.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "tables"), SHOWN.items())
+def test_pages_show_the_published_tables_as_they_are(page, tables):
+    text = (ROOT / page).read_text()
+    for table in tables:
+        assert (RESULTS / table).read_text().strip() in text, table
 
 
 def test_no_gaps_are_left():
