@@ -51,7 +51,7 @@ def fingerprint(x: Tensor) -> Tensor:
         tensor([[1.],
                 [4.]])
     """
-    x = x.detach().reshape(x.size(0), 1, -1) if x.dim() < 3 else x.detach()
+    x = x.detach().unsqueeze(-1)  # so that there is something to average over in [N], too
     return x.mean(list(range(1, x.dim())), dtype=torch.float32).unsqueeze(1)
 
 

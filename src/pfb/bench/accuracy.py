@@ -74,8 +74,8 @@ class AccuracyConfig:
     """One more column: differences to this method at the same share."""
 
     def __post_init__(self) -> None:
-        for method in (*self.methods, *([] if self.against is None else [self.against])):
-            if method not in METHODS:
+        for method in (*self.methods, self.against):
+            if method is not None and method not in METHODS:
                 raise RunError(f"--methods and --against know {', '.join(METHODS)} (got {method!r})")
         if not 0 <= self.shard[0] < self.shard[1]:
             raise RunError(f"--shard takes part and parts, such as 0 2 and 1 2 (got {self.shard})")
@@ -170,20 +170,20 @@ def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None
     return {f"{place:g}": value for place, value in zip(places, values, strict=True)}
 
 
-def _shallow_share(recipe: TrainConfig, source: Source, cut: str | None = None) -> float:
+def _model_and_cut(recipe: TrainConfig, source: Source) -> tuple[nn.Module, str]:
     model = build(recipe.model, len(source.classes), source.channels, source.image_size)
-    image = torch.zeros(2, source.channels, source.image_size, source.image_size)
-    return shallow_share(model, cut or _cut(model, recipe), image)
-
-
-def _cut(model: nn.Module, recipe: TrainConfig) -> str:
     with pfb.attach(model, recipe.cut) as blocker:
-        return blocker.cut
+        return model, blocker.cut
+
+
+def _shallow_share(recipe: TrainConfig, source: Source, cut: str | None = None) -> float:
+    model, stage = _model_and_cut(recipe, source)
+    image = torch.zeros(2, source.channels, source.image_size, source.image_size)
+    return shallow_share(model, cut or stage, image)
 
 
 def _early_cut(recipe: TrainConfig, source: Source) -> str:
-    model = build(recipe.model, len(source.classes), source.channels, source.image_size)
-    stage = _cut(model, recipe)
+    model, stage = _model_and_cut(recipe, source)
     block = first_block(model, stage)
     if block is None:
         raise RunError(f"{stage!r} of {recipe.model} is a single block; take another --recipe.model or no early cut")

@@ -21,7 +21,13 @@ IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": 
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
 PRUNES = (0.3, 0.4, 0.5, 0.7)
 ONE_CORE = {"threads": 1, "clock": "cpu"}
-TINY = {"model": "resnet8", "models": ("resnet8",), "cut": None, "image_size": 32, "classes": 4, "batch_size": 8} | {
+TINY = {
+    "model": "resnet8",
+    "models": ("resnet8",),
+    "cut": None,
+    "image_size": 32,
+    "classes": 4,
+    "batch_size": 8,
     "repeats": 1,
     "warmup": 1,
     "samples": (8,),
