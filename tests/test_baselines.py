@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
+from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
 
 
 def generator(seed=0):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import pfb
-from pfb import cli
-from pfb.bench import accuracy, comparison, goals, memory, scoring, speed, suite
-from pfb.train.config import TrainConfig
-from pfb.train.data import load
-from pfb.train.errors import RunError
+from pfb.lab import cli
+from pfb.lab.bench import accuracy, comparison, goals, memory, scoring, speed, suite
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import load
+from pfb.lab.train.errors import RunError
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

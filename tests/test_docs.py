@@ -9,9 +9,9 @@ import torch
 import torchvision
 
 import pfb
-from pfb import cli
-from pfb.bench import agreement, comparison, criterion, goals, memory, plan, profile, scoring, speed
-from pfb.train.config import TrainConfig
+from pfb.lab import cli
+from pfb.lab.bench import agreement, comparison, criterion, goals, memory, plan, profile, scoring, speed
+from pfb.lab.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SHOWN = {

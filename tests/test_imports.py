@@ -8,6 +8,7 @@ from pathlib import Path
 import pfb
 
 ROOT = Path(pfb.__file__).parent
+LAB = ROOT / "lab"
 # Each file of the core may import those before it only.
 CORE = [
     "tree",
@@ -25,7 +26,10 @@ CORE = [
     "measure",
     "planner",
 ]
-OUTER = ["integrations", "baselines", "train", "bench", "report", "cli"]
+NEEDS_MORE = {"lab", "integrations"}
+"""The folders that may import more than torch."""
+FLOORS = ["baselines", "train", "bench", "report", "cli"]
+"""Each place of the laboratory may import those before it only."""
 
 
 def imported(path):
@@ -37,27 +41,31 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
-def ours(path):
-    return {name.split(".")[1] for name in imported(path) if name.startswith("pfb.")}
+def ours(path, package="pfb"):
+    prefix = package + "."
+    return {name.removeprefix(prefix).split(".")[0] for name in imported(path) if name.startswith(prefix)}
+
+
+def library():
+    return [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in NEEDS_MORE]
 
 
 def test_every_file_has_its_place():
-    files = {p.stem for p in ROOT.glob("*.py")} | {p.parent.name for p in ROOT.glob("*/__init__.py")}
-    assert files == {"__init__", *CORE, *OUTER}
+    assert {path.stem for path in library()} == {"__init__", "__main__", *CORE}
+    assert {p.stem for p in LAB.glob("*.py")} | {p.parent.name for p in LAB.glob("*/__init__.py")} == {"__init__", *FLOORS}
 
 
-def test_the_core_imports_downwards():
-    modules = set(CORE + OUTER)
+def test_the_library_imports_downwards():
     for place, name in enumerate(CORE):
-        above = (ours(ROOT / f"{name}.py") & modules) - set(CORE[:place])
+        above = (ours(ROOT / f"{name}.py") & {*CORE, *NEEDS_MORE}) - set(CORE[:place])
         assert not above, f"{name}.py imports {above}"
 
 
-def test_the_outer_layers_import_one_way():
-    for place, name in enumerate(OUTER):
-        files = [ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else (ROOT / name).glob("*.py")
+def test_the_laboratory_imports_downwards():
+    for place, name in enumerate(FLOORS):
+        files = [LAB / f"{name}.py"] if (LAB / f"{name}.py").exists() else (LAB / name).glob("*.py")
         for path in files:
-            assert not ours(path) & set(OUTER[place + 1 :]), path
+            assert not ours(path, "pfb.lab") & set(FLOORS[place + 1 :]), path
 
 
 def test_only_one_file_registers_hooks():
@@ -65,13 +73,20 @@ def test_only_one_file_registers_hooks():
     assert registering == {"wiring.py"}
 
 
-def test_the_core_needs_torch_alone():
+def test_the_library_needs_torch_alone():
     standard = sys.stdlib_module_names
-    for name in [*CORE, "__init__"]:
-        foreign = {i.split(".")[0] for i in imported(ROOT / f"{name}.py")} - standard - {"pfb", "torch", "__future__"}
-        assert not foreign, f"{name}.py imports {foreign}"
+    for path in library():
+        foreign = {i.split(".")[0] for i in imported(path)} - standard - {"pfb", "torch", "__future__"}
+        assert not foreign, f"{path} imports {foreign}"
     code = (
         "import sys, pfb; print([m for m in ('torchvision', 'timm', 'accelerate', 'matplotlib') if m in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_without_the_laboratorys_packages_the_command_says_what_to_install():
+    code = "import sys; sys.modules['tyro'] = None; from pfb.__main__ import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.strip() == "pfb: the command line needs tyro, which is not installed: pip install 'pfb[train]'"

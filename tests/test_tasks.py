@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pfb import cli
-from pfb.baselines import Skip
-from pfb.train import checkpoint, optim, task
-from pfb.train.augment import flip_and_crop, mix
-from pfb.train.config import TrainConfig
-from pfb.train.errors import RunError
-from pfb.train.loop import dry_run, train
+from pfb.lab import cli
+from pfb.lab.baselines import Skip
+from pfb.lab.train import checkpoint, optim, task
+from pfb.lab.train.augment import flip_and_crop, mix
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.errors import RunError
+from pfb.lab.train.loop import dry_run, train
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pfb import cli
-from pfb.train import checkpoint, loop
-from pfb.train.config import TrainConfig
-from pfb.train.errors import RunError
-from pfb.train.loop import train
-from pfb.train.models import build
+from pfb.lab import cli
+from pfb.lab.train import checkpoint, loop
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.errors import RunError
+from pfb.lab.train.loop import train
+from pfb.lab.train.models import build
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -47,7 +47,7 @@ def weights(run):
 def pfb(*arguments, **options):
     """The command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pfb.cli", *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-m", "pfb", *map(str, arguments)],
         capture_output=True,
         text=True,
         **options,
@@ -172,7 +172,7 @@ class TestResume:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         assert pfb("train", *flags, "--out", straight, env=environment).returncode == 0
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "pfb.cli", "train", *flags, "--out", str(broken)],
+            [sys.executable, "-W", "ignore", "-m", "pfb", "train", *flags, "--out", str(broken)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
@@ -395,7 +395,7 @@ class TestCheckpoints:
 def test_two_processes_train_evaluate_every_sample_once_and_resume(tmp_path):
     """Through torchrun, which is what accelerate launch calls, on two gloo processes."""
     launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "pfb.cli", "train"]
+    launch += ["-m", "pfb", "train"]
     flags = [*SMALL_FLAGS[2:], "--shallow", "recompute", "--ema", "0.9"]
 
     def run(*arguments):
@@ -423,7 +423,7 @@ def test_two_processes_train_evaluate_every_sample_once_and_resume(tmp_path):
 
 def test_ctrl_c_says_how_to_continue(run):
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pfb.cli", "train", *SMALL_FLAGS, "--epochs", "2000", "--out", str(run)],
+        [sys.executable, "-W", "ignore", "-m", "pfb", "train", *SMALL_FLAGS, "--epochs", "2000", "--out", str(run)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,1 @@
+"""The laboratory around the library: trainer, baselines, benchmarks, reports, command line. Needs ``pfb[train]``."""

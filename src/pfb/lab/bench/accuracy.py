@@ -1,0 +1,200 @@
+"""Does it keep the accuracy? A grid of methods, shares and seeds on one recipe. What comes out: see ``comparison``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pfb
+from pfb.lab.bench import comparison
+from pfb.lab.bench.step import first_block
+from pfb.measure import shallow_share, step_cost
+from pfb.lab.train import checkpoint
+from pfb.lab.train.config import TrainConfig, without_folders
+from pfb.lab.train.data import Source, load
+from pfb.lab.train.errors import RunError
+from pfb.lab.train.models import build
+from pfb.lab.train.records import kept_share
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "full-short": {"method": "full"},  # fewer epochs, at the compute of pfb in its better wiring: see _short_epochs
+    "full-short-uniform": {"method": "full"},  # at the compute of uniform-recompute
+    "uniform-reuse": {"method": "uniform", "shallow": "reuse"},
+    "uniform-recompute": {"method": "uniform", "shallow": "recompute"},
+    "pfb-reuse": {"method": "pfb", "shallow": "reuse"},
+    "pfb-recompute": {"method": "pfb", "shallow": "recompute"},
+    "pfb-recompute-batch": {"method": "pfb", "shallow": "recompute", "batchnorm": "batch"},
+    "strict-recompute": {"method": "pfb", "shallow": "recompute", "alpha": 0.0},
+    "tempered-recompute": {"method": "tempered", "shallow": "recompute"},
+    "tempered-dense-recompute": {"method": "tempered", "shallow": "recompute", "gamma": -0.5},
+    "stratified-recompute": {"method": "stratified", "shallow": "recompute"},
+    "stratified-per-class-recompute": {"method": "stratified", "shallow": "recompute", "per_class": True},
+    "pfb-recompute-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
+    "pfb-recompute-early": {"method": "pfb", "shallow": "recompute"},  # cut after the first block: see cells
+    "pfb-recompute-early-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
+    "pfb-per-class-recompute": {"method": "pfb", "shallow": "recompute", "per_class": True},
+    "uniform-per-class-recompute": {"method": "uniform", "shallow": "recompute", "per_class": True},
+    # Skipping and blocking leave out the share together: see cells.
+    "two-level-recompute": {"method": "uniform", "shallow": "recompute", "skip": 0.2},
+    "release-reuse": {"method": "release", "shallow": "reuse"},
+    "infobatch": {"method": "infobatch"},
+    "orderdp": {"method": "orderdp"},
+    "selective-backprop": {"method": "selective-backprop"},
+}
+"""What each name changes in the common recipe."""
+
+
+@dataclass(frozen=True)
+class AccuracyConfig:
+    """Train every method with every seed on one recipe and compare last-epoch accuracy in pairs of equal seeds."""
+
+    recipe: TrainConfig = field(default_factory=TrainConfig)
+    methods: tuple[str, ...] = tuple(name for name in METHODS if "early" not in name)
+    """All of them, but for the cuts after the first block, which need a first stage of several."""
+    prunes: tuple[float, ...] = (0.3, 0.5, 0.7)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shard: tuple[int, int] = (0, 1)
+    """Part and parts: several processes or devices share the grid, each with its own part."""
+    root: Path = Path("runs/accuracy")
+    """Folder of the grid; finished cells in it are skipped, an interrupted one goes on where it was."""
+    out: Path | None = None
+    """Folder of the table, the figures and all numbers; by default the root."""
+    against: str | None = None
+    """One more column: differences to this method at the same share."""
+
+    def __post_init__(self) -> None:
+        for method in (*self.methods, self.against):
+            if method is not None and method not in METHODS:
+                raise RunError(f"--methods and --against know {', '.join(METHODS)} (got {method!r})")
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise RunError(f"--shard takes part and parts, such as 0 2 and 1 2 (got {self.shard})")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid."""
+
+    method: str
+    prune: float
+    config: TrainConfig
+
+    @property
+    def finished(self) -> bool:
+        return (self.config.out / "summary.json").exists()
+
+
+def run(config: AccuracyConfig) -> Path:
+    """Run or continue this part of the grid, compare all that is finished in the root, and return the table's path."""
+    from pfb.lab.train.loop import console, train
+
+    source = load(config.recipe)
+    grid = cells(config, source)
+    part = grid[config.shard[0] :: config.shard[1]]
+    for number, cell in enumerate(part, start=1):
+        if not cell.finished:
+            console.rule(f"cell {number} of {len(part)}: {cell.config.out.name}")
+            train(cell.config, resume=bool(checkpoint.finished(cell.config.out)), source=source)
+    console.print(f"{sum(cell.finished for cell in grid)} of {len(grid)} cells are finished")
+    shallow = functools.cache(lambda cut: _shallow_share(config.recipe, source, cut))
+    results = [_result(summary.parent, shallow) for summary in sorted(config.root.glob("*/summary.json"))]
+    return comparison.write(results, config.out or config.root, config.against)
+
+
+def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
+    """The grid, seed by seed, so that an early end leaves complete pairs.
+
+    Raises:
+        RunError: a cut after the first block where the stage has only one, or a share that skipping alone exceeds.
+    """
+    shallow = {}
+    for name in set(config.methods) & {"full-short", "full-short-uniform"}:
+        # Uniform blocking under recompute runs no shallow part for the samples it stops.
+        shallow[name] = 0.0 if name.endswith("uniform") else _shallow_share(config.recipe, source)
+    early = _early_cut(config.recipe, source) if any("early" in method for method in config.methods) else None
+    grid = []
+    for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
+        if method == "full" and prune != config.prunes[0]:
+            continue
+        share = 0.0 if method == "full" else prune
+        changes = {**METHODS[method], "prune": share, "seed": seed, "overwrite": True}
+        if method in shallow:
+            changes["epochs"] = _short_epochs(config.recipe, prune, shallow[method])
+        if "early" in method:
+            changes["cut"] = early
+        if skip := changes.get("skip", 0.0):
+            if prune <= skip:
+                raise RunError(f"--prunes must be above {skip} for {method}, which skips so much (got {prune})")
+            changes["prune"] = 1 - (1 - prune) / (1 - skip)
+        out = config.root / f"{method}-prune{share:g}-seed{seed}"
+        grid.append(Cell(method, share, dataclasses.replace(config.recipe, **changes, out=out)))
+    return grid
+
+
+def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, Any]:
+    """All of a run's numbers, without the folders it lay in, and the shallow share of its cut."""
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    settings = without_folders(summary.pop("config"))
+    epochs = [line for line in lines if "train_loss" in line]
+    method, cell = folder.name.split("-prune")
+    return {
+        "method": method,
+        "prune": float(cell.split("-seed")[0]),
+        "config": settings,
+        **summary,
+        "shallow_share": shallow(summary["cut"] or settings["cut"]),
+        "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
+        "epochs": epochs,
+    }
+
+
+def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None:
+    """How unequally the samples were treated: quantiles of the share of its pruned batches in which a sample was kept."""
+    share = kept_share(records)
+    share = share[share.isfinite()]
+    if not len(share):
+        return None
+    places = (0.05, 0.25, 0.5, 0.75, 0.95)
+    values = torch.quantile(share, torch.tensor(places)).tolist()
+    return {f"{place:g}": value for place, value in zip(places, values, strict=True)}
+
+
+def _model_and_cut(recipe: TrainConfig, source: Source) -> tuple[nn.Module, str]:
+    model = build(recipe.model, len(source.classes), source.channels, source.image_size)
+    with pfb.attach(model, recipe.cut) as blocker:
+        return model, blocker.cut
+
+
+def _shallow_share(recipe: TrainConfig, source: Source, cut: str | None = None) -> float:
+    model, stage = _model_and_cut(recipe, source)
+    image = torch.zeros(2, source.channels, source.image_size, source.image_size)
+    return shallow_share(model, cut or stage, image)
+
+
+def _early_cut(recipe: TrainConfig, source: Source) -> str:
+    model, stage = _model_and_cut(recipe, source)
+    block = first_block(model, stage)
+    if block is None:
+        raise RunError(f"{stage!r} of {recipe.model} is a single block; take another --recipe.model or no early cut")
+    return block
+
+
+def _short_epochs(recipe: TrainConfig, prune: float, shallow: float) -> int:
+    """Epochs of full training that cost as much as the recipe with pruning in the better wiring, by FLOPs."""
+    schedule = dataclasses.replace(recipe, prune=prune).schedule()
+    costs = [
+        min(step_cost(schedule.share(step, 1000), shallow, wiring) for wiring in ("reuse", "recompute"))
+        for step in range(1000)
+    ]
+    return max(1, round(recipe.epochs * statistics.mean(costs)))

@@ -1,0 +1,443 @@
+"""The training loop: an ordinary one, with pfb's three lines marked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+import pfb
+from pfb.lab.baselines import Skip
+from pfb.lab.train import checkpoint, methods, optim, task
+from pfb.lab.train.augment import mix
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
+from pfb.lab.train.errors import RunError
+from pfb.lab.train.models import build_for
+from pfb.lab.train.records import Records
+from pfb.lab.train.summary import measure_full_cost, render
+from pfb.lab.train.versions import processor, versions
+
+console = Console()
+
+TRAIN_ACCURACY_SAMPLES = 10_000
+TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
+"""What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
+
+
+def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
+    """Run a training to its end and return its summary, which also lies in ``config.out / "summary.json"``.
+
+    Args:
+        config: all settings.
+        resume: continue the run in ``config.out`` after its last finished epoch. The end is bit-identical to that of a
+            run that was not interrupted, on the same device and versions.
+        source: the data, if it is loaded already: what ``load(config)`` returns.
+
+    Raises:
+        RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
+    """
+    return Training(config, source).run(resume)
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Check all that can be checked, take a full and a pruned step and an evaluation of one batch, and write nothing.
+
+    Raises:
+        RunError: what the run itself would raise.
+    """
+    _check_folder(config)
+    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
+    training.sampler.set_epoch(0)
+    with training.blocker.paused():
+        training.step(next(iter(training.train_loader)))
+    training.step(next(iter(training.train_loader)))
+    training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
+    training.say(training.headline())
+    training.say(
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an evaluation "
+        "went well; nothing was written"
+    )
+    training.accelerator.free_memory()
+
+
+class Training:
+    """A run: everything is built and checked when it is made; :meth:`run` takes it to its end."""
+
+    def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
+        self.config = config
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
+        )
+        set_seed(config.seed)
+        self.source = load(config) if source is None else source
+        _check_task(config, self.source)
+        samples, processes = _length(self.source.train), self.accelerator.num_processes
+        self.sampler = EpochSampler(samples, config.seed)
+        loaders = _loaders(self.source, config, self.sampler)
+        if len(loaders[0]) == 0:
+            raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
+        model = build_for(self.source, config.model)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.plain_model = model
+        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loaders)
+        self.steps_per_epoch = len(self.train_loader)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.batch_samples = config.batch_size * processes
+        self.schedule = config.schedule()
+        self.criterion_at_cut = methods.importance(config)
+        self.method = methods.method(config, samples, self.accelerator.device, processes)
+        self.blocker = methods.attach(model, config, self.criterion_at_cut, self._steps_to_take())  # pfb, line 1
+        optimizer = optim.optimizer(model, config)
+        self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        scale = config.scoring_scale if config.shallow == "recompute" else 1.0
+        methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale)
+        self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
+        self.records = Records(samples, self.accelerator.device)
+        kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
+        self.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+        self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether samples are stopped at the cut."""
+        return self.criterion_at_cut is not None
+
+    def _two_samples(self) -> Tensor:
+        """The first two training samples as the model takes them, without augmentation."""
+        batch = next(iter(DataLoader(self.source.train, batch_size=2, collate_fn=self.source.collate)))
+        x = self.source.prepare_test(batch["input"].to(self.accelerator.device))
+        return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
+
+    def _steps_to_take(self) -> int:
+        """Steps of the whole run, without those of samples that are not loaded: over these the blocker's window spans."""
+        if not isinstance(self.method, Skip):
+            return self.total_steps
+        fewer = max(1, self.method.loaded // self.batch_samples)
+        epochs = range(self.config.epochs)
+        return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        config, accelerator = self.config, self.accelerator
+        first_epoch, metrics = 0, {}
+        if resume:
+            manifest = checkpoint.load_latest(accelerator, config.out)
+            first_epoch, self.totals, metrics = manifest["epoch"], manifest["totals"], manifest["metrics"]
+            if accelerator.is_main_process:
+                _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
+        elif accelerator.is_main_process:
+            _make_folder(config)
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("tensorboard")
+        self.say(self.headline())
+        with _progress(accelerator) as progress:
+            bar = progress.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
+            for epoch in range(first_epoch, config.epochs):
+                metrics = self.epoch(epoch, lambda position: progress.update(bar, completed=position))
+                _log(accelerator, config, metrics)
+                checkpoint.save(accelerator, config.out, epoch + 1, {"totals": self.totals, "metrics": metrics})
+                tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
+                progress.console.print(
+                    f"epoch {epoch + 1:3d}/{config.epochs}  loss {metrics['train_loss']:.3f}{tested}  "
+                    f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
+                )
+        return self.finish(metrics)
+
+    def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
+        """Train on one epoch and evaluate; returns its metrics."""
+        config, accelerator = self.config, self.accelerator
+        self.train_loader.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
+        share = self.schedule.share(epoch, config.epochs)
+        self.sampler.only = self.method.load(share, self.sampler.random_numbers(purpose=1))
+        epoch_steps = len(self.train_loader)
+        counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        self.model.train()
+        for batch_number, batch in enumerate(self.train_loader, start=1):
+            loss, loaded, trained, scored = self.step(batch)
+            # Methods that load fewer samples take fewer steps, and the learning rate arrives with the others'.
+            position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
+            while self.lr_schedule.last_epoch < position:
+                self.lr_schedule.step()
+            loss_sum += loss
+            counts["steps"] += 1
+            counts["samples"] += loaded * accelerator.num_processes
+            counts["trained_samples"] += trained * accelerator.num_processes
+            counts["deep_samples"] += (trained + scored) * accelerator.num_processes
+            counts["pruned_steps"] += trained < loaded
+            if self.blocker.steps % config.log_every == 0:
+                stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
+                _log(accelerator, config, {"step": position, "epoch": epoch, "loss": loss.item(), **stats})
+            on_step(position)
+        self.records.merge(accelerator)
+        counts["train_seconds"] = time.perf_counter() - begin
+        counts["train_cpu_seconds"] = time.process_time() - cpu_begin
+        train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
+        if not math.isfinite(train_loss):
+            raise RunError(
+                f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
+                f"before this epoch is kept in {config.out}"
+            )
+        for name, value in counts.items():
+            self.totals[name] += value
+        metrics: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * self.steps_per_epoch,
+            "train_loss": train_loss,
+            "lr": self.lr_schedule.get_last_lr()[0],
+            "pruned_share": 1 - counts["trained_samples"] / (self.steps_per_epoch * self.batch_samples),
+            "train_seconds": counts["train_seconds"],
+        }
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            metrics |= self.evaluate(self.model, self.test_loader, "test")
+            if self.averaged is not None:
+                metrics |= self.evaluate(self.averaged, self.test_loader, "ema_test")
+        return metrics
+
+    def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
+        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded only to choose."""
+        config, blocker = self.config, self.blocker
+        x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
+        if config.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        if isinstance(self.criterion_at_cut, pfb.PerClass):
+            self.criterion_at_cut.see(label)
+        x, label = mix(x, label, config.mix, len(self.source.classes))
+        share = self.schedule.share(self.lr_schedule.last_epoch, self.total_steps)
+        chosen = self.method.choose(self.model, self._losses, x, label, share)
+        if chosen is not None:
+            x, label, index = x[chosen], label[chosen], index[chosen]
+        output = self.model(x)
+        losses = self._losses(output, blocker.select(label))  # pfb, line 2
+        loss = self.method.reduce(losses, blocker.select(index))
+        self.accelerator.backward(loss)
+        self._record(batch["index"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        blocker.step()  # pfb, line 3
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.plain_model)
+        loaded = len(batch["index"])
+        return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
+        """Loss and accuracy over a loader, and what else the task is judged by, all named ``{name}_...``."""
+        model.eval()
+        classes, device = len(self.source.classes), self.accelerator.device
+        sums = torch.zeros(3, device=device, dtype=torch.float64)  # right, loss, samples
+        taken_for = torch.zeros(classes, classes, device=device, dtype=torch.float64)
+        for batch in loader:
+            label = batch["label"]
+            logits = task.logits_of(model(self.source.prepare_test(batch["input"])), label)
+            each = {
+                "right": task.accuracies(logits, label),
+                "loss": task.losses(logits, label, self.config.label_smoothing),
+            }
+            if self.source.task == "segmentation":
+                each["confusion"] = task.confusion(logits, label, classes)
+            # Of all processes, without the samples that only fill their last batch.
+            each = self.accelerator.gather_for_metrics(each)
+            sums += torch.stack([each["right"].sum(), each["loss"].sum(), torch.ones_like(each["loss"]).sum()]).double()
+            if self.source.task == "segmentation":
+                taken_for += each["confusion"].sum(0)
+        right, loss, count = sums.tolist()
+        found = {f"{name}_loss": loss / count, f"{name}_accuracy": right / count}
+        if self.source.task == "segmentation":
+            found[f"{name}_mean_iou"] = task.mean_iou(taken_for)
+        if self.source.task == "language" and self.config.label_smoothing == 0:
+            found[f"{name}_perplexity"] = math.exp(loss / count)
+        return found
+
+    def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Look at what was learned and what it cost, and write the summary."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            _save(self.records.state_dict(), config.out / "records.pt")
+            self.records.write_csv(config.out / "samples.csv", labels_of(self.source.train))
+        learned = self.evaluate(self.model, self.learned_loader, "train")
+        summary = {
+            "config": json.loads(config.to_json()),
+            "versions": versions(),
+            "device": self._device_name(),
+            "processes": accelerator.num_processes,
+            "task": self.source.task,
+            "cut": self.blocker.cut if self.blocks else None,
+            "full_samples": self.total_steps * self.batch_samples,
+            "classes": self.source.classes,
+            **metrics,
+            "train_accuracy": learned["train_accuracy"],
+            **self.totals,
+            **measure_full_cost(
+                self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
+            ),
+            "peak_memory_bytes": _peak_memory(accelerator.device),
+        }
+        if accelerator.is_main_process:
+            checkpoint.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            console.print(render(summary))
+        accelerator.end_training()
+        return summary
+
+    def headline(self) -> str:
+        """What is about to be trained, on one or two lines."""
+        config, source = self.config, self.source
+        parameters = sum(p.numel() for p in self.plain_model.parameters())
+        lines = (
+            f"{config.data}: {_length(source.train)} training and {_length(source.test)} test samples, "
+            f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {self.accelerator.device}"
+        )
+        if self.blocks:
+            lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {self.blocker.cut!r}, {config.shallow}"
+        return lines
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            console.print(text, highlight=False)
+
+    def _losses(self, output: Any, label: Tensor) -> Tensor:
+        return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
+
+    def _record(self, index: Tensor) -> None:
+        selection = self.blocker.selection
+        if selection is not None:
+            self.records.add(index, selection.select(index), self.blocker.last_log_density)
+
+    def _device_name(self) -> str:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.get_device_name(self.accelerator.device)
+        return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def _check_task(config: TrainConfig, source: Source) -> None:
+    if source.task != "classification":
+        for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
+            if value != default:
+                raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")
+
+
+def _averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of weights and BatchNorm statistics; the copy is never pruned."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
+    """For training, for the test, and some training samples in order, to see how well they have been learned."""
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": 0 if source.collate is not None else config.workers,
+        "collate_fn": source.collate,
+        "pin_memory": torch.cuda.is_available() and not config.cpu,
+    }
+    count = min(_length(source.train), TRAIN_ACCURACY_SAMPLES)
+    some = torch.linspace(0, _length(source.train) - 1, count).long().tolist()
+    return (
+        DataLoader(source.train, sampler=sampler, drop_last=True, **common),
+        DataLoader(source.test, shuffle=False, **common),
+        DataLoader(source.train, sampler=some, **common),
+    )
+
+
+def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
+    """One JSON line, and one TensorBoard point per value."""
+    if not accelerator.is_main_process:
+        return
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+    kind = "epoch" if "train_loss" in values else "step"
+    points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
+    accelerator.log(points, step=int(values["step"]))
+
+
+def _forget_lines_after(log: Path, epochs: int) -> None:
+    """Drop what was logged after the checkpoint that training continues from."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the interruption
+            values = json.loads(line)
+            finished = values["epoch"] if "train_loss" in values else values["epoch"] + 1
+            if finished <= epochs:
+                kept.append(line + "\n")
+    checkpoint.write_text(log, "".join(kept))
+
+
+def _check_folder(config: TrainConfig) -> None:
+    """Refuse a folder that a new run must not take."""
+    run = config.out
+    if run.exists() and any(run.iterdir()):
+        if not (run / "config.json").exists():
+            raise RunError(f"--out {run} holds files of something else; choose another folder")
+        if not config.overwrite:
+            raise RunError(
+                f"--out {run} is not empty, it holds a run already: continue it with --resume {run}, or pass --overwrite"
+            )
+
+
+def _make_folder(config: TrainConfig) -> None:
+    """An empty folder for the run with its configuration in it."""
+    _check_folder(config)
+    run = config.out
+    if (run / "config.json").exists():
+        shutil.rmtree(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(run / "config.json", config.to_json())
+    except OSError as error:
+        raise RunError(f"--out {run} cannot be written ({error})") from error
+
+
+def _save(state: dict[str, Any], place: Path) -> None:
+    draft = place.with_suffix(".draft")
+    torch.save({name: value.cpu() for name, value in state.items()}, draft)
+    draft.replace(place)
+
+
+@contextlib.contextmanager
+def _progress(accelerator: Accelerator) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not accelerator.is_main_process, transient=True) as progress:
+        yield progress
+
+
+def _length(dataset: Any) -> int:
+    return len(dataset)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Of the device where it can tell, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

@@ -1,0 +1,129 @@
+"""Methods by name: what stands at the cut, and what the loop does differently."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import pfb
+from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
+from pfb.gate import Importance
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.errors import RunError
+from pfb.tree import shrink_images
+from pfb.wiring import output_of
+
+
+def importance(config: TrainConfig) -> Importance | None:
+    """The criterion at the cut; ``None`` for methods that stop nothing there."""
+    criteria: dict[str, Importance] = {
+        "pfb": pfb.RareFirst(config.alpha),
+        "tempered": pfb.Tempered(config.gamma),
+        "stratified": pfb.Stratified(),
+        "uniform": pfb.Uniform(),
+        "release": Release(),
+    }
+    criterion = criteria.get(config.method)
+    return pfb.PerClass(criterion) if config.per_class and criterion is not None else criterion
+
+
+def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
+    """The method beside the cut; for those that only stop samples there :class:`~pfb.lab.baselines.Skip` or none.
+
+    Raises:
+        RunError: several processes for a method whose losses lie in one, or ``--skip`` for one that chooses itself.
+    """
+    made: Method
+    if config.method == "infobatch":
+        made = InfoBatch(samples, device)
+    elif config.method == "orderdp":
+        made = OrderDP(samples, device)
+    elif config.method == "selective-backprop":
+        made = SelectiveBackprop()
+    else:
+        made = Skip(samples, config.skip) if config.skip else Method()
+    if config.skip and not isinstance(made, Skip):
+        raise RunError(f"--method {config.method} decides itself what is loaded or trained on; leave out --skip")
+    if processes > 1 and made.needs_one_process:
+        raise RunError(f"--method {config.method} keeps its losses in one process (got {processes}); run it on one")
+    return made
+
+
+def attach(model: nn.Module, config: TrainConfig, criterion: Importance | None, total_steps: int) -> pfb.Blocker:
+    """The blocker of a run; one that stops nothing for methods without a criterion at the cut.
+
+    Raises:
+        RunError: the cut does not exist or cannot be found, or another setting is refused.
+    """
+    # A blocker that stops nothing only counts steps, at whatever layer.
+    cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
+    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
+    prune = 0.0 if criterion is None else config.schedule()
+    return attach_as(model, config, cut, prune, criterion, estimator, total_steps)
+
+
+def attach_as(
+    model: nn.Module,
+    config: TrainConfig,
+    cut: str | None,
+    prune: float | pfb.Schedule,
+    criterion: Importance | None,
+    estimator: pfb.DensityEstimator,
+    total_steps: int | None = None,
+) -> pfb.Blocker:
+    """``pfb.attach`` with a run's wiring."""
+    recompute = config.shallow == "recompute"
+    try:
+        return pfb.attach(
+            model,
+            cut,
+            prune,
+            shallow=config.shallow,
+            channel_dim=config.channel_dim,
+            batchnorm=config.batchnorm if recompute else None,
+            scoring_scale=config.scoring_scale if recompute else 1.0,
+            importance=criterion,
+            estimator=estimator,
+            total_steps=total_steps,
+        )
+    except ValueError as error:
+        raise _in_flags(error) from error
+
+
+def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float) -> None:
+    """Run a few samples before training rather than fail when pruning starts. The model is left in eval mode.
+
+    Raises:
+        RunError: the model does not run on such input; or, with a blocker, the cut's output holds no features or the dimension
+            of its channels cannot be told, or the model does not run at the scale of the scoring pass.
+    """
+    try:
+        with torch.no_grad():
+            model.eval()(x)
+    except RuntimeError as error:
+        raise RunError(f"the model does not run on an input of shape {tuple(x.shape)}: {error}") from error
+    if blocker is None:
+        return
+    cut = model.get_submodule(blocker.cut)
+    try:
+        blocker._gate.features(output_of(model, cut, (x,), {}))
+    except (ValueError, TypeError) as error:
+        raise _in_flags(error) from error
+    if scale < 1:
+        try:
+            output_of(model, cut, shrink_images((x,), scale), {})
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RunError(f"the model does not run on images shrunk by --scoring-scale {scale}: {error}") from error
+
+
+def _in_flags(error: Exception) -> RunError:
+    """An error of the library, in the words of the command line."""
+    message = str(error)
+    for argument, flag in {
+        "`cut=`": "--cut",
+        "`scoring_scale`": "--scoring-scale",
+        "`channel_dim=1`": "--channel-dim 1",
+        "`channel_dim=-1`": "--channel-dim -1",
+    }.items():
+        message = message.replace(argument, flag)
+    return RunError(message)

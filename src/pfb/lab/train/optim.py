@@ -1,0 +1,32 @@
+"""Optimizer and learning rate by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+
+from pfb.lab.train.config import TrainConfig
+
+
+def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD, or AdamW without decay of norms and biases."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
+    """OneCycle (div 25, final div 1e4, 30 % warm-up), cosine after 5 % linear warm-up, or constant."""
+    if config.lr_schedule == "onecycle":
+        return OneCycleLR(of, max_lr=config.lr, total_steps=total_steps)
+    if config.lr_schedule == "cosine":
+        warmup = max(1, total_steps // 20)
+        parts = [LinearLR(of, 0.01, total_iters=warmup), CosineAnnealingLR(of, max(1, total_steps - warmup))]
+        return SequentialLR(of, parts, milestones=[warmup])
+    return LinearLR(of, 1.0, 1.0)

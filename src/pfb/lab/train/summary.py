@@ -1,0 +1,137 @@
+"""What the run cost, and what it would have cost on full data: measured on real unpruned steps after the run."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.table import Table
+from torch import nn
+
+import pfb
+from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
+from pfb.lab.train import methods, optim, task
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import Source
+
+PAIRS = 15
+
+
+def measure_full_cost(
+    model: nn.Module,
+    blocker: pfb.Blocker,
+    source: Source,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    totals: dict[str, Any],
+    full_steps: int,
+) -> dict[str, Any]:
+    """Time pruned and unpruned steps in turn, on a copy of the trained model and batches of its training data.
+
+    The run's full cost is its own time plus, for every step that was pruned, the median difference between an unpruned
+    and a pruned step, and an unpruned one for every step of ``full_steps`` whose samples were not loaded. Loading is not
+    counted there; where it is counted, and in evaluation and checkpoints, it stays as it was.
+    """
+    criterion = methods.importance(config)
+    if config.method == "full" or (criterion is not None and totals["pruned_steps"] == 0):
+        return {"full_train_seconds": totals["train_seconds"], "time_saved": 0.0}
+    if criterion is None:  # it skips whole steps or adds forwards: only a run on full data tells what it saved
+        return {"full_train_seconds": None, "time_saved": None}
+    device = accelerator.device
+    model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
+    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
+    estimator.load_state_dict(blocker.estimator.state_dict())
+    twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
+    optimizer = optim.optimizer(model, config)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    loader = torch.utils.data.DataLoader(
+        source.train, batch_size=config.batch_size, drop_last=True, collate_fn=source.collate
+    )
+    prepared = [
+        (source.prepare_train(batch["input"].to(device)), batch["label"].to(device))
+        for batch in itertools.islice(loader, 2)
+    ]
+    batches = itertools.cycle(prepared)
+
+    def forward() -> torch.Tensor:
+        image, label = next(batches)
+        if isinstance(criterion, pfb.PerClass):
+            criterion.see(label)
+        if config.channels_last:
+            image = image.to(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            output, kept = model(image), twin.select(label)
+            return task.losses(task.logits_of(output, kept), kept, config.label_smoothing).mean()
+
+    def step() -> None:
+        forward().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        twin.step()
+
+    def full_step() -> None:
+        with twin.paused():
+            step()
+
+    for _ in range(3):  # steady state: estimator seeded, buffers allocated
+        step()
+    seconds = interleaved_seconds({"pruned": step, "full": full_step}, device, repeats=PAIRS)
+    saved_bytes = {}
+    for name in ("pruned", "full"):
+        twin_paused = twin.paused() if name == "full" else torch.enable_grad()
+        with twin_paused, count_saved_bytes() as saved:
+            forward()
+        saved_bytes[name] = saved.total
+    twin.detach()
+    full, pruned = Spread.of(seconds["full"]), Spread.of(seconds["pruned"])
+    skipped_steps = full_steps - totals["steps"]
+    full_train_seconds = (
+        totals["train_seconds"] + totals["pruned_steps"] * (full.median - pruned.median) + skipped_steps * full.median
+    )
+    return {
+        "full_train_seconds": full_train_seconds,
+        "time_saved": 1 - totals["train_seconds"] / full_train_seconds,
+        "step_seconds": {"pairs": PAIRS, "full": full.__dict__, "pruned": pruned.__dict__},
+        "step_ratio": Spread.of_ratios(seconds["pruned"], seconds["full"]).__dict__,
+        "saved_for_backward_bytes": saved_bytes,
+    }
+
+
+def render(summary: dict[str, Any]) -> Table:
+    """The summary as a table for the terminal."""
+    config = summary["config"]
+    table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
+    table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
+    for name, title in (("test_mean_iou", "mean IoU"), ("test_perplexity", "perplexity"), ("ema_test_accuracy", "EMA")):
+        if name in summary:
+            table.add_row(f"test {title}", f"{summary[name]:.4g}")
+    table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
+    full, trained = summary["full_samples"], summary["trained_samples"]
+    table.add_row("samples loaded", f"{summary['samples']:,} of {full:,}")
+    if summary["cut"]:
+        stopped = summary["samples"] - trained
+        table.add_row("of them stopped at the cut", f"{stopped:,} ({stopped / summary['samples']:.1%})")
+    table.add_row("samples trained on", f"{trained:,} ({trained / full:.1%} of full training)")
+    table.add_row("training time", f"{summary['train_seconds']:.1f} s")
+    if "step_ratio" in summary:
+        ratio, steps = summary["step_ratio"], summary["step_seconds"]
+        saved = summary["saved_for_backward_bytes"]
+        table.add_row(
+            "the same on full data",
+            f"{summary['full_train_seconds']:.1f} s, so {summary['time_saved']:.1%} saved (from {steps['pairs']} pairs of "
+            f"a pruned and a full step)",
+        )
+        table.add_row(
+            "one pruned step / one full step",
+            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms = {ratio['median']:.2f} "
+            f"(quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
+        )
+        table.add_row(
+            "kept for backward, pruned / full step", f"{saved['pruned'] / 2**20:.1f} / {saved['full'] / 2**20:.1f} MiB"
+        )
+    table.add_row("peak memory", f"{summary['peak_memory_bytes'] / 2**20:.0f} MiB")
+    return table
