@@ -11,7 +11,7 @@ from pfb.lab import cli
 from pfb.lab.bench import accuracy, comparison, goals, memory, scoring, speed, suite
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -28,7 +28,7 @@ CORE = [
 ]
 NEEDS_MORE = {"lab", "integrations"}
 """The folders that may import more than torch."""
-FLOORS = ["baselines", "train", "bench", "report", "cli"]
+FLOORS = ["errors", "files", "origin", "baselines", "train", "bench", "report", "cli"]
 """Each place of the laboratory may import those before it only."""
 
 

@@ -13,7 +13,7 @@ from pfb.lab.baselines import Skip
 from pfb.lab.train import checkpoint, optim, task
 from pfb.lab.train.augment import flip_and_crop, mix
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.lab.train.loop import dry_run, train
 
 pytestmark = [

@@ -17,7 +17,7 @@ from PIL import Image
 from pfb.lab import cli
 from pfb.lab.train import checkpoint, loop
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.lab.train.loop import train
 from pfb.lab.train.models import build
 

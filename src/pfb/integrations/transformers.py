@@ -81,7 +81,4 @@ class _Keeper(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            place = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
-            draft = place.with_suffix(".draft")
-            torch.save(self.blocker.state_dict(), draft)
-            draft.replace(place)
+            torch.save(self.blocker.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE)

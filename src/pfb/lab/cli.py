@@ -14,7 +14,7 @@ import tyro
 from pfb.lab.bench import accuracy, agreement, criterion, memory, profile, scoring, speed, suite
 from pfb.lab.bench import plan as plan_benchmark
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 
 app = tyro.extras.SubcommandApp()
 bench_app = tyro.extras.SubcommandApp()

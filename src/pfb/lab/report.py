@@ -16,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pfb.lab import files
 from pfb.lab.bench import speed
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, labels_of, load
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.lab.train.records import kept_share
 
 GRID_CLASSES = 10
@@ -55,12 +56,11 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
             if grid is not None:
                 figures[f"Kept most and pruned most often, by class ({pruned[0].name})"] = grid
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(out.name + ".draft")
-    if out.suffix == ".png":
-        draft.write_bytes(_stacked(list(figures.values())))
-    else:
-        draft.write_text(_page(loaded, figures))
-    draft.replace(out)
+    with files.replacing(out) as draft:
+        if out.suffix == ".png":
+            draft.write_bytes(_stacked(list(figures.values())))
+        else:
+            draft.write_text(_page(loaded, figures))
     return out
 
 

@@ -22,7 +22,7 @@ from pfb.measure import shallow_share, step_cost
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.lab.train.models import build
 from pfb.lab.train.records import kept_share
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import t
 
-from pfb.lab.train import checkpoint
+from pfb.lab import files
 
 Run = dict[str, Any]
 Group = dict[int, Run]
@@ -22,10 +22,10 @@ Group = dict[int, Run]
 def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
     """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(folder / "runs.json", json.dumps(runs, indent=1))
+    files.write_text(folder / "runs.json", json.dumps(runs, indent=1))
     table = folder / "table.md"
-    checkpoint.write_text(table, render(runs, against))
-    checkpoint.write_text(folder / "overview.md", overview(runs))
+    files.write_text(table, render(runs, against))
+    files.write_text(folder / "overview.md", overview(runs))
     if runs:
         tradeoff(runs).savefig(folder / "tradeoff.png", dpi=120)
         learning_curves(runs).savefig(folder / "curves.png", dpi=120)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from pfb.lab.train import checkpoint
-from pfb.lab.train.versions import processor, versions
+from pfb.lab import files
+from pfb.lab.origin import processor, versions
 
 
 def device_of(name: str | None = None) -> torch.device:
@@ -40,9 +40,9 @@ def write(out: Path, numbers: dict[str, Any], table: str, figure: Figure | None 
     from rich.console import Console
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(out, json.dumps(numbers, indent=1))
+    files.write_text(out, json.dumps(numbers, indent=1))
     place = out.with_suffix(".md")
-    checkpoint.write_text(place, table)
+    files.write_text(place, table)
     if figure is not None:
         figure.savefig(out.with_suffix(".png"), dpi=120)
     Console().print(table, highlight=False, markup=False, soft_wrap=True)

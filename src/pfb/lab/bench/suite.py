@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from pfb.lab.bench import goals, memory, plan, profile, results, scoring, speed
-from pfb.lab.train import checkpoint
-from pfb.lab.train.errors import RunError
+from pfb.lab import files
+from pfb.lab.errors import RunError
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": "bf16", "channels_last": True}
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
@@ -73,7 +73,7 @@ def run(config: SuiteConfig) -> Path:
             failed.append(name)
             console.print_exception()
         _free_memory()
-        checkpoint.write_text(place, goals.render(config.out))
+        files.write_text(place, goals.render(config.out))
     console.print(goals.render(config.out), highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise RunError(f"{', '.join(failed)} failed, see above; the same command tries again what is missing")

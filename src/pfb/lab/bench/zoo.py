@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import pfb
-from pfb.lab.train import checkpoint
+from pfb.lab import files
 from pfb.wiring import is_wired
 
 SAMPLES = 4
@@ -168,7 +168,7 @@ def run(out: Path) -> Path:
                 cells[shallow] = f"no: {str(error).splitlines()[0][:90]}"
                 failures += 1
         lines.append(f"| {member.library} | {member.name} | `{cut}` | {cells['reuse']} | {cells['recompute']} |")
-    checkpoint.write_text(out, "\n".join(lines) + "\n")
+    files.write_text(out, "\n".join(lines) + "\n")
     print(f"{len(lines) - 2} models, {failures} failures")
     return out
 

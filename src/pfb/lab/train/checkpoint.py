@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from pfb.lab.train.errors import RunError
+from pfb.lab import files
+from pfb.lab.errors import RunError
 
 MANIFEST = "manifest.json"
 
@@ -31,8 +30,8 @@ def save(accelerator: Accelerator, run: Path, epoch: int, extra: dict[str, Any])
         accelerator.save_state(str(draft))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            files = {p.relative_to(draft).as_posix(): _digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
-            _write_synced(draft / MANIFEST, json.dumps({"epoch": epoch, "files": files, **extra}, indent=2))
+            listed = {p.relative_to(draft).as_posix(): files.digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+            files.write_text(draft / MANIFEST, json.dumps({"epoch": epoch, "files": listed, **extra}, indent=2))
             shutil.rmtree(place, ignore_errors=True)
             draft.rename(place)
             for old in finished(run)[:-1]:
@@ -77,30 +76,11 @@ def verified(place: Path) -> dict[str, Any]:
     way_out = f"Remove {place} to continue from an older one, or start again with --overwrite"
     try:
         manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
-        files = manifest["files"]
+        listed = manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{place / MANIFEST} is missing or damaged ({error}). {way_out}") from error
-    for name, digest in files.items():
+    for name, digest in listed.items():
         path = place / name
-        if not path.is_file() or _digest(path) != digest:
+        if not path.is_file() or files.digest(path) != digest:
             raise RunError(f"{path} is {'damaged' if path.is_file() else 'missing'}. {way_out}")
     return manifest
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file in one go."""
-    draft = path.with_name(path.name + ".draft")
-    _write_synced(draft, text)
-    draft.replace(path)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pfb
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pfb.lab.train.augment import flip_and_crop
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 
 Batch = dict[str, Tensor]
 

@@ -25,16 +25,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import pfb
+from pfb.lab import files
 from pfb.lab.baselines import Skip
 from pfb.lab.train import checkpoint, methods, optim, task
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.lab.train.models import build_for
 from pfb.lab.train.records import Records
 from pfb.lab.train.summary import measure_full_cost, render
-from pfb.lab.train.versions import processor, versions
+from pfb.lab.origin import processor, versions
 
 console = Console()
 
@@ -296,7 +297,7 @@ class Training:
             "peak_memory_bytes": _peak_memory(accelerator.device),
         }
         if accelerator.is_main_process:
-            checkpoint.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            files.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
             console.print(render(summary))
         accelerator.end_training()
         return summary
@@ -383,7 +384,7 @@ def _forget_lines_after(log: Path, epochs: int) -> None:
             finished = values["epoch"] if "train_loss" in values else values["epoch"] + 1
             if finished <= epochs:
                 kept.append(line + "\n")
-    checkpoint.write_text(log, "".join(kept))
+    files.write_text(log, "".join(kept))
 
 
 def _check_folder(config: TrainConfig) -> None:
@@ -406,15 +407,14 @@ def _make_folder(config: TrainConfig) -> None:
         shutil.rmtree(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(run / "config.json", config.to_json())
+        files.write_text(run / "config.json", config.to_json())
     except OSError as error:
         raise RunError(f"--out {run} cannot be written ({error})") from error
 
 
 def _save(state: dict[str, Any], place: Path) -> None:
-    draft = place.with_suffix(".draft")
-    torch.save({name: value.cpu() for name, value in state.items()}, draft)
-    draft.replace(place)
+    with files.replacing(place) as draft:
+        torch.save({name: value.cpu() for name, value in state.items()}, draft)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pfb
 from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
 from pfb.gate import Importance
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 from pfb.tree import shrink_images
 from pfb.wiring import output_of
 

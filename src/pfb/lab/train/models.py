@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfb.lab.train.data import SMALL_IMAGE, Source
-from pfb.lab.train.errors import RunError
+from pfb.lab.errors import RunError
 
 
 def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
