@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/digits
-RESULTS ?= runs/suite
+RESULTS ?= runs/measure
 
 .PHONY: help train test check format measure clean
 
@@ -28,7 +28,7 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
-	$(BIN)/pfb bench suite --out $(RESULTS)
+	$(BIN)/python -m studies measure --out $(RESULTS)
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -12,7 +12,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "pfb":
             raise
-        print(f"pfb: the command line needs {error.name}, which is not installed: pip install 'pfb[train]'", file=sys.stderr)
+        print(
+            f"pfb: the command line needs {error.name}, which is not installed: pip install 'pfb[train]'",
+            file=sys.stderr,
+        )
         sys.exit(1)
     run()
 

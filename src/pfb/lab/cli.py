@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from pfb.lab.bench import accuracy, agreement, criterion, memory, profile, scoring, speed, suite
-from pfb.lab.bench import plan as plan_benchmark
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.bench import accuracy, memory, profile, speed
 from pfb.lab.errors import RunError
+from pfb.lab.train.config import TrainConfig
 
 app = tyro.extras.SubcommandApp()
 bench_app = tyro.extras.SubcommandApp()
@@ -105,11 +106,11 @@ def plan(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, criterion, agreement, speed, memory, profile, scoring, plan, suite, zoo; see pfb bench --help."""
+    """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
 
 
-def _add_benchmark(module: ModuleType) -> None:
-    """``pfb bench NAME`` for a module with ``run(config)``; the settings' docstring is its help."""
+def add_benchmark(app: tyro.extras.SubcommandApp, module: ModuleType) -> None:
+    """A subcommand for a module with ``run(config)``; the settings' docstring is its help."""
     settings = get_type_hints(module.run)["config"]
 
     def command(config: Any) -> None:
@@ -117,23 +118,11 @@ def _add_benchmark(module: ModuleType) -> None:
 
     command.__annotations__["config"] = Annotated[settings, tyro.conf.arg(name="")]
     command.__doc__ = settings.__doc__
-    bench_app.command(name=module.__name__.rpartition(".")[2])(command)
+    app.command(name=module.__name__.rpartition(".")[2])(command)
 
 
-for _module in (accuracy, criterion, agreement, speed, memory, profile, scoring, plan_benchmark, suite):
-    _add_benchmark(_module)
-
-
-@bench_app.command
-def zoo(out: Path = Path("docs/zoo.md")) -> None:
-    """Attach to many architectures in both wirings, train two steps of each, and write the table.
-
-    Args:
-        out: the table.
-    """
-    from pfb.lab.bench.zoo import run
-
-    print(f"wrote {run(out)}")
+for _module in (accuracy, speed, memory, profile):
+    add_benchmark(bench_app, _module)
 
 
 def _train_from_file(args: list[str]) -> None:
@@ -156,16 +145,23 @@ def _train_from_file(args: list[str]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("pfb").setLevel(logging.INFO)
     args = sys.argv[1:] if args is None else args
-    try:
+    with exit_codes():
         if args[:1] == ["bench"]:
             bench_app.cli(prog="pfb bench", args=args[1:])
         elif args[:1] == ["train"] and "--config" in args:
             _train_from_file(args[1:])
         else:
             app.cli(prog="pfb", args=args)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn the errors that a person can act on into one line and an exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("pfb").setLevel(logging.INFO)
+    try:
+        yield
     except RunError as error:
         print(f"pfb: {error}", file=sys.stderr)
         sys.exit(1)
@@ -182,4 +178,3 @@ def main(args: list[str] | None = None) -> None:
             "pfb: interrupted. All finished epochs are on disk; continue with: pfb train --resume RUN", file=sys.stderr
         )
         sys.exit(130)
-

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pfb.lab import files
 from pfb.lab.bench import speed
+from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, labels_of, load
-from pfb.lab.errors import RunError
 from pfb.lab.train.records import kept_share
 
 GRID_CLASSES = 10

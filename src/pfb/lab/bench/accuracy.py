@@ -18,13 +18,13 @@ from torch import Tensor, nn
 import pfb
 from pfb.lab.bench import comparison
 from pfb.lab.bench.step import first_block
-from pfb.measure import shallow_share, step_cost
+from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
-from pfb.lab.errors import RunError
 from pfb.lab.train.models import build
 from pfb.lab.train.records import kept_share
+from pfb.measure import shallow_share, step_cost
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},

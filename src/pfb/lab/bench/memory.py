@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pfb.lab.bench import results
+from pfb.lab.bench import output
 from pfb.lab.bench.step import Step
 
 WAYS: dict[str, dict[str, Any] | None] = {
@@ -43,11 +43,11 @@ def run(config: MemoryConfig) -> Path:
     """Measure, write the numbers and the table; returns the table's path."""
     from rich.progress import track
 
-    device = results.device_of(config.device)
+    device = output.device_of(config.device)
     cells = [(model, way) for model in config.models for way in WAYS]
     rows = [_row(config, device, model, way) for model, way in track(cells, "models")]
-    numbers = {**results.origin(asdict(config), device), "rows": rows}
-    return results.write(config.out, numbers, render(numbers))
+    numbers = {**output.origin(asdict(config), device), "rows": rows}
+    return output.write(config.out, numbers, render(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

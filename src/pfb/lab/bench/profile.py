@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pfb
-from pfb.lab.bench import results
+from pfb.lab.bench import output
 from pfb.lab.bench.speed import VARIANTS
 from pfb.lab.bench.step import Step
 from pfb.measure import Clock, Spread, clock_of, synchronize
@@ -51,7 +51,7 @@ def run(config: ProfileConfig) -> Path:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = results.device_of(config.device)
+    device = output.device_of(config.device)
     steps = {name: _TimedStep(config, device, name) for name in STEPS}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for number in track(range(config.warmup + config.repeats), "rounds"):
@@ -60,13 +60,13 @@ def run(config: ProfileConfig) -> Path:
             if number >= config.warmup:
                 rounds[name].append(parts)
     numbers = {
-        **results.origin(asdict(config), device),
+        **output.origin(asdict(config), device),
         "parts": {
             name: {part: asdict(Spread.of([r[part] for r in taken])) for part in PARTS}
             for name, taken in rounds.items()
         },
     }
-    return results.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

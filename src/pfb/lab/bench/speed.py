@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.lab.bench import results
-from pfb.lab.bench.step import Step, first_block
 from pfb.gate import Gate
+from pfb.lab.bench import output
+from pfb.lab.bench.step import Step, first_block
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count
 from pfb.tree import shrink_images
@@ -74,14 +74,14 @@ def run(config: SpeedConfig) -> Path:
     if config.compile != "no":  # plain and pruned models of one class stand side by side here
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.config.recompile_limit = 64
-    device = results.device_of(config.device)
+    device = output.device_of(config.device)
     measured = []
     with Progress() as progress:
         for prune in config.prunes:
             task = progress.add_task(f"prune {prune:g}", total=_warmup(config, prune) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
-    numbers = {**results.origin(asdict(config), device), "results": measured}
-    return results.write(config.out, numbers, render(numbers), draw(numbers))
+    numbers = {**output.origin(asdict(config), device), "results": measured}
+    return output.write(config.out, numbers, render(numbers), draw(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

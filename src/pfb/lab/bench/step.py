@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.measure import count_saved_bytes
 from pfb.lab.train.models import build
+from pfb.measure import count_saved_bytes
 
 
 class Setup(Protocol):

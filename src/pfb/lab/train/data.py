@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pfb.lab.errors import RunError
 from pfb.lab.train.augment import flip_and_crop
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.errors import RunError
 
 Batch = dict[str, Tensor]
 

@@ -27,15 +27,15 @@ from torch.utils.data import DataLoader
 import pfb
 from pfb.lab import files
 from pfb.lab.baselines import Skip
+from pfb.lab.errors import RunError
+from pfb.lab.origin import processor, versions
 from pfb.lab.train import checkpoint, methods, optim, task
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
-from pfb.lab.errors import RunError
 from pfb.lab.train.models import build_for
 from pfb.lab.train.records import Records
 from pfb.lab.train.summary import measure_full_cost, render
-from pfb.lab.origin import processor, versions
 
 console = Console()
 

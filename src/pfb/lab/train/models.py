@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfb.lab.train.data import SMALL_IMAGE, Source
 from pfb.lab.errors import RunError
+from pfb.lab.train.data import SMALL_IMAGE, Source
 
 
 def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:

@@ -12,10 +12,10 @@ from rich.table import Table
 from torch import nn
 
 import pfb
-from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 from pfb.lab.train import methods, optim, task
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
+from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 
 PAIRS = 15
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 import pfb
-from pfb.lab.bench import results
+from pfb.lab.bench import output
 from pfb.lab.bench.step import Step
 from pfb.measure import Spread, clock_of, interleaved_seconds
 
@@ -48,10 +48,10 @@ def run(config: PlanConfig) -> Path:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = results.device_of(config.device)
+    device = output.device_of(config.device)
     rows = [_row(name, config, device) for name in track(config.models, "models")]
-    numbers = {**results.origin(asdict(config), device), "rows": rows}
-    return results.write(config.out, numbers, render(numbers))
+    numbers = {**output.origin(asdict(config), device), "rows": rows}
+    return output.write(config.out, numbers, render(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

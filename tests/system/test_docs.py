@@ -10,10 +10,11 @@ import torchvision
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import agreement, comparison, criterion, goals, memory, plan, profile, scoring, speed
+from pfb.lab.bench import comparison, memory, profile, speed
 from pfb.lab.train.config import TrainConfig
+from studies import agreement, criterion, goals, predictions, scoring
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHOWN = {
     "README.md": ["cpu/goals.md", "accuracy-saturated/overview.md", "accuracy-augmented/overview.md"],
     "docs/cost.md": [
@@ -100,9 +101,9 @@ def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file)
         assert comparison.overview(numbers) == (file.parent / "overview.md").read_text()
         return
     benchmarks = {
-        m.__name__.rpartition(".")[2]: m for m in (agreement, criterion, memory, plan, profile, scoring, speed)
+        m.__name__.rpartition(".")[2]: m for m in (agreement, criterion, memory, predictions, profile, scoring, speed)
     }
-    kind = benchmarks.get(file.parent.name) or benchmarks[file.stem.split("-")[0]]
+    kind = benchmarks.get(file.parent.name) or benchmarks[file.stem.split("-")[0].replace("plan", "predictions")]
     assert kind.render(numbers) == table.read_text()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pfb.lab.bench.zoo import check, members
+from studies.zoo import check, members
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

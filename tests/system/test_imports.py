@@ -52,7 +52,10 @@ def library():
 
 def test_every_file_has_its_place():
     assert {path.stem for path in library()} == {"__init__", "__main__", *CORE}
-    assert {p.stem for p in LAB.glob("*.py")} | {p.parent.name for p in LAB.glob("*/__init__.py")} == {"__init__", *FLOORS}
+    assert {p.stem for p in LAB.glob("*.py")} | {p.parent.name for p in LAB.glob("*/__init__.py")} == {
+        "__init__",
+        *FLOORS,
+    }
 
 
 def test_the_library_imports_downwards():

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.lab.bench import results
-from pfb.lab.bench.step import first_block
 from pfb.features import batched_tensor, pool, random_projection
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.selection import keep_count, keep_largest
+from pfb.lab.bench import output
+from pfb.lab.bench.step import first_block
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.models import build_for
+from pfb.measure import Spread, clock_of, interleaved_seconds
+from pfb.selection import keep_count, keep_largest
 from pfb.wiring import output_of, scoring_mode
 
 Way = Callable[[Tensor], Tensor]
@@ -48,7 +48,7 @@ def run(config: AgreementConfig) -> Path:
     recipe = config.recipe
     torch.manual_seed(recipe.seed)
     source = load(recipe)
-    device = results.device_of("cpu" if recipe.cpu else None)
+    device = output.device_of("cpu" if recipe.cpu else None)
     model = build_for(source, recipe.model).to(device)
     with pfb.attach(model, recipe.cut) as blocker:
         cut = blocker.cut
@@ -79,12 +79,12 @@ def run(config: AgreementConfig) -> Path:
     )
     settings = without_folders(json.loads(recipe.to_json()))
     numbers = {
-        **results.origin({"recipe": settings, "dims": config.dims, "repeats": config.repeats}, device),
+        **output.origin({"recipe": settings, "dims": config.dims, "repeats": config.repeats}, device),
         "cut": cut,
         "batches": len(densities["plain"]) - len(densities["plain"]) // 2,
         "ways": {name: _row(densities[name], densities["plain"], recipe.prune, costs[name]) for name in ways},
     }
-    return results.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

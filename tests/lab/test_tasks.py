@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from pfb.lab import cli
 from pfb.lab.baselines import Skip
+from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint, optim, task
 from pfb.lab.train.augment import flip_and_crop, mix
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.errors import RunError
 from pfb.lab.train.loop import dry_run, train
 
 pytestmark = [

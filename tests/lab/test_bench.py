@@ -6,12 +6,11 @@ import math
 import pytest
 import torch
 
-import pfb
 from pfb.lab import cli
-from pfb.lab.bench import accuracy, comparison, goals, memory, scoring, speed, suite
+from pfb.lab.bench import accuracy, comparison, memory, speed
+from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
-from pfb.lab.errors import RunError
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -199,40 +198,6 @@ def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     assert not math.isnan(torch.tensor([r["test_accuracy"] for r in again]).sum().item())
 
 
-@pytest.mark.parametrize(
-    ("sizes", "speeds"),
-    [
-        ("gpu", {"resnet50", "resnet50-compiled", "resnet50-graphs", "resnet50-stem", "resnet18-cifar"}),
-        ("cpu", {"resnet18-cifar", "resnet18-cifar-compiled", "swin-t", "vit-s"}),
-    ],
-)
-def test_the_whole_suite_of_a_device(tmp_path, capsys, sizes, speeds):
-    """One command measures everything; a second one finds it there, and the report draws what was saved."""
-    suite = ["bench", "suite", "--tiny", "--sizes", sizes, "--device", "cpu", "--out", str(tmp_path)]
-    cli.main(suite)
-    results = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
-    profiled = {"gpu": "profile-resnet50", "cpu": "profile-resnet18-cifar"}[sizes]
-    assert set(results) == {f"speed-{name}" for name in speeds} | {profiled, "memory", "plan", "scoring"}
-    for name, numbers in results.items():
-        assert {"config", "versions", "device", "device_type", "threads"} <= numbers.keys(), name
-        assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
-        assert (tmp_path / f"{name}.md").read_text().startswith("|")
-    steps = results["speed-resnet18-cifar"]["results"][1]["steps"]
-    assert steps["recompute-filled"]["samples"] == pfb.batch_size_for(8, 0.4)
-    assert steps["recompute"]["saved_bytes"] < steps["reuse"]["saved_bytes"] < steps["full"]["saved_bytes"]
-    goals = (tmp_path / "goals.md").read_text()
-    assert all(f"| {name} | 40 | 38 |" in goals for name in speeds)
-    capsys.readouterr()
-    cli.main(suite)
-    assert capsys.readouterr().out.count("is there already") == len(results)
-    page = tmp_path / "page.html"
-    cli.main(["report", str(tmp_path / "speed-resnet18-cifar.json"), "--out", str(page)])
-    assert "Time saved (speed-resnet18-cifar)" in page.read_text()
-    with pytest.raises(SystemExit):
-        cli.main(["report", str(tmp_path / "plan.json"), "--out", str(page)])
-    assert "no result of pfb bench speed" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("mode", "rounds"), [("no", 1), ("default", 2 + 2)])
 def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
     """64 centers come from two batches of which 39 samples go on."""
@@ -258,109 +223,6 @@ def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path,
     (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
     assert set(result["steps"]) == {"full", "ideal", "recompute"}
     assert "16 pixels are too few" in capsys.readouterr().out
-
-
-def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
-    def parts(config):
-        yield "profile-a", lambda file: file.write_text("{}")
-        yield "profile-b", lambda file: 1 / 0
-        yield "profile-c", lambda file: file.write_text("{}")
-
-    monkeypatch.setattr(suite, "_on_cpu", parts)
-    with pytest.raises(SystemExit):
-        cli.main(["bench", "suite", "--sizes", "cpu", "--out", str(tmp_path)])
-    shown = capsys.readouterr()
-    assert "ZeroDivisionError" in shown.out
-    assert "profile-b failed" in shown.err
-    assert {p.name for p in tmp_path.iterdir()} == {"profile-a.json", "profile-c.json", "goals.md"}
-
-
-def speed_result(model, prune, **saved):
-    steps = {name.replace("_", "-"): {"ratio": {"median": 1 - share}} for name, share in saved.items()}
-    return {
-        "config": {"model": model},
-        "device_type": "cuda",
-        "results": [{"prune": prune, "steps": steps, "scoring_share": 0.006}],
-    }
-
-
-def test_goals_stand_beside_what_was_measured(tmp_path):
-    resnet = speed_result(
-        "resnet50", 0.4, reuse=0.3, recompute=0.36, recompute_half=0.385, uniform_recompute=0.4, ideal=0.4
-    )
-    swin = speed_result("swin_t", 0.5, reuse=0.4, recompute=0.475)
-    without_goal = speed_result("resnet50", 0.7, reuse=0.5)
-    plan = {
-        "rows": [
-            {
-                "model": model,
-                "predicted": {"reuse": 0.7, "recompute": 0.6},
-                "measured": {"reuse": {"median": 0.7}, "recompute": {"median": 0.6 + error}},
-            }
-            for model, error in (("resnet50", 0.029), ("swin_t", -0.04))
-        ]
-    }
-    memory = {
-        "config": {"models": ["resnet50"]},
-        "rows": [
-            {"model": "resnet50", "step": step, "largest_tried": tried, "largest_estimated": 1}
-            for step, tried in (("full", 100), ("reuse", 120), ("recompute", 160))
-        ],
-    }
-    for name, numbers in {
-        "speed-resnet50": resnet,
-        "speed-swin-t": swin,
-        "speed-resnet50-most": without_goal,
-        "plan": plan,
-        "memory": memory,
-    }.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(numbers))
-    assert goals.saved_goal("swin_t", 0.5, "cpu") is None
-    rows = goals.render(tmp_path).splitlines()
-    assert rows[2:4] == [
-        "| resnet50 | 40 | 38 | 40.0 | 30.0 (-8.0) | 36.0 (-2.0) |  |  | 38.5 | 40.0 |",
-        "| swin-t | 50 | 47.5 |  | 40.0 (-7.5) | 47.5 |  |  |  |  |",
-    ]
-    assert rows[4] == "", "no goal was set for 70 %"
-    assert "| density, choice and update, of a full step of resnet50 | below 0.5% | 0.60% (missed) |" in rows
-    assert rows[-2].endswith("| at least 5 | 1 of 2, worst error 4.0 (missed) |")
-    assert rows[-1].endswith("| `reuse` 1.20, `recompute` 1.60 |")
-
-
-def test_agreement_of_cheaper_features(tmp_path):
-    grid = ["--recipe.model", "resnet14", "--recipe.train-samples", "512", "--recipe.batch-size", "64", "--recipe.cpu"]
-    grid += ["--recipe.n-centers", "8", "--recipe.epochs", "2", "--dims", "8", "--repeats", "1"]
-    cli.main(["bench", "agreement", *grid, "--out", str(tmp_path / "agreement.json")])
-    ways = json.loads((tmp_path / "agreement.json").read_text())["ways"]
-    assert ways["plain"]["rank_correlation"]["median"] == pytest.approx(1)
-    assert ways["plain"]["same_kept"]["median"] == 1
-    assert ways["bfloat16"]["rank_correlation"]["median"] > ways["half the resolution"]["rank_correlation"]["median"]
-    assert {"after `layer1.0`", "random projection to 8", "average of neighbours to 8"} <= ways.keys()
-
-
-def test_the_criterion_is_related_to_the_loss_at_every_cut(tmp_path):
-    recipe = ["--recipe.train-samples", "128", "--recipe.batch-size", "64", "--recipe.epochs", "2", "--recipe.cpu"]
-    cli.main(["bench", "criterion", *recipe, "--recipe.n-centers", "8", "--every", "1", "--out", str(tmp_path)])
-    numbers = json.loads((tmp_path / "criterion.json").read_text())
-    assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
-    assert [look["epoch"] for look in numbers["looks"]] == [1, 2]
-    for row in numbers["looks"][-1]["cuts"].values():
-        assert -1 <= row["loss"] <= 1
-        assert sum(row["kept_by_class"]) / 10 == pytest.approx(0.5, abs=0.05)
-
-
-def test_the_literal_form_chooses_and_moves_as_pfb_does():
-    torch.manual_seed(0)
-    x, estimator = torch.randn(60, 5), pfb.DensityEstimator(8)
-    estimator.accumulate(torch.randn(40, 5))
-    estimator.apply()
-    literal = scoring._Literal(x, estimator, 30)
-    literal()
-    kept = (-estimator.log_density(x)).topk(30).indices
-    estimator.accumulate(x[kept])
-    estimator.apply()
-    torch.testing.assert_close(literal.centers_CD.float(), estimator.centers)
-    torch.testing.assert_close(literal.counts_C.long(), estimator.counts)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 100, 511, 512])

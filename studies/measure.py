@@ -13,9 +13,10 @@ from typing import Any, Literal, get_type_hints
 import torch
 from rich.console import Console
 
-from pfb.lab.bench import goals, memory, plan, profile, results, scoring, speed
 from pfb.lab import files
+from pfb.lab.bench import memory, output, profile, speed
 from pfb.lab.errors import RunError
+from studies import goals, predictions, scoring
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": "bf16", "channels_last": True}
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
@@ -38,27 +39,27 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class SuiteConfig:
+class MeasureConfig:
     """Measure one device: every benchmark of speed and memory with the project's published settings, beside its goals."""
 
-    out: Path = Path("runs/suite")
+    out: Path = Path("runs/measure")
     """Folder of the results; what is there already is not measured again."""
     sizes: Literal["auto", "gpu", "cpu"] = "auto"
     """gpu: ImageNet's, in bf16. cpu: what one core can do in an hour. auto: by the device."""
     tiny: bool = False
-    """Tiny models and few rounds, to try the suite itself."""
+    """Tiny models and few rounds, to try the study itself."""
     device: str | None = None
     """By default the accelerator if there is one, else the CPU."""
 
 
-def run(config: SuiteConfig) -> Path:
+def run(config: MeasureConfig) -> Path:
     """Run what is missing, most important first, so that an early end leaves whole results; returns the table of goals.
 
     Raises:
         RunError: parts failed; the others are there all the same.
     """
     console, failed = Console(), []
-    kind = results.device_of(config.device).type if config.sizes == "auto" else config.sizes
+    kind = output.device_of(config.device).type if config.sizes == "auto" else config.sizes
     parts = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
     place = config.out / "goals.md"
     for number, (name, measure) in enumerate(parts, start=1):
@@ -90,7 +91,7 @@ def _free_memory() -> None:
 Part = tuple[str, Callable[[Path], Any]]
 
 
-def _on_gpu(config: SuiteConfig) -> Iterator[Part]:
+def _on_gpu(config: MeasureConfig) -> Iterator[Part]:
     rounds = {"repeats": 20, "warmup": 5}
     for name, model in itertools.islice(MODELS.items(), 1 if config.tiny else None):
         settings = {"model": model, **IMAGENET, **rounds}
@@ -102,17 +103,17 @@ def _on_gpu(config: SuiteConfig) -> Iterator[Part]:
         yield f"profile-{name}", _of(profile, config, **settings)
     yield "memory", _of(memory, config, models=tuple(MODELS.values()), **IMAGENET)
     planned = (*MODELS.values(), "convnext_tiny", "efficientnet_b0", "regnet_y_1_6gf")
-    yield "plan", _of(plan, config, models=planned, repeats=15, **IMAGENET)
+    yield "plan", _of(predictions, config, models=planned, repeats=15, **IMAGENET)
     yield "scoring", _of(scoring, config)
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **rounds)
 
 
-def _on_cpu(config: SuiteConfig) -> Iterator[Part]:
+def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     settings = {"batch_size": 64, "repeats": 7, "warmup": 1, **ONE_CORE}
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
     yield "speed-resnet18-cifar-compiled", _compiled(config, "default", **settings)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
-    yield "plan", _of(plan, config, **ONE_CORE)
+    yield "plan", _of(predictions, config, **ONE_CORE)
     yield "scoring", _of(scoring, config, **ONE_CORE)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), batch_size=32)
     large = {"image_size": 224, "classes": 1000, "batch_size": 10, "repeats": 5, "warmup": 1}
@@ -120,14 +121,14 @@ def _on_cpu(config: SuiteConfig) -> Iterator[Part]:
         yield f"speed-{name}", _of(speed, config, model=MODELS[name], prunes=(0.4,), **large, **ONE_CORE)
 
 
-def _compiled(config: SuiteConfig, mode: str, **settings: Any) -> Callable[[Path], Any]:
+def _compiled(config: MeasureConfig, mode: str, **settings: Any) -> Callable[[Path], Any]:
     """Speed of compiled steps; fewer of them, since each is compiled anew."""
     variants = ("recompute", "reuse", "recompute-half", "recompute-early-half", "uniform-recompute")
     return _of(speed, config, prunes=(0.4,), compile=mode, variants=variants[: 1 if config.tiny else None], **settings)
 
 
-def _of(benchmark: Any, config: SuiteConfig, **settings: Any) -> Callable[[Path], Any]:
-    """A benchmark with these settings, and where the suite is tiny with tiny ones instead."""
+def _of(benchmark: Any, config: MeasureConfig, **settings: Any) -> Callable[[Path], Any]:
+    """A benchmark with these settings, and where the study is tiny with tiny ones instead."""
     made = get_type_hints(benchmark.run)["config"](device=config.device, **settings)
     if config.tiny:
         known = {field.name for field in dataclasses.fields(made)}

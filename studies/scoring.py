@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.lab.bench import results
+from pfb.lab.bench import output
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count, keep_largest
 
@@ -42,7 +42,7 @@ def run(config: ScoringConfig) -> Path:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = results.device_of(config.device)
+    device = output.device_of(config.device)
     n, c, d = config.base
     sizes = {
         "samples": [(size, c, d) for size in config.samples],
@@ -53,8 +53,8 @@ def run(config: ScoringConfig) -> Path:
         {"varied": varied, "size": size, **_measure(size, config, device)}
         for varied, size in track([(v, s) for v, some in sizes.items() for s in some], "sizes")
     ]
-    numbers = {**results.origin(asdict(config), device), "rows": rows}
-    return results.write(config.out, numbers, render(numbers), draw(numbers))
+    numbers = {**output.origin(asdict(config), device), "rows": rows}
+    return output.write(config.out, numbers, render(numbers), draw(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

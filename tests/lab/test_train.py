@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from pfb.lab import cli
+from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint, loop
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.errors import RunError
 from pfb.lab.train.loop import train
 from pfb.lab.train.models import build
 

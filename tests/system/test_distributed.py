@@ -236,7 +236,7 @@ def test_a_run_without_a_process_group_needs_none():
 
 def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
     """Through torchrun: rank 1 is gone at step 25, both start again from step 20, and the end is the same bit by bit."""
-    script = Path(__file__).parent.parent / "examples" / "torchrun_elastic.py"
+    script = Path(__file__).parents[2] / "examples" / "torchrun_elastic.py"
     for name, extra in (("straight", []), ("broken", ["--die-at", "25"])):
         launched = subprocess.run(
             [

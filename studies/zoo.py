@@ -149,7 +149,15 @@ def check(member: Member, shallow: str) -> str:
     return blocker.cut
 
 
-def run(out: Path) -> Path:
+@dataclass(frozen=True)
+class ZooConfig:
+    """Attach to many architectures in both wirings, train two steps of each, and write the table."""
+
+    out: Path = Path("docs/zoo.md")
+    """The table."""
+
+
+def run(config: ZooConfig) -> Path:
     """Check every member in both wirings and write the table."""
     from rich.progress import track
 
@@ -168,9 +176,9 @@ def run(out: Path) -> Path:
                 cells[shallow] = f"no: {str(error).splitlines()[0][:90]}"
                 failures += 1
         lines.append(f"| {member.library} | {member.name} | `{cut}` | {cells['reuse']} | {cells['recompute']} |")
-    files.write_text(out, "\n".join(lines) + "\n")
+    files.write_text(config.out, "\n".join(lines) + "\n")
     print(f"{len(lines) - 2} models, {failures} failures")
-    return out
+    return config.out
 
 
 def _vision(library: str, name: str, arguments: dict[str, Any]) -> Member:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.lab.bench import results
-from pfb.lab.bench.agreement import rank_correlation
 from pfb.features import batched_tensor, pool
-from pfb.selection import keep_count, keep_largest
+from pfb.lab.bench import output
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import EpochSampler, Source, load
 from pfb.lab.train.models import build
+from pfb.selection import keep_count, keep_largest
 from pfb.wiring import output_of, scoring_mode
+from studies.agreement import rank_correlation
 
 RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the largest density: so many nats below it
 
@@ -46,7 +46,7 @@ def run(config: CriterionConfig) -> Path:
     recipe = config.recipe
     torch.manual_seed(recipe.seed)
     source = load(recipe)
-    device = results.device_of("cpu" if recipe.cpu else None)
+    device = output.device_of("cpu" if recipe.cpu else None)
     model = build(recipe.model, len(source.classes), source.channels, source.image_size).to(device)
     estimators = {cut: pfb.DensityEstimator(recipe.n_centers, recipe.beta) for cut in config.cuts}
     dataset: Any = source.train
@@ -72,12 +72,12 @@ def run(config: CriterionConfig) -> Path:
         if epoch == 1 or epoch % config.every == 0 or epoch == recipe.epochs:
             looks.append({"epoch": epoch, "cuts": _look(model, source, dataset, estimators, config, device)})
     numbers = {
-        **results.origin(without_folders(json.loads(recipe.to_json())), device),
+        **output.origin(without_folders(json.loads(recipe.to_json())), device),
         "prune": config.prune,
         "classes": source.classes,
         "looks": looks,
     }
-    return results.write(config.out / "criterion.json", numbers, render(numbers), draw(numbers))
+    return output.write(config.out / "criterion.json", numbers, render(numbers), draw(numbers))
 
 
 def render(numbers: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import torch
 
 import pfb
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party trainers warn about our tiny set-ups
 
 
@@ -21,7 +21,7 @@ def example(name):
 
 
 def test_every_example_is_tested():
-    tested = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tested = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert all(path.stem in tested for path in EXAMPLES.glob("*.py"))
 
 
