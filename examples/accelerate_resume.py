@@ -1,4 +1,5 @@
-"""Accelerate: the blocker is registered like any other object with a state, and a resumed run ends as an unbroken one.
+"""Accelerate: the blocker is registered like any other object with a state, and a resumed run ends
+as an unbroken one.
 
 On several devices: ``accelerate launch examples/accelerate_resume.py``.
 """
@@ -17,7 +18,9 @@ import pfb
 
 
 def train(folder: Path, epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
-    """Train up to some epoch, from the start or from what lies in the folder; returns the weights."""
+    """Train up to some epoch, from the start or from what lies in the folder; returns the
+    weights.
+    """
     accelerator = Accelerator()
     set_seed(0)
     x = torch.randn(512, 20)

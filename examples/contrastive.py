@@ -1,7 +1,8 @@
-"""Contrastive learning: two views of each image go forward together, and pairs are stopped, never halves of them.
+"""Contrastive learning: two views of each image go forward together, and pairs are stopped, never
+halves of them.
 
-The model takes both views, so ``recompute`` selects both; the first one is scored. Without labels there is nothing to select
-outside: the loss is that of the pairs that went on.
+The model takes both views, so ``recompute`` selects both; the first one is scored. Without labels
+there is nothing to select outside: the loss is that of the pairs that went on.
 """
 
 import torch
@@ -34,7 +35,9 @@ def view(images: Tensor) -> Tensor:
 
 
 def info_nce(embeddings: Tensor, temperature: float = 0.2) -> Tensor:
-    """Each first view has to find its own second view among all of the batch (van den Oord et al., 2018)."""
+    """Each first view has to find its own second view among all of the batch (van den Oord et al.,
+    2018).
+    """
     similarity = embeddings[0] @ embeddings[1].T / temperature  # [K, K]
     return F.cross_entropy(similarity, torch.arange(len(similarity)))
 

@@ -1,4 +1,6 @@
-"""The three lines in a loop of your own: a small network on scikit-learn's digits. Runs in seconds on a CPU."""
+"""The three lines in a loop of your own: a small network on scikit-learn's digits. Runs in seconds
+on a CPU.
+"""
 
 import torch
 from sklearn.datasets import load_digits

@@ -1,10 +1,12 @@
-"""Several processes through torchrun, with checkpoints: a rank that dies is started again and nothing diverges.
+"""Several processes through torchrun, with checkpoints: a rank that dies is started again and
+nothing diverges.
 
-    torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/torchrun_elastic.py --folder runs/elastic
+    torchrun --standalone --nproc-per-node 2 --max-restarts 3 examples/torchrun_elastic.py --folder
+    runs/elastic
 
-The same command with ``--nnodes`` and ``--rdzv-endpoint HOST:PORT`` spans several machines. On gloo (CPU) set
-``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``: with torch 2.15 a second attempt otherwise finds the addresses of the first one's
-dead processes and often fails to connect.
+The same command with ``--nnodes`` and ``--rdzv-endpoint HOST:PORT`` spans several machines. On gloo
+(CPU) set ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``: with torch 2.15 a second attempt otherwise finds
+the addresses of the first one's dead processes and often fails to connect.
 """
 
 import argparse
@@ -28,7 +30,9 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(folder: Path, steps: int = 40, save_every: int = 10, die_at: int | None = None) -> None:
-    """Train from the newest checkpoint to the end; rank 1 dies once at step ``die_at``, if asked."""
+    """Train from the newest checkpoint to the end; rank 1 dies once at step ``die_at``, if
+    asked.
+    """
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = dist.get_rank()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,4 +1,6 @@
-"""Hugging Face Trainer: a small BERT classifier, with labels, masks and the loss inside the model's forward."""
+"""Hugging Face Trainer: a small BERT classifier, with labels, masks and the loss inside the model's
+forward.
+"""
 
 import tempfile
 

@@ -1,4 +1,6 @@
-"""Do cheaper features choose the same samples? Each way to get them beside the plain one, while a network trains."""
+"""Do cheaper features choose the same samples? Each way to get them beside the plain one, while a
+network trains.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,14 @@ Way = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AgreementConfig:
-    """Compare cheaper scoring passes and reduced features with the plain ones: rank correlation, same choice, cost."""
+    """Compare cheaper scoring passes and reduced features with the plain ones: rank correlation,
+    same choice, cost.
+    """
 
     recipe: TrainConfig = field(default_factory=lambda: TrainConfig(model="resnet18", cut="layer1", epochs=3))
-    """The network is trained on full data for --recipe.epochs while every estimator watches the same batches."""
+    """The network is trained on full data for --recipe.epochs while every estimator watches the
+    same batches.
+    """
     dims: tuple[int, ...] = (128, 32)
     """Dimensions to reduce to, where the cut has more channels."""
     repeats: int = 10
@@ -150,7 +156,9 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _same_kept(a: Tensor, b: Tensor, prune: float) -> float:
-    """Share of the samples kept by rarest-first on the one density that it keeps on the other too."""
+    """Share of the samples kept by rarest-first on the one density that it keeps on the
+    other too.
+    """
     k = keep_count(len(a), prune)
     kept = [set(keep_largest(-x, k).tolist()) for x in (a, b)]
     return len(kept[0] & kept[1]) / k

@@ -1,4 +1,6 @@
-"""What does density in a shallow layer know? Its relation to loss, gradient and class while a network trains on all data."""
+"""What does density in a shallow layer know? Its relation to loss, gradient and class while a
+network trains on all data.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the larges
 
 @dataclass(frozen=True)
 class CriterionConfig:
-    """Train on full data, watch the density at several cuts, and relate it to what a criterion would want to know."""
+    """Train on full data, watch the density at several cuts, and relate it to what a criterion
+    would want to know.
+    """
 
     recipe: TrainConfig = field(default_factory=lambda: TrainConfig(model="resnet14"))
     cuts: tuple[str, ...] = ("bn1", "layer1", "layer2", "layer3")
@@ -99,7 +103,9 @@ def render(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    """Correlation with the loss over training for each cut, and what strict rarest-first would keep of each class."""
+    """Correlation with the loss over training for each cut, and what strict rarest-first would keep
+    of each class.
+    """
     figure = Figure(figsize=(12, 4), layout="constrained")
     over_time, by_class = figure.subplots(1, 2)
     looks = numbers["looks"]

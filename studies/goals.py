@@ -33,7 +33,9 @@ Numbers = dict[str, Any]
 
 
 def render(folder: Path) -> str:
-    """Markdown tables from the results that the study ``measure`` left in a folder; what is not there yet is left out."""
+    """Markdown tables from the results that the study ``measure`` left in a folder; what is not
+    there yet is left out.
+    """
     numbers: dict[str, Numbers] = {
         p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"), key=lambda p: p.stem)
     }

@@ -1,4 +1,6 @@
-"""Everything that has to be measured on a device, in one run: speed, plans, memory, parts of a step, scoring; and its goals."""
+"""Everything that has to be measured on a device, in one run: speed, plans, memory, parts of a
+step, scoring; and its goals.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ TINY = {
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """Measure one device: every benchmark of speed and memory with the project's published settings, beside its goals."""
+    """Measure one device: every benchmark of speed and memory with the project's published
+    settings, beside its goals.
+    """
 
     out: Path = Path("runs/measure")
     """Folder of the results; what is there already is not measured again."""
@@ -53,7 +57,8 @@ class MeasureConfig:
 
 
 def run(config: MeasureConfig) -> Path:
-    """Run what is missing, most important first, so that an early end leaves whole results; returns the table of goals.
+    """Run what is missing, most important first, so that an early end leaves whole results; returns
+    the table of goals.
 
     Raises:
         RunError: parts failed; the others are there all the same.
@@ -82,7 +87,9 @@ def run(config: MeasureConfig) -> Path:
 
 
 def _free_memory() -> None:
-    """Let go of the models of a part that is done: they lie in cycles of hooks, and compiled ones in the compiler's caches."""
+    """Let go of the models of a part that is done: they lie in cycles of hooks, and compiled ones
+    in the compiler's caches.
+    """
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()

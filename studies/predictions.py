@@ -1,4 +1,6 @@
-"""Does ``pfb.plan`` predict what is then measured? Plans for several architectures beside real pruned steps."""
+"""Does ``pfb.plan`` predict what is then measured? Plans for several architectures beside real
+pruned steps.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def run(config: PlanConfig) -> Path:
 
 
 def render(numbers: dict[str, Any]) -> str:
-    """Markdown table; time saved in percent of a full step, and the prediction's error in points."""
+    """Markdown table; time saved in percent of a full step, and the prediction's error in
+    points.
+    """
     lines = [
         "| model | cut | wiring | saved, predicted | saved, measured (quartiles) | error, points | recommended |",
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,6 @@
-"""What does scoring cost? Its time against samples, centers and dimensions, beside the literal form of the equations."""
+"""What does scoring cost? Its time against samples, centers and dimensions, beside the literal form
+of the equations.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pfb.selection import keep_count, keep_largest
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Time scoring, choosing, collecting and moving the centers, for features that are there already."""
+    """Time scoring, choosing, collecting and moving the centers, for features that are there
+    already.
+    """
 
     samples: tuple[int, ...] = (64, 128, 256, 512, 1024)
     centers: tuple[int, ...] = (16, 32, 64, 128, 256)
@@ -129,8 +133,9 @@ def _measure(size: tuple[int, int, int], config: ScoringConfig, device: torch.de
 
 
 class _Literal:
-    """The equations as one would first write them down, and as the authors describe their code: differences of every
-    sample and center in float64, a dense bandwidth matrix and its Cholesky factor, counts read on the host.
+    """The equations as one would first write them down, and as the authors describe their code:
+    differences of every sample and center in float64, a dense bandwidth matrix and its Cholesky
+    factor, counts read on the host.
     """
 
     def __init__(self, x_ND: Tensor, estimator: pfb.DensityEstimator, k: int) -> None:

@@ -1,4 +1,6 @@
-"""Does it attach to my model? Two training steps of many architectures in both wirings, and a table of what came out."""
+"""Does it attach to my model? Two training steps of many architectures in both wirings, and a table
+of what came out.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Member:
-    """One architecture: how to make it, and a training step's loss given the inputs of N samples."""
+    """One architecture: how to make it, and a training step's loss given the inputs of N
+    samples.
+    """
 
     library: str
     name: str
@@ -125,7 +129,8 @@ def check(member: Member, shallow: str) -> str:
     """Attach with ``cut=None``, train two steps, detach; returns the cut that was found.
 
     Raises:
-        AssertionError: outputs or gradients of another size or not finite, or a model that detaching does not restore.
+        AssertionError: outputs or gradients of another size or not finite, or a model that
+            detaching does not restore.
     """
     torch.manual_seed(0)
     model = member.make()
@@ -151,7 +156,9 @@ def check(member: Member, shallow: str) -> str:
 
 @dataclass(frozen=True)
 class ZooConfig:
-    """Attach to many architectures in both wirings, train two steps of each, and write the table."""
+    """Attach to many architectures in both wirings, train two steps of each, and write the
+    table.
+    """
 
     out: Path = Path("docs/zoo.md")
     """The table."""
@@ -241,7 +248,9 @@ def _loss(model: nn.Module, batch: dict[str, Tensor], blocker: pfb.Blocker) -> t
 
 
 def _forward(model: nn.Module, batch: dict[str, Tensor], labels: bool) -> tuple[Tensor, int]:
-    """The model's loss if it gets the labels, else its logits; and the number of samples that came out."""
+    """The model's loss if it gets the labels, else its logits; and the number of samples that came
+    out.
+    """
     if "image" in batch:
         logits = model(batch["image"])
     else:

@@ -1,4 +1,6 @@
-"""The method written out literally, in float64 and with loops over samples and centers: what the fast code must match."""
+"""The method written out literally, in float64 and with loops over samples and centers: what the
+fast code must match.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 
 
 def log_density(x: Tensor, centers: Tensor, weights: Tensor, bandwidth: Tensor) -> Tensor:
-    """log f(x_i), f(x) = sum_j (w_j / C) K_H(x - c_j), each kernel as a product over dimensions, summed with fsum."""
+    """log f(x_i), f(x) = sum_j (w_j / C) K_H(x - c_j), each kernel as a product over dimensions,
+    summed with fsum.
+    """
     alive = [d for d in range(x.size(1)) if bandwidth[d] > 0]
     result = []
     for x_i in x.double().tolist():
@@ -87,7 +91,9 @@ class Estimator:
 
 
 def gradients_of_kept(model: nn.Module, x: Tensor, y: Tensor, kept: Tensor) -> dict[str, Tensor]:
-    """Gradients of the mean loss over the kept samples, each run through the plain model on its own terms."""
+    """Gradients of the mean loss over the kept samples, each run through the plain model on its own
+    terms.
+    """
     model.zero_grad()
     nn.functional.cross_entropy(model(x[kept]), y[kept]).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

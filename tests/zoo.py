@@ -30,7 +30,9 @@ class SmallNet(nn.Module):
 
 
 class Bypass(nn.Module):
-    """An input that reaches the deep part without passing the cut, and labels inside the forward."""
+    """An input that reaches the deep part without passing the cut, and labels inside the
+    forward.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Partial Forward Blocking: train on the samples that matter, stop the others in the shallow layers."""
+"""Partial Forward Blocking: train on the samples that matter, stop the others in the shallow
+layers.
+"""
 
 from pfb.blocker import Blocker, attach
 from pfb.estimator import DensityEstimator

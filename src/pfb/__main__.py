@@ -1,4 +1,6 @@
-"""``python -m pfb`` and the ``pfb`` command: the laboratory's command line, where it is installed."""
+"""``python -m pfb`` and the ``pfb`` command: the laboratory's command line, where it is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what to install: ``pip install pfb`` alone brings the library, which needs torch only."""
+    """Run the command line, or say what to install: ``pip install pfb`` alone brings the library,
+    which needs torch only.
+    """
     try:
         from pfb.lab.cli import main as run
     except ModuleNotFoundError as error:

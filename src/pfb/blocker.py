@@ -29,7 +29,8 @@ FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the
 
 
 class Blocker:
-    """Stops redundant samples inside a model. Made by :func:`attach`; a plain object beside the model.
+    """Stops redundant samples inside a model. Made by :func:`attach`; a plain object beside the
+    model.
 
     Attributes:
         cut: name of the layer after which samples are stopped.
@@ -60,7 +61,8 @@ class Blocker:
         self._told_to_step = False
         self._detached = False
         self._model = weakref.ref(model)
-        # A static function and no reference to self: dropping the blocker frees the model of its hooks.
+        # A static function and no reference to self: dropping the blocker frees the model of its
+        # hooks.
         self._finalizer = weakref.finalize(self, _remove, handles)
         self._set_share()
 
@@ -70,15 +72,18 @@ class Blocker:
         """The samples of a batch that the latest forward kept.
 
         Args:
-            trees: targets, weights, or any nested batch (tuples, lists, dicts, dataclasses) whose tensors have the batch
-                as first dimension. Mixup's ``(y_a, y_b, lam)`` and soft labels ``[N, classes]`` need nothing special.
+            trees: targets, weights, or any nested batch (tuples, lists, dicts, dataclasses) whose
+                tensors have the batch as first dimension. Mixup's ``(y_a, y_b, lam)`` and soft
+                labels ``[N, classes]`` need nothing special.
 
         Returns:
-            For one argument the same structure with K of N rows, for several a tuple of them. The very objects that were
-            passed in, if the latest forward pruned nothing (evaluation, no gradients, paused, or a share of 0).
+            For one argument the same structure with K of N rows, for several a tuple of them. The
+            very objects that were passed in, if the latest forward pruned nothing (evaluation, no
+            gradients, paused, or a share of 0).
 
         Raises:
-            ValueError: a tensor whose first dimension is not the batch; the message names its place and both sizes.
+            ValueError: a tensor whose first dimension is not the batch; the message names its place
+                and both sizes.
             TypeError: a leaf that cannot be indexed by sample.
             RuntimeError: no forward has passed the cut yet.
 
@@ -103,13 +108,15 @@ class Blocker:
         return trees[0] if len(trees) == 1 else trees
 
     def step(self) -> None:
-        """Move the density estimate by what the forwards since the last call kept, and the schedule by one step.
+        """Move the density estimate by what the forwards since the last call kept, and the schedule
+        by one step.
 
-        Call it once beside ``optimizer.step()``. With several ranks it is one collective, in which all must take part;
-        none while the share is 0.
+        Call it once beside ``optimizer.step()``. With several ranks it is one collective, in which
+        all must take part; none while the share is 0.
 
         Raises:
-            RuntimeError: no forward reached the cut since the last call, or the blocker is detached.
+            RuntimeError: no forward reached the cut since the last call, or the blocker is
+                detached.
         """
         gate = self._gate
         if self._detached:
@@ -129,16 +136,20 @@ class Blocker:
 
     @property
     def selection(self) -> Selection | None:
-        """The latest forward's decision, ``.indices`` ascending int64 and ``.batch_size``; ``None`` if it pruned nothing.
+        """The latest forward's decision, ``.indices`` ascending int64 and ``.batch_size``; ``None``
+        if it pruned nothing.
 
-        Keep it to select targets after another forward has run: ``s = blocker.selection; ...; s.select(y)``.
+        Keep it to select targets after another forward has run: ``s = blocker.selection; ...;
+        s.select(y)``.
         """
         self._warn_of_missing_step()
         return self._gate.selection
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let all samples pass inside this context, for instance in a teacher's or a calibrating forward."""
+        """Let all samples pass inside this context, for instance in a teacher's or a calibrating
+        forward.
+        """
         before, self._gate.paused = self._gate.paused, True
         try:
             yield
@@ -161,7 +172,9 @@ class Blocker:
 
     @property
     def last_log_density(self) -> Tensor | None:
-        """``[N]`` log density of the latest pruned batch under the current estimate; ``None`` before the first."""
+        """``[N]`` log density of the latest pruned batch under the current estimate; ``None``
+        before the first.
+        """
         features = self._gate.last_features
         return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
 
@@ -169,9 +182,10 @@ class Blocker:
     def stats(self) -> dict[str, float]:
         """Plain floats to log; reading them synchronises the device, training never does.
 
-        ``pruned_share`` and ``kept_share`` of the latest forward, ``step``, ``centers_in_use`` (those that more samples
-        went to than the one they came from), and, once there is a density, its quantiles over the latest pruned batch in
-        nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
+        ``pruned_share`` and ``kept_share`` of the latest forward, ``step``, ``centers_in_use``
+        (those that more samples went to than the one they came from), and, once there is a density,
+        its quantiles over the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``,
+        ``_75``, ``_95``.
         """
         selection = self._gate.selection
         kept = 1.0 if selection is None else selection.indices.numel() / max(selection.batch_size, 1)
@@ -192,7 +206,9 @@ class Blocker:
     # Lifetime and state
 
     def detach(self) -> None:
-        """Remove all hooks: the model is what it was. Idempotent; leaving a ``with`` block does the same."""
+        """Remove all hooks: the model is what it was. Idempotent; leaving a ``with`` block does the
+        same.
+        """
         self._finalizer()
         self._gate.pruned_parts = 0
         self._gate.enter(training=False)
@@ -205,10 +221,11 @@ class Blocker:
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model, the optimizer and the random number generators' states.
+        """All that a resumed run needs beside the model, the optimizer and the random number
+        generators' states.
 
-        Holds tensors, numbers and strings only, so ``torch.load(weights_only=True)`` reads it. Tensors are references, as
-        in PyTorch: save or copy before the next step.
+        Holds tensors, numbers and strings only, so ``torch.load(weights_only=True)`` reads it.
+        Tensors are references, as in PyTorch: save or copy before the next step.
         """
         return {
             "version": STATE_VERSION,
@@ -222,7 +239,8 @@ class Blocker:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not a blocker's state, of another version, cut or number of centers. Nothing is changed then.
+            ValueError: not a blocker's state, of another version, cut or number of centers. Nothing
+                is changed then.
         """
         if not isinstance(state, dict) or not {"version", "cut", "shallow", "step", "estimator"} <= state.keys():
             keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
@@ -283,44 +301,57 @@ def attach(
     scoring_dtype: torch.dtype | None = None,
     shared: tuple[str, ...] = (),
 ) -> Blocker:
-    """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv 2506.23674).
+    """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv
+    2506.23674).
 
-    The model's code, parameter names and ``state_dict`` stay as they are. Samples are stopped only while the model is in
-    training mode and gradients are enabled; otherwise its output is untouched, bit for bit.
+    The model's code, parameter names and ``state_dict`` stay as they are. Samples are stopped only
+    while the model is in training mode and gradients are enabled; otherwise its output is
+    untouched, bit for bit.
 
     Args:
-        model: any module. Attach before ``torch.compile`` and before wrapping it for distributed training.
-        cut: the layer after which samples stop: its dotted name, the module, or ``None`` for the first stage, which is
-            found by the model's structure and logged.
+        model: any module. Attach before ``torch.compile`` and before wrapping it for distributed
+            training.
+        cut: the layer after which samples stop: its dotted name, the module, or ``None`` for the
+            first stage, which is found by the model's structure and logged.
         prune: share of each batch that stops, in [0, 1), or :func:`pfb.window`. N samples keep
             ``N - floor(prune * N)``, at least 2 (N itself if smaller).
-        shallow: ``"reuse"`` keeps the shallow part's graph for the whole batch (the paper). ``"recompute"`` scores in a
-            pass without graph and runs the kept samples from the input: cheaper above ``prune = 1/3``, less memory, and
-            the way to go when masks, labels or other inputs bypass the cut.
-        importance: callable from features ``[N, D]`` (and, as second argument, the density estimator) to importance
-            ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the paper's.
+        shallow: ``"reuse"`` keeps the shallow part's graph for the whole batch (the paper).
+            ``"recompute"`` scores in a pass without graph and runs the kept samples from the input:
+            cheaper above ``prune = 1/3``, less memory, and the way to go when masks, labels or
+            other inputs bypass the cut.
+        importance: callable from features ``[N, D]`` (and, as second argument, the density
+            estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the
+            paper's.
         total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
         estimator: default ``pfb.DensityEstimator()``.
-        features: callable from the cut's output to features ``[N, D]``, instead of averaging over all but the channels.
-        feature_dim: reduce wider features to so many dimensions by a fixed random projection; ``None``: never.
-        channel_dim: where the cut's output has its channels; inferred from the layers inside the cut.
-        batchnorm: for ``"recompute"``, what BatchNorms normalise by in the scoring pass: ``"running"`` statistics (the
-            default) or those of the ``"batch"``. Running statistics move once per step either way.
-        scoring_scale: for ``"recompute"``, the resolution of the scoring pass as a part of the images', in (0, 1]: 0.5
-            makes it four times cheaper for convolutional nets, and coarser. Inputs without images are refused.
-        scoring_dtype: for ``"recompute"``, ``torch.bfloat16`` or ``torch.float16`` to run the scoring pass under autocast
-            where training itself does not.
-        shared: for ``"recompute"``, names of the model's inputs that belong to the batch as a whole.
+        features: callable from the cut's output to features ``[N, D]``, instead of averaging over
+            all but the channels.
+        feature_dim: reduce wider features to so many dimensions by a fixed random projection;
+            ``None``: never.
+        channel_dim: where the cut's output has its channels; inferred from the layers inside the
+            cut.
+        batchnorm: for ``"recompute"``, what BatchNorms normalise by in the scoring pass:
+            ``"running"`` statistics (the default) or those of the ``"batch"``. Running statistics
+            move once per step either way.
+        scoring_scale: for ``"recompute"``, the resolution of the scoring pass as a part of the
+            images', in (0, 1]: 0.5 makes it four times cheaper for convolutional nets, and coarser.
+            Inputs without images are refused.
+        scoring_dtype: for ``"recompute"``, ``torch.bfloat16`` or ``torch.float16`` to run the
+            scoring pass under autocast where training itself does not.
+        shared: for ``"recompute"``, names of the model's inputs that belong to the batch as a
+            whole.
 
     Returns:
         A :class:`Blocker`; keep it, its hooks go when it goes.
 
     Raises:
-        TypeError, ValueError: an argument breaks its rule; the message names the rule, the value got and the way out.
+        TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
+            got and the way out.
 
     Example:
         >>> import torch, pfb
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> blocker = pfb.attach(model, cut="1", prune=0.4)
         >>> for _ in range(3):

@@ -47,10 +47,11 @@ def _named(model: nn.Module, cut: str | nn.Module) -> tuple[str, nn.Module]:
 def find_first_stage(model: nn.Module) -> str:
     """Name of the first stage: where the paper cuts.
 
-    The model's trunk is the first run of blocks (a ``Sequential``, a ``ModuleList``, or attributes numbered like
-    ``layer1 ... layer4``) that holds at least half of all layers with parameters. In a trunk of equal blocks (a
-    transformer) the first sixth is taken: block 2 of 12. In a staged one it is the first stage that is more than a stem;
-    in a flat one (VGG) everything up to the first pooling.
+    The model's trunk is the first run of blocks (a ``Sequential``, a ``ModuleList``, or attributes
+    numbered like ``layer1 ... layer4``) that holds at least half of all layers with parameters. In
+    a trunk of equal blocks (a transformer) the first sixth is taken: block 2 of 12. In a staged one
+    it is the first stage that is more than a stem; in a flat one (VGG) everything up to the first
+    pooling.
 
     Raises:
         ValueError: no such trunk; the message lists candidates.
@@ -69,7 +70,9 @@ def find_first_stage(model: nn.Module) -> str:
 
 
 def candidates(model: nn.Module, limit: int = 12) -> list[str]:
-    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with parameters."""
+    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with
+    parameters.
+    """
     names: list[str] = []
     for prefix, module in model.named_modules():
         for run in _runs(module, prefix):
@@ -94,7 +97,9 @@ def _trunk(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None
 
 
 def _runs(module: nn.Module, prefix: str) -> Iterator[list[tuple[str, nn.Module]]]:
-    """Blocks that follow each other: the items of a container, or attributes that differ in their number only."""
+    """Blocks that follow each other: the items of a container, or attributes that differ in their
+    number only.
+    """
     children = [(f"{prefix}.{name}" if prefix else name, name, child) for name, child in module.named_children()]
     if isinstance(module, (nn.Sequential, nn.ModuleList)):
         yield [(path, child) for path, _, child in children]
@@ -133,7 +138,9 @@ def _runs_itself(module: nn.Module) -> bool:
 
 
 def _is_decoder_of_two(model: nn.Module, name: str) -> bool:
-    """In an encoder-decoder model a cut inside the decoder would leave the encoder's output unselected."""
+    """In an encoder-decoder model a cut inside the decoder would leave the encoder's output
+    unselected.
+    """
     return "decoder" in name.split(".") and any(n.split(".")[-1] == "encoder" for n, _ in model.named_modules())
 
 

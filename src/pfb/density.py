@@ -1,8 +1,8 @@
 """Kernel density over moving centers, in log space: pure functions.
 
-Shape suffixes: N samples, C centers, D feature dimensions. Equations are those of "Partial Forward Blocking"
-(Wu et al., ICCV 2025, arXiv 2506.23674). In D = 128 dimensions a density spans hundreds of orders of magnitude, so no
-function here ever exponentiates it.
+Shape suffixes: N samples, C centers, D feature dimensions. Equations are those of "Partial Forward
+Blocking" (Wu et al., ICCV 2025, arXiv 2506.23674). In D = 128 dimensions a density spans hundreds
+of orders of magnitude, so no function here ever exponentiates it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor
 def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
     """Silverman's rule of thumb: the kernel's standard deviation h in each dimension.
 
-    ``h_d = (4 / ((D + 2) n)) ** (1 / (D + 4)) * std_d``. The paper's bandwidth *matrix* is ``H = diag(h ** 2)``: h is a
-    standard deviation, H a variance. A channel without spread (``std_d = 0``) carries no information: it does not count
-    in D and gets h = 0, which the functions below leave out.
+    ``h_d = (4 / ((D + 2) n)) ** (1 / (D + 4)) * std_d``. The paper's bandwidth *matrix* is ``H =
+    diag(h ** 2)``: h is a standard deviation, H a variance. A channel without spread (``std_d =
+    0``) carries no information: it does not count in D and gets h = 0, which the functions below
+    leave out.
 
     Example:
         >>> import torch
@@ -30,14 +31,17 @@ def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
 
 
 def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor:
-    """``log K_H(x_i - c_j)`` of the normal kernel for every sample and center, ``[N, C]``, by one matrix product.
+    """``log K_H(x_i - c_j)`` of the normal kernel for every sample and center, ``[N, C]``, by one
+    matrix product.
 
-    Dimensions with zero bandwidth are left out of the density. A row that holds NaN or infinity yields NaN.
+    Dimensions with zero bandwidth are left out of the density. A row that holds NaN or infinity
+    yields NaN.
     """
     alive_D = bandwidth_D > 0
     inverse_D = torch.where(alive_D, 1.0 / torch.where(alive_D, bandwidth_D, 1.0), 0.0)
     log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
-    # The centers' mean as origin keeps |z| small, so the expanded square loses no precision far from zero.
+    # The centers' mean as origin keeps |z| small, so the expanded square loses no precision far
+    # from zero.
     origin_D = centers_CD.mean(0)
     z_ND = (x_ND - origin_D) * inverse_D
     c_CD = (centers_CD - origin_D) * inverse_D
@@ -52,13 +56,15 @@ def log_density(x_ND: Tensor, centers_CD: Tensor, weights_C: Tensor, bandwidth_D
     Args:
         x_ND: features.
         centers_CD: the centers c_j.
-        weights_C: the share w_j of all samples that went to each center; a center of weight zero counts for nothing.
+        weights_C: the share w_j of all samples that went to each center; a center of weight zero
+            counts for nothing.
         bandwidth_D: kernel standard deviations, see :func:`silverman_bandwidth`.
 
     Example:
         >>> import torch
         >>> centers = torch.tensor([[0.0], [10.0]])
-        >>> log_density(torch.tensor([[0.0], [5.0]]), centers, torch.tensor([0.5, 0.5]), torch.tensor([1.0]))
+        >>> x, weights = torch.tensor([[0.0], [5.0]]), torch.tensor([0.5, 0.5])
+        >>> log_density(x, centers, weights, torch.tensor([1.0]))
         tensor([ -2.3052, -14.1121])
     """
     log_weights_C = weights_C.log() - math.log(centers_CD.size(0))
@@ -66,10 +72,11 @@ def log_density(x_ND: Tensor, centers_CD: Tensor, weights_C: Tensor, bandwidth_D
 
 
 def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
-    """``log I_i`` with the paper's importance ``I_i = 1 / (f(x_i) + r_i)``, ``r_i = alpha_i * max f``, ``[N]``.
+    """``log I_i`` with the paper's importance ``I_i = 1 / (f(x_i) + r_i)``, ``r_i = alpha_i * max
+    f``, ``[N]``.
 
-    The maximum runs over the batch and skips NaN, so that one broken sample does not decide for the others; the broken
-    sample itself keeps a NaN importance.
+    The maximum runs over the batch and skips NaN, so that one broken sample does not decide for the
+    others; the broken sample itself keeps a NaN importance.
 
     Args:
         log_density_N: log f(x_i).

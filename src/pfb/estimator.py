@@ -1,8 +1,10 @@
-"""Adaptive distribution estimation: a few moving centers stand for all features that training has seen lately.
+"""Adaptive distribution estimation: a few moving centers stand for all features that training has
+seen lately.
 
-Reading (:meth:`DensityEstimator.log_density`), collecting (:meth:`~DensityEstimator.accumulate`) and writing
-(:meth:`~DensityEstimator.apply`) are separate, so that every forward within one optimizer step scores against the same
-estimate, and ranks talk at one known moment. Shape suffixes: N samples, C centers, D feature dimensions.
+Reading (:meth:`DensityEstimator.log_density`), collecting (:meth:`~DensityEstimator.accumulate`)
+and writing (:meth:`~DensityEstimator.apply`) are separate, so that every forward within one
+optimizer step scores against the same estimate, and ranks talk at one known moment. Shape suffixes:
+N samples, C centers, D feature dimensions.
 """
 
 from __future__ import annotations
@@ -19,19 +21,23 @@ DEAD_CHANNEL = 1e-5  # a channel whose spread is below this part of the widest o
 
 
 class DensityEstimator:
-    """Kernel density of a drifting stream of features (section "Adaptive Distribution Estimation", arXiv 2506.23674).
+    """Kernel density of a drifting stream of features (section "Adaptive Distribution Estimation",
+    arXiv 2506.23674).
 
-    The first ``n_centers`` samples become the centers. After that, each step sends every collected sample to its nearest
-    center (under the kernel's own metric) and moves each center that received any towards their mean::
+    The first ``n_centers`` samples become the centers. After that, each step sends every collected
+    sample to its nearest center (under the kernel's own metric) and moves each center that received
+    any towards their mean::
 
-        c_j <- (1 - beta) c_j + beta m_j        w_j = share of all samples so far that went to center j
+        c_j <- (1 - beta) c_j + beta m_j        w_j = share of all samples so far that went to
+        center j
 
-    The features' mean and variance, from which Silverman's rule takes the bandwidth, are a plain average over the first
-    ``1 / beta`` steps and a moving one of rate ``beta`` from there on.
+    The features' mean and variance, from which Silverman's rule takes the bandwidth, are a plain
+    average over the first ``1 / beta`` steps and a moving one of rate ``beta`` from there on.
 
-    Everything is float32 on the features' device, there is no ``[C, D, N]`` tensor, and no method reads a device value on
-    the host (except, with several ranks, ``apply`` during the first steps, while centers are being gathered). Samples with
-    NaN or infinite features are never collected, so they cannot poison the centers.
+    Everything is float32 on the features' device, there is no ``[C, D, N]`` tensor, and no method
+    reads a device value on the host (except, with several ranks, ``apply`` during the first steps,
+    while centers are being gathered). Samples with NaN or infinite features are never collected, so
+    they cannot poison the centers.
 
     Args:
         n_centers: C; the paper uses about 100, its release 64.
@@ -76,14 +82,17 @@ class DensityEstimator:
 
     @property
     def bandwidth(self) -> Tensor:
-        """``[D]``: kernel standard deviations by Silverman's rule over the C kernels; 0 for a dead channel."""
+        """``[D]``: kernel standard deviations by Silverman's rule over the C kernels; 0 for a dead
+        channel.
+        """
         assert self.variance is not None
         std_D = self.variance.sqrt()
         return silverman_bandwidth(torch.where(std_D > DEAD_CHANNEL * std_D.max(), std_D, 0.0), self.n_centers)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
-        """``log f(x_i)`` of features ``[N, D]``, as float32 ``[N]``. Reads only. All zero until centers exist.
+        """``log f(x_i)`` of features ``[N, D]``, as float32 ``[N]``. Reads only. All zero until
+        centers exist.
 
         Raises:
             ValueError: another feature width than the centers have.
@@ -98,7 +107,8 @@ class DensityEstimator:
 
     @torch.no_grad()
     def nearest(self, x: Tensor) -> Tensor:
-        """Index ``[N]`` (int64) of the center nearest to each feature, in the kernel's metric. Reads only.
+        """Index ``[N]`` (int64) of the center nearest to each feature, in the kernel's metric.
+        Reads only.
 
         Raises:
             ValueError: there are no centers yet, or another feature width than they have.
@@ -122,7 +132,8 @@ class DensityEstimator:
             finite_N = x_ND.isfinite().all(1)
             nearest_N = log_kernels(x_ND, self.centers, self.bandwidth).argmax(1)
             deviation_ND = torch.where(finite_N[:, None], x_ND - self.mean, 0.0)
-            # A product with the assignment matrix: unlike scattered addition it is deterministic on every device.
+            # A product with the assignment matrix: unlike scattered addition it is deterministic on
+            # every device.
             went_to_NC = nearest_N[:, None] == torch.arange(self.n_centers, device=x_ND.device)
             went_to_NC = (went_to_NC & finite_N[:, None]).float()
             sums_CD.add_(went_to_NC.T @ deviation_ND)
@@ -131,9 +142,11 @@ class DensityEstimator:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Move the centers by what was collected on all ranks since the last call: the only method that writes.
+        """Move the centers by what was collected on all ranks since the last call: the only method
+        that writes.
 
-        With several ranks this is one collective, which every rank must enter, also one that collected nothing.
+        With several ranks this is one collective, which every rank must enter, also one that
+        collected nothing.
         """
         if self.centers is None:
             self._seed()
@@ -157,7 +170,9 @@ class DensityEstimator:
         self._pending.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are references."""
+        """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
+        references.
+        """
         return {
             "n_centers": self.n_centers,
             "updates": self.updates,
@@ -170,10 +185,12 @@ class DensityEstimator:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state; its tensors are copied, and moved to the features' device at the next use.
+        """Take over a state; its tensors are copied, and moved to the features' device at the next
+        use.
 
         Raises:
-            ValueError: missing keys, another number of centers, or shapes that do not belong together.
+            ValueError: missing keys, another number of centers, or shapes that do not belong
+                together.
         """
         missing = self.state_dict().keys() - state.keys()
         if missing:
@@ -216,7 +233,9 @@ class DensityEstimator:
         self._pending = centers_CD.new_zeros(centers_CD.numel() + self.n_centers + centers_CD.size(1))
 
     def _pending_parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Views into the one flat buffer: sums of deviations from the mean ``[C, D]``, counts ``[C]``, squares ``[D]``."""
+        """Views into the one flat buffer: sums of deviations from the mean ``[C, D]``, counts
+        ``[C]``, squares ``[D]``.
+        """
         assert self._pending is not None and self.centers is not None
         c, d = self.centers.shape
         sums, counts, squares = torch.split(self._pending, [c * d, c, d])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 
 def batched_tensor(output: Any) -> Tensor:
-    """The tensor of a layer's output that carries the features: the first floating one with a batch dimension.
+    """The tensor of a layer's output that carries the features: the first floating one with a batch
+    dimension.
 
     Raises:
         TypeError: there is none.
@@ -43,7 +44,8 @@ def pool(x: Tensor, channel_dim: int) -> Tensor:
 
 
 def fingerprint(x: Tensor) -> Tensor:
-    """One number per sample, ``[N, ...]`` to ``[N, 1]``: nothing to choose by, but enough to know a batch again.
+    """One number per sample, ``[N, ...]`` to ``[N, 1]``: nothing to choose by, but enough to know a
+    batch again.
 
     Example:
         >>> import torch
@@ -61,7 +63,8 @@ def project(x_NC: Tensor, projection_CD: Tensor | None) -> Tensor:
 
 
 def random_projection(channels: int, dims: int, device: torch.device | str = "cpu") -> Tensor:
-    """A fixed Gaussian map ``[C, D]`` that keeps distances in the mean (Johnson and Lindenstrauss, 1984).
+    """A fixed Gaussian map ``[C, D]`` that keeps distances in the mean (Johnson and Lindenstrauss,
+    1984).
 
     It is the same on every device, rank and run, so it need not be saved.
     """
@@ -70,7 +73,9 @@ def random_projection(channels: int, dims: int, device: torch.device | str = "cp
 
 
 def channel_layers(cut: nn.Module, model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Channel dimension and count of each layer inside the cut that has them, or of those registered before it."""
+    """Channel dimension and count of each layer inside the cut that has them, or of those
+    registered before it.
+    """
     inside = [known for m in cut.modules() if (known := _axis_and_channels(m)) is not None]
     if inside:
         return tuple(inside)
@@ -80,12 +85,14 @@ def channel_layers(cut: nn.Module, model: nn.Module) -> tuple[tuple[int, int], .
 
 
 def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[int, int], ...]) -> int:
-    """Which dimension of an output of this shape holds the channels, given :func:`channel_layers` of the cut.
+    """Which dimension of an output of this shape holds the channels, given :func:`channel_layers`
+    of the cut.
 
-    Two dimensions have one answer. Otherwise the layers tell: where all of them are of one kind (convolutions and their
-    norms: dimension 1; linear layers and LayerNorm: the last), that kind decides if the size fits; where kinds mix
-    (ConvNeXt), the one dimension as large as the last layer's channel count. Convolutions alone whose outputs are concatenated have their
-    channels in dimension 1. Three dimensions without any such layer are tokens ``[N, T, C]``.
+    Two dimensions have one answer. Otherwise the layers tell: where all of them are of one kind
+    (convolutions and their norms: dimension 1; linear layers and LayerNorm: the last), that kind
+    decides if the size fits; where kinds mix (ConvNeXt), the one dimension as large as the last
+    layer's channel count. Convolutions alone whose outputs are concatenated have their channels in
+    dimension 1. Three dimensions without any such layer are tokens ``[N, T, C]``.
 
     Raises:
         ValueError: no or several dimensions qualify; the message asks for ``channel_dim``.

@@ -1,7 +1,8 @@
-"""The decision at the cut: from a layer's output to the samples that go on. No hooks here; see ``wiring``.
+"""The decision at the cut: from a layer's output to the samples that go on. No hooks here; see
+``wiring``.
 
-The code below also runs inside ``torch.compile``: while compiling it only reads whole numbers and flags that stay fixed
-within a ratio level, and does not count.
+The code below also runs inside ``torch.compile``: while compiling it only reads whole numbers and
+flags that stay fixed within a ratio level, and does not count.
 """
 
 from __future__ import annotations
@@ -111,17 +112,20 @@ class Gate:
         return indices_K
 
     def let_pass(self, output: Any) -> None:
-        """Remember a forward with gradients that was not armed, so that a replay of it is not mistaken for another."""
+        """Remember a forward with gradients that was not armed, so that a replay of it is not
+        mistaken for another.
+        """
         with_grad = self._with_grad or torch.is_grad_enabled()
         if self.pruned_parts > 0 and with_grad and not torch.compiler.is_compiling():
             self._forwards.append(_Forward(self.features(output), None))
 
     @torch.no_grad()
     def replay(self, output: Any) -> Tensor | None:
-        """The decision of the forward that activation checkpointing is running again, which must be the same one.
+        """The decision of the forward that activation checkpointing is running again, which must be
+        the same one.
 
-        Several forwards within one step are told apart by their features, and equal ones by the order in which backward
-        visits them: the latest first.
+        Several forwards within one step are told apart by their features, and equal ones by the
+        order in which backward visits them: the latest first.
         """
         if self.pruned_parts == 0:
             return None
@@ -144,7 +148,8 @@ class Gate:
     def features(self, output: Any) -> Tensor:
         """Float32 features ``[N, D]`` of the cut's output, without graph.
 
-        A criterion that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of the model's input.
+        A criterion that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of
+        the model's input.
         """
         if not self.reads_features:
             return fingerprint(output if isinstance(output, Tensor) else batched_tensor(output))
@@ -173,7 +178,9 @@ class Gate:
 
 
 def in_backward() -> bool:
-    """Whether this thread is inside a running backward pass, where only activation checkpointing calls a forward."""
+    """Whether this thread is inside a running backward pass, where only activation checkpointing
+    calls a forward.
+    """
     if torch.compiler.is_compiling():
         return False
     return torch._C._current_graph_task_id() != -1

@@ -1,8 +1,10 @@
-"""Which samples matter: the paper's rule, softer ones, and the uniform baseline. Any callable of the same form will do.
+"""Which samples matter: the paper's rule, softer ones, and the uniform baseline. Any callable of
+the same form will do.
 
-A criterion takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. One that takes a second argument is
-given the run's :class:`~pfb.DensityEstimator`, which is then maintained for it. One that has ``reads_features = False`` looks at
-the number of samples alone: ``recompute`` then runs no scoring pass for it.
+A criterion takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. One that takes
+a second argument is given the run's :class:`~pfb.DensityEstimator`, which is then maintained for
+it. One that has ``reads_features = False`` looks at the number of samples alone: ``recompute`` then
+runs no scoring pass for it.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class RareFirst:
-    """The paper's importance ``1 / (f(x_i) + r_i)``: samples where the shallow features are dense are redundant.
+    """The paper's importance ``1 / (f(x_i) + r_i)``: samples where the shallow features are dense
+    are redundant.
 
-    ``r_i = alpha_i * max f`` over the batch with one draw ``alpha_i ~ U(0, alpha)`` per sample (arXiv 2506.23674).
-    Returns ``log I``; draws from the global generator of the features' device.
+    ``r_i = alpha_i * max f`` over the batch with one draw ``alpha_i ~ U(0, alpha)`` per sample
+    (arXiv 2506.23674). Returns ``log I``; draws from the global generator of the features' device.
 
     Attributes:
-        alpha: upper end of the random term, as a share of the batch's largest density; 0 is strict rarest-first.
+        alpha: upper end of the random term, as a share of the batch's largest density; 0 is strict
+            rarest-first.
 
     Example:
         >>> import torch, pfb
@@ -53,11 +57,13 @@ class RareFirst:
 
 @dataclass(frozen=True)
 class Tempered:
-    """Sampling by density instead of a hard rule: without replacement, with weights ``exp(-gamma * z_i)``.
+    """Sampling by density instead of a hard rule: without replacement, with weights ``exp(-gamma *
+    z_i)``.
 
-    ``z_i`` is the batch's log density in units of its standard deviation, so ``gamma`` means the same at every cut and
-    dimension. 0 is :class:`Uniform`, large is strict rarest-first, negative favours dense samples. The draw is that of
-    Gumbel noise on the log weights (Kool et al., 2019, arXiv 1903.06059). Returns the perturbed log weights.
+    ``z_i`` is the batch's log density in units of its standard deviation, so ``gamma`` means the
+    same at every cut and dimension. 0 is :class:`Uniform`, large is strict rarest-first, negative
+    favours dense samples. The draw is that of Gumbel noise on the log weights (Kool et al., 2019,
+    arXiv 1903.06059). Returns the perturbed log weights.
 
     Attributes:
         gamma: how strongly density decides; 0.5 is mild.
@@ -66,7 +72,8 @@ class Tempered:
         >>> import torch, pfb
         >>> estimator = pfb.DensityEstimator(n_centers=4)
         >>> estimator.accumulate(torch.randn(64, 2)); estimator.apply()
-        >>> Tempered(gamma=50.0)(torch.tensor([[0.0, 0.0], [9.0, 9.0], [0.1, 0.0]]), estimator).argmax()
+        >>> x = torch.tensor([[0.0, 0.0], [9.0, 9.0], [0.1, 0.0]])
+        >>> Tempered(gamma=50.0)(x, estimator).argmax()
         tensor(1)
     """
 
@@ -85,11 +92,13 @@ class Tempered:
 
 @dataclass(frozen=True)
 class Stratified:
-    """Every sample equally likely, and every region of feature space represented: uniform with less variance.
+    """Every sample equally likely, and every region of feature space represented: uniform with less
+    variance.
 
-    Samples are lined up by their nearest center, in random order within it, and a low-discrepancy sequence with a random
-    start (the multiples of the golden ratio) is laid over the line. So of each region the share that goes on is nearly
-    that of the whole batch, where :class:`Uniform` leaves it to chance.
+    Samples are lined up by their nearest center, in random order within it, and a low-discrepancy
+    sequence with a random start (the multiples of the golden ratio) is laid over the line. So of
+    each region the share that goes on is nearly that of the whole batch, where :class:`Uniform`
+    leaves it to chance.
 
     Example:
         >>> import torch, pfb
@@ -112,8 +121,9 @@ class Stratified:
 class PerClass:
     """Another criterion within each class: every class keeps the share that the batch keeps.
 
-    Where density differs between classes, a rule over the whole batch starves some of them. This one ranks a sample among
-    those of its own class. It must be shown the labels before each forward that prunes: ``criterion.see(y)``.
+    Where density differs between classes, a rule over the whole batch starves some of them. This
+    one ranks a sample among those of its own class. It must be shown the labels before each forward
+    that prunes: ``criterion.see(y)``.
 
     Args:
         criterion: what ranks the samples of a class; default :class:`RareFirst`.
@@ -126,7 +136,8 @@ class PerClass:
         >>> import torch, pfb
         >>> criterion = PerClass(lambda features: features[:, 0])
         >>> criterion.see(torch.tensor([0, 0, 0, 0, 1, 1]))
-        >>> criterion(torch.tensor([[9.0], [8.0], [7.0], [6.0], [1.0], [2.0]]), None).topk(3).indices.sort().values
+        >>> x = torch.tensor([[9.0], [8.0], [7.0], [6.0], [1.0], [2.0]])
+        >>> criterion(x, None).topk(3).indices.sort().values
         tensor([0, 1, 5])
     """
 
@@ -162,7 +173,8 @@ class PerClass:
 class Uniform:
     """Every sample equally likely: the baseline a criterion has to beat at the same pruned share.
 
-    With ``shallow="recompute"`` no scoring pass is run, so a step costs what one on the kept samples costs.
+    With ``shallow="recompute"`` no scoring pass is run, so a step costs what one on the kept
+    samples costs.
 
     Example:
         >>> import torch

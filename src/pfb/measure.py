@@ -1,4 +1,6 @@
-"""Measure steps: time in pairs, memory by what autograd keeps. Used by the trainer's summary and by the benchmarks."""
+"""Measure steps: time in pairs, memory by what autograd keeps. Used by the trainer's summary and by
+the benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Clock = Callable[[], float]
 
 
 def clock_of(name: str) -> Clock:
-    """``"wall"`` for elapsed seconds, ``"cpu"`` for those of this process, which are steadier on a busy machine."""
+    """``"wall"`` for elapsed seconds, ``"cpu"`` for those of this process, which are steadier on a
+    busy machine.
+    """
     return time.process_time if name == "cpu" else time.perf_counter
 
 
@@ -43,7 +47,8 @@ def interleaved_seconds(
         device: synchronised on both sides of the clock.
         repeats: counted rounds.
         warmup: rounds that run first and are not counted.
-        clock: ``time.perf_counter`` for elapsed, ``time.process_time`` for CPU seconds (steadier on a busy machine).
+        clock: ``time.perf_counter`` for elapsed, ``time.process_time`` for CPU seconds (steadier on
+            a busy machine).
         on_round: called after every round, for progress.
 
     Returns:
@@ -51,7 +56,8 @@ def interleaved_seconds(
 
     Example:
         >>> import torch
-        >>> seconds = interleaved_seconds({"a": lambda: None, "b": lambda: None}, torch.device("cpu"), repeats=3)
+        >>> steps = {"a": lambda: None, "b": lambda: None}
+        >>> seconds = interleaved_seconds(steps, torch.device("cpu"), repeats=3)
         >>> {name: len(values) for name, values in seconds.items()}
         {'a': 3, 'b': 3}
     """
@@ -99,7 +105,8 @@ class SavedBytes:
 
 @contextlib.contextmanager
 def count_saved_bytes() -> Iterator[SavedBytes]:
-    """Count the storages that the graph built inside this context keeps alive, each once, on any device.
+    """Count the storages that the graph built inside this context keeps alive, each once, on any
+    device.
 
     Example:
         >>> import torch
@@ -125,7 +132,8 @@ def count_saved_bytes() -> Iterator[SavedBytes]:
 
 
 def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
-    """The part of the model's forward FLOPs that is spent up to the cut: s in the cost model of ``docs/method.md``.
+    """The part of the model's forward FLOPs that is spent up to the cut: s in the cost model of
+    ``docs/method.md``.
 
     Example:
         >>> import torch
@@ -148,7 +156,8 @@ def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
 def step_cost(prune: float, shallow: float, wiring: str) -> float:
     """FLOPs of a pruned step, full step = 1, a backward counted as two forwards.
 
-    ``1 - p (1 - s)`` for ``"reuse"``, ``1 - p + s / 3`` for ``"recompute"``; 1 if nothing is pruned.
+    ``1 - p (1 - s)`` for ``"reuse"``, ``1 - p + s / 3`` for ``"recompute"``; 1 if nothing is
+    pruned.
 
     Example:
         >>> round(step_cost(0.4, 0.275, "reuse"), 3), round(step_cost(0.4, 0.275, "recompute"), 3)

@@ -1,4 +1,6 @@
-"""Where to cut, and how: measured on the user's own model, batch and device, before any training."""
+"""Where to cut, and how: measured on the user's own model, batch and device, before any
+training.
+"""
 
 from __future__ import annotations
 
@@ -122,17 +124,21 @@ def plan(
 ) -> Plan:
     """Measure what stopping samples would save at each candidate cut, in both wirings.
 
-    Nothing is pruned. What is timed, in turn, on a copy of the model: whole training steps (forward, backward, SGD) on all
-    N and on K samples, and for each cut the shallow part alone, with graph and without. From these parts::
+    Nothing is pruned. What is timed, in turn, on a copy of the model: whole training steps
+    (forward, backward, SGD) on all N and on K samples, and for each cut the shallow part alone,
+    with graph and without. From these parts::
 
         reuse     = step(K) + shallow_training(N) - shallow_training(K) + scoring
         recompute = step(K) + shallow_forward_without_graph(N) + scoring
 
     Args:
-        model: any module; it is not changed. Call this inside ``torch.autocast`` to plan for mixed precision.
-        example_input: a batch as the model takes it: a tensor, a tuple of positional or a dict of keyword arguments.
+        model: any module; it is not changed. Call this inside ``torch.autocast`` to plan for mixed
+            precision.
+        example_input: a batch as the model takes it: a tensor, a tuple of positional or a dict of
+            keyword arguments.
         prune: share to stop, in [0, 1).
-        cut: the cut to recommend a wiring for; ``None``: the first stage, or the first candidate where none is found.
+        cut: the cut to recommend a wiring for; ``None``: the first stage, or the first candidate
+            where none is found.
         repeats: counted rounds; more for a busy machine.
         clock: what tells the time in seconds; ``time.process_time`` is steadier on a busy CPU.
         on_round: called after every round, for progress.
@@ -142,7 +148,9 @@ def plan(
 
     Example:
         >>> import torch, pfb
-        >>> model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()) for _ in range(6)))
+        >>> def block():
+        ...     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+        >>> model = torch.nn.Sequential(*(block() for _ in range(6)))
         >>> found = pfb.plan(model, torch.randn(256, 64), prune=0.5, cut="0")
         >>> found.kept, len(found.candidates)
         (128, 6)
@@ -238,7 +246,9 @@ def _first_stage_or_none(model: nn.Module) -> str | None:
 
 
 def _reached(model: nn.Module, cut: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Candidates that run, and run themselves; the asked-for cut among them, in the model's order."""
+    """Candidates that run, and run themselves; the asked-for cut among them, in the model's
+    order.
+    """
     order = [name for name, _ in model.named_modules()]
     names = cuts.candidates(model)
     if cut is not None and cut not in names:

@@ -10,7 +10,8 @@ ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, w
 
 @dataclass(frozen=True)
 class Schedule:
-    """Pruned share as a step function of training progress; see :func:`window` and :func:`constant`.
+    """Pruned share as a step function of training progress; see :func:`window` and
+    :func:`constant`.
 
     Attributes:
         prune: the share pruned in the main part, in [0, 1).
@@ -54,10 +55,12 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
     Args:
         prune: share of every batch that is stopped, in [0, 1).
         start: where the window begins, as a share of training in [0, 1].
-        stop: where it ends; from there on every sample trains (0.875 leaves the last eighth on full data).
-        ramp: few shares, walked through in equal parts over the first half of the window before ``prune`` holds; or
-            their number, evenly from ``0.2 * prune`` upwards (the authors' release ramps continuously from 0.2). Each
-            level is one batch size of the deep part, so one compiled graph.
+        stop: where it ends; from there on every sample trains (0.875 leaves the last eighth on full
+            data).
+        ramp: few shares, walked through in equal parts over the first half of the window before
+            ``prune`` holds; or their number, evenly from ``0.2 * prune`` upwards (the authors'
+            release ramps continuously from 0.2). Each level is one batch size of the deep part, so
+            one compiled graph.
 
     Raises:
         ValueError: a share outside [0, 1), or a window that is empty or leaves [0, 1].

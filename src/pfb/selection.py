@@ -35,7 +35,9 @@ class Selection:
     batch_size: int
 
     def select(self, *trees: Any) -> Any:
-        """The kept samples of each nested batch; one result for one argument, else a tuple. See ``Blocker.select``."""
+        """The kept samples of each nested batch; one result for one argument, else a tuple. See
+        ``Blocker.select``.
+        """
         kept = tuple(
             tree.select(t, self.indices, self.batch_size, "batch" if len(trees) == 1 else f"batch {i}")
             for i, t in enumerate(trees)
@@ -43,22 +45,28 @@ class Selection:
         return kept[0] if len(kept) == 1 else kept
 
     def select_list(self, samples: Sequence[T]) -> list[T]:
-        """The kept items of a sequence with one item per sample, such as detection targets. Synchronises the device."""
+        """The kept items of a sequence with one item per sample, such as detection targets.
+        Synchronises the device.
+        """
         if len(samples) != self.batch_size:
             raise ValueError(f"`samples` must hold one item per sample: {self.batch_size} (got {len(samples)})")
         return [samples[i] for i in self.indices.tolist()]
 
 
 def parts(prune: float) -> int:
-    """The share as a whole number of parts of ``PRECISION``: what :func:`keep_count` computes with."""
+    """The share as a whole number of parts of ``PRECISION``: what :func:`keep_count`
+    computes with.
+    """
     return round(prune * PRECISION)
 
 
 def keep_count(batch_size: int, prune: float) -> int:
-    """``batch_size - floor(prune * batch_size)``, but at least 2 (or the batch itself when that is smaller).
+    """``batch_size - floor(prune * batch_size)``, but at least 2 (or the batch itself when that is
+    smaller).
 
-    The floor is meant as a person means it: 0.29 of 100 is 29, although ``int(0.29 * 100)`` is 28. A kept batch of one
-    is avoided because it would silently broadcast against inputs that bypass the cut.
+    The floor is meant as a person means it: 0.29 of 100 is 29, although ``int(0.29 * 100)`` is 28.
+    A kept batch of one is avoided because it would silently broadcast against inputs that bypass
+    the cut.
 
     Example:
         >>> keep_count(128, 0.4), keep_count(100, 0.29), keep_count(3, 0.9), keep_count(1, 0.9)
@@ -73,7 +81,8 @@ def keep_count_of_parts(batch_size: int, pruned_parts: int) -> int:
 
 
 def batch_size_for(kept: int, prune: float) -> int:
-    """The largest batch of which :func:`keep_count` keeps ``kept``: what to load so that the deep layers stay full.
+    """The largest batch of which :func:`keep_count` keeps ``kept``: what to load so that the deep
+    layers stay full.
 
     Args:
         kept: samples that should go on, such as the batch size that fills the device.
@@ -99,9 +108,11 @@ def batch_size_for(kept: int, prune: float) -> int:
 
 
 def keep_largest(importance_N: Tensor, k: int) -> Tensor:
-    """Indices ``[k]`` (int64, ascending) of the k most important samples; NaN counts as most important.
+    """Indices ``[k]`` (int64, ascending) of the k most important samples; NaN counts as most
+    important.
 
-    A sample with broken features is thus kept, and the trouble surfaces in the loss instead of vanishing.
+    A sample with broken features is thus kept, and the trouble surfaces in the loss instead of
+    vanishing.
 
     Example:
         >>> import torch

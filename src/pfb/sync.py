@@ -12,16 +12,19 @@ def world_size() -> int:
 
 
 def sum_over_ranks(flat: Tensor) -> None:
-    """Replace ``flat`` by its sum over all ranks, in place, in one collective; nothing on a single rank."""
+    """Replace ``flat`` by its sum over all ranks, in place, in one collective; nothing on a single
+    rank.
+    """
     if world_size() > 1:
         dist.all_reduce(flat)
 
 
 def rows_of_all_ranks(rows: Tensor, n: int) -> Tensor:
-    """The first ``n`` rows over all ranks, taken from the ranks in turn, equal on every rank; ``[<= n, D]``.
+    """The first ``n`` rows over all ranks, taken from the ranks in turn, equal on every rank; ``[<=
+    n, D]``.
 
-    Each rank offers at most ``n`` rows and may offer none. One collective of fixed size; reads the counts on the host,
-    so call it only while seeding.
+    Each rank offers at most ``n`` rows and may offer none. One collective of fixed size; reads the
+    counts on the host, so call it only while seeding.
     """
     if world_size() == 1:
         return rows[:n]

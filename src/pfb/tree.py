@@ -1,7 +1,8 @@
 """Select the kept samples in any nested batch.
 
-A batch is a tree: tensors inside tuples, lists, dicts and dataclasses. Every tensor whose first dimension is the batch
-is indexed; scalars, numbers, strings and ``None`` are shared by all samples and pass through untouched.
+A batch is a tree: tensors inside tuples, lists, dicts and dataclasses. Every tensor whose first
+dimension is the batch is indexed; scalars, numbers, strings and ``None`` are shared by all samples
+and pass through untouched.
 """
 
 from __future__ import annotations
@@ -21,21 +22,26 @@ def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> 
     """Return ``tree`` with only the samples ``indices`` of every batched tensor in it.
 
     Args:
-        tree: tensor, or tuple, list, mapping or dataclass of trees; the first dimension of its tensors is the batch.
+        tree: tensor, or tuple, list, mapping or dataclass of trees; the first dimension of its
+            tensors is the batch.
         indices: ``[K]`` int64, the samples to keep.
         batch_size: the number of samples N that every batched tensor must have.
         path: what errors call the tree.
 
     Returns:
-        The same structure with tensors of K rows. Memory format (``channels_last``) and autograd graph are kept.
+        The same structure with tensors of K rows. Memory format (``channels_last``) and autograd
+        graph are kept.
 
     Raises:
-        ValueError: a tensor has another first dimension than ``batch_size``; the message names its place.
-        TypeError: a leaf that cannot be indexed by sample (a NumPy array, a list with one plain value per sample, ...).
+        ValueError: a tensor has another first dimension than ``batch_size``; the message names its
+            place.
+        TypeError: a leaf that cannot be indexed by sample (a NumPy array, a list with one plain
+            value per sample, ...).
 
     Example:
         >>> import torch
-        >>> batch = {"image": torch.zeros(4, 3, 8, 8), "mixup": (torch.arange(4), torch.arange(4), 0.3)}
+        >>> mixup = torch.arange(4), torch.arange(4), 0.3
+        >>> batch = {"image": torch.zeros(4, 3, 8, 8), "mixup": mixup}
         >>> kept = select(batch, torch.tensor([0, 2]), 4)
         >>> kept["image"].shape, kept["mixup"]
         (torch.Size([2, 3, 8, 8]), (tensor([0, 2]), tensor([0, 2]), 0.3))
@@ -65,7 +71,8 @@ def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> 
 
 
 def shrink_images(tree: Any, scale: float) -> Any:
-    """The tree with every image ``[N, C, H, W]`` (floating point) averaged down to ``scale`` times its sides.
+    """The tree with every image ``[N, C, H, W]`` (floating point) averaged down to ``scale`` times
+    its sides.
 
     Raises:
         ValueError: it holds no images.
@@ -103,7 +110,8 @@ def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str) -> Te
         )
     if indices.device != x.device:
         indices = indices.to(x.device)
-    # index_select always writes a contiguous result: go through the layout in which the samples lie densely.
+    # index_select always writes a contiguous result: go through the layout in which the samples lie
+    # densely.
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
     if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
@@ -121,7 +129,9 @@ def _rebuild_mapping(tree: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
 
 
 def _refuse_one_value_per_sample(values: tuple[Any, ...] | list[Any], batch_size: int, path: str) -> None:
-    """A list of N plain values is most likely one per sample: passing it on whole would misalign it silently."""
+    """A list of N plain values is most likely one per sample: passing it on whole would misalign it
+    silently.
+    """
     plain = (str, bytes, numbers.Number)
     if len(values) == batch_size > 1 and all(isinstance(v, plain) for v in values):
         raise TypeError(

@@ -1,8 +1,8 @@
 """The two ways to stop samples inside a model, as hooks. No other file registers any.
 
-``reuse`` (the paper): the cut's forward hook returns the kept part of the cut's output, graph and all.
-``recompute``: before the model runs, a pass without graph goes up to the cut, decides, and the model's own inputs are
-selected, so that the forward proper sees the kept samples only.
+``reuse`` (the paper): the cut's forward hook returns the kept part of the cut's output, graph and
+all. ``recompute``: before the model runs, a pass without graph goes up to the cut, decides, and the
+model's own inputs are selected, so that the forward proper sees the kept samples only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pfb.gate import Gate, in_backward
 
 
 class _Inert:
-    """What becomes of our hooks in a copied or unpickled model: nothing. The original alone is pruned."""
+    """What becomes of our hooks in a copied or unpickled model: nothing. The original alone is
+    pruned.
+    """
 
     def __call__(self, *args: Any) -> None:
         return None
@@ -90,7 +92,8 @@ class _Stop(_Hook):
 class _Reached(Exception):
     """Carries the cut's output, its only argument, out of a pass that ends there.
 
-    It has no ``__init__`` of its own: up to torch 2.14 the compiler cannot trace one in an exception.
+    It has no ``__init__`` of its own: up to torch 2.14 the compiler cannot trace one in an
+    exception.
     """
 
 
@@ -106,7 +109,9 @@ class _Catch(_Hook):
 
 
 class _SelectInputs(_Hook):
-    """Forward pre-hook on the model, for ``recompute``: score without graph, then keep the chosen inputs."""
+    """Forward pre-hook on the model, for ``recompute``: score without graph, then keep the chosen
+    inputs.
+    """
 
     def __init__(
         self,
@@ -208,7 +213,9 @@ def wire_recompute(
 def output_of(
     model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool = False
 ) -> Any:
-    """What the cut gives for these inputs of the model, with or without graph; the layers after it do not run."""
+    """What the cut gives for these inputs of the model, with or without graph; the layers after it
+    do not run.
+    """
 
     def catch(module: nn.Module, args: Any, output: Any) -> None:
         raise _Reached(output)
@@ -233,8 +240,9 @@ def is_wired(model: nn.Module) -> bool:
 def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
     """Evaluation mode for the scoring pass, then every module's own mode again.
 
-    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running statistics. Either
-    way no running statistic moves here: it moves once per step, in the forward proper.
+    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running
+    statistics. Either way no running statistic moves here: it moves once per step, in the forward
+    proper.
     """
     modules = list(model.modules())
     was_training = [m.training for m in modules]
@@ -255,7 +263,9 @@ def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Keep weights that autocast casts without graph out of its cache: the forward proper would get no gradient."""
+    """Keep weights that autocast casts without graph out of its cache: the forward proper would get
+    no gradient.
+    """
     was_enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -109,7 +109,8 @@ class TestSelectiveBackprop:
         return [method.choose(nn.Identity(), losses, logits, label, share).tolist() for _ in range(draws)]
 
     def test_probabilities_by_hand(self):
-        # keep 1/4 (at least 2 are kept): percentiles 1/8, 3/8, 5/8, 7/8, each to the power 1 / 0.25 - 1 = 3.
+        # keep 1/4 (at least 2 are kept): percentiles 1/8, 3/8, 5/8, 7/8, each to the power 1 / 0.25
+        # - 1 = 3.
         weights = [(k / 8) ** 3 for k in (1, 3, 5, 7)]
         total = sum(weights)
         expected = sum(
@@ -145,8 +146,9 @@ class TestRelease:
         return estimator
 
     def test_score_by_hand(self):
-        # Two centers in one dimension at -1 and 1, standard deviation 1: Silverman gives h = (4 / (3 * 2)) ** (1 / 5), and
-        # the release takes h as the variance. The mean of the two log kernels at x is -(x^2 + 1) / (2 h) + constant.
+        # Two centers in one dimension at -1 and 1, standard deviation 1: Silverman gives h = (4 /
+        # (3 * 2)) ** (1 / 5), and the release takes h as the variance. The mean of the two log
+        # kernels at x is -(x^2 + 1) / (2 h) + constant.
         estimator = self.estimator([[-1.0], [1.0]], [1.0])
         h = (4 / 6) ** 0.2
         x = torch.tensor([[0.0], [1.0], [3.0]])
@@ -155,7 +157,9 @@ class TestRelease:
         torch.testing.assert_close(importance, by_hand)
 
     def test_it_is_one_gaussian_and_no_mixture(self):
-        """A rare point between two modes counts as the densest: the trap that the paper's rule does not fall into."""
+        """A rare point between two modes counts as the densest: the trap that the paper's rule does
+        not fall into.
+        """
         torch.manual_seed(0)
         modes = torch.cat([torch.randn(32, 2) * 0.1 - 3, torch.randn(32, 2) * 0.1 + 3])
         estimator = pfb.DensityEstimator(n_centers=64)

@@ -62,7 +62,8 @@ def test_paired_differences_by_hand():
     pfb, full = groups["pfb-recompute", 0.5], groups["full", 0.0]
     mean, half = comparison.paired_difference(pfb, full)
     assert mean == pytest.approx(-2.0)  # -1 and -3 points
-    # Student's t for one degree of freedom is 12.706; the standard error of (-1, -3) is sqrt(2) / sqrt(2) = 1.
+    # Student's t for one degree of freedom is 12.706; the standard error of (-1, -3) is sqrt(2) /
+    # sqrt(2) = 1.
     assert half == pytest.approx(12.7062, abs=1e-3)
     assert comparison.paired_difference({0: RUNS[0]}, full) is None
     assert comparison.time_saved(pfb, full) == pytest.approx(1 - (13 / 20 + 11 / 20) / 2)
@@ -128,8 +129,8 @@ def test_the_cells_of_a_grid():
     assert len(grid) == 2 * (1 + 2 * (len(config.methods) - 1))
     assert len({cell.config.out for cell in grid}) == len(grid)
     short = {cell.prune: cell.config.epochs for cell in grid if cell.method == "full-short"}
-    # ResNet-8 spends s = 40 % of its FLOPs up to layer1 at any image size, and 82.5 % of training is pruned: reuse costs
-    # 1 - 0.3 * 0.6 = 0.82 there, recompute 1 - 0.5 + 0.4 / 3 = 0.63.
+    # ResNet-8 spends s = 40 % of its FLOPs up to layer1 at any image size, and 82.5 % of training
+    # is pruned: reuse costs 1 - 0.3 * 0.6 = 0.82 there, recompute 1 - 0.5 + 0.4 / 3 = 0.63.
     assert short == {
         0.3: pytest.approx(40 * (1 - 0.825 * 0.18), abs=1.5),
         0.5: pytest.approx(40 * (1 - 0.825 * 0.37), abs=1.5),

@@ -1,4 +1,6 @@
-"""What the trainer offers beside plain classification: other tasks, presets, averages, configuration files, a dry run."""
+"""What the trainer offers beside plain classification: other tasks, presets, averages,
+configuration files, a dry run.
+"""
 
 import csv
 import json
@@ -206,7 +208,8 @@ class TestTwoLevels:
     def test_samples_are_left_out_before_others_are_stopped(self, tmp_path, shallow):
         settings = {"epochs": 8, "train_samples": 512, "batch_size": 64, "shallow": shallow, "prune": 0.5}
         summary = train(config(tmp_path / "run", skip=0.25, **settings))
-        # Epochs 2 to 7 prune: the first one (0 of 8) begins before the window, the last one (7 of 8) after it.
+        # Epochs 2 to 7 prune: the first one (0 of 8) begins before the window, the last one (7 of
+        # 8) after it.
         assert summary["samples"] == 2 * 512 + 6 * 384
         assert summary["steps"] == 2 * 8 + 6 * 6
         # Of 52 steps those from 2.6 to 45.5 stop half of 64.

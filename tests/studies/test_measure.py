@@ -23,7 +23,9 @@ pytestmark = [
     ],
 )
 def test_everything_is_measured_on_a_device(tmp_path, capsys, sizes, speeds):
-    """One command measures everything; a second one finds it there, and the report draws what was saved."""
+    """One command measures everything; a second one finds it there, and the report draws what was
+    saved.
+    """
     command = ["measure", "--tiny", "--sizes", sizes, "--device", "cpu", "--out", str(tmp_path)]
     studies.main(command)
     results = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}

@@ -1,4 +1,6 @@
-"""Real architectures of torchvision, timm and transformers, tiny where they allow it, in both wirings."""
+"""Real architectures of torchvision, timm and transformers, tiny where they allow it, in both
+wirings.
+"""
 
 import pytest
 
@@ -6,7 +8,8 @@ from studies.zoo import check, members
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# These take the batch size from the model's input after the cut as well, so the kept part alone does not fit.
+# These take the batch size from the model's input after the cut as well, so the kept part alone
+# does not fit.
 NOT_WITH_REUSE = {"timm:twins_svt_small"}
 
 

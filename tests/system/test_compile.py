@@ -34,7 +34,9 @@ def batches(steps):
 
 
 def losses(shallow, backend, prune=0.4, steps=6, total_steps=None):
-    """Train some steps; the criterion has no random term, so that compiled random numbers do not matter."""
+    """Train some steps; the criterion has no random term, so that compiled random numbers do not
+    matter.
+    """
     torch.manual_seed(0)
     model = zoo.SmallNet("batch")
     blocker = pfb.attach(
@@ -85,7 +87,9 @@ def test_equal_to_eager_with_inductor():
 
 
 def test_one_graph_per_level_and_one_more_while_centers_are_gathered(shallow):
-    """In recompute the scoring pass is a graph of its own, so the model's own is not compiled again for the centers."""
+    """In recompute the scoring pass is a graph of its own, so the model's own is not compiled again
+    for the centers.
+    """
     counter = Counter()
     losses(shallow, counter, steps=8)
     assert counter.graphs == {"reuse": 2, "recompute": 3}[shallow]
@@ -96,7 +100,8 @@ def test_a_ramp_compiles_each_level_once(shallow):
     schedule = pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,))
     _, chosen = losses(shallow, counter, prune=schedule, steps=16, total_steps=16)
     assert {None if c is None else len(c) for c in chosen} == {None, 16, 12}
-    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, three batch sizes.
+    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, three batch
+    # sizes.
     assert counter.graphs == {"reuse": 4, "recompute": 6}[shallow]
 
 
@@ -111,7 +116,9 @@ def test_attaching_after_compiling_is_refused():
 
 @pytest.mark.parametrize("told", [False, True])
 def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided(told, shallow):
-    """PyTorch does not look at hooks when it chooses among the compiled code of one class, unless it is told to."""
+    """PyTorch does not look at hooks when it chooses among the compiled code of one class, unless
+    it is told to.
+    """
     with torch._dynamo.config.patch(skip_nnmodule_hook_guards=not told):
         x = torch.randn(8, 3, 8, 8)
         assert len(torch.compile(zoo.SmallNet(), backend=Counter(), dynamic=False)(x)) == 8
@@ -126,7 +133,9 @@ def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided
 
 
 def test_hooks_that_a_compiled_model_ignores_are_noticed():
-    """Attach to the inner model of one compiled and run before: PyTorch may ignore the new hooks silently."""
+    """Attach to the inner model of one compiled and run before: PyTorch may ignore the new hooks
+    silently.
+    """
     model = zoo.SmallNet()
     compiled = torch.compile(model, backend=Counter())
     compiled(torch.randn(8, 3, 8, 8))

@@ -1,4 +1,6 @@
-"""Two gloo processes: one estimate on all ranks, gradients of a single-process reference, no hang."""
+"""Two gloo processes: one estimate on all ranks, gradients of a single-process reference,
+no hang.
+"""
 
 import os
 import subprocess
@@ -235,7 +237,9 @@ def test_a_run_without_a_process_group_needs_none():
 
 
 def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
-    """Through torchrun: rank 1 is gone at step 25, both start again from step 20, and the end is the same bit by bit."""
+    """Through torchrun: rank 1 is gone at step 25, both start again from step 20, and the end is
+    the same bit by bit.
+    """
     script = Path(__file__).parents[2] / "examples" / "torchrun_elastic.py"
     for name, extra in (("straight", []), ("broken", ["--die-at", "25"])):
         launched = subprocess.run(
@@ -256,7 +260,8 @@ def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
         )
         assert launched.returncode == 0, launched.stderr[-3000:]
         assert "40 steps on 2 ranks, which all hold the same estimate" in launched.stdout
-        # The straight run may restart too: gloo now and then aborts (exitcode -6) while a finished process exits.
+        # The straight run may restart too: gloo now and then aborts (exitcode -6) while a finished
+        # process exits.
         assert ("exitcode: 1)" in launched.stderr) == bool(extra), "the death was noticed, and only that one"
     straight, broken = (torch.load(tmp_path / name / "state.pt") for name in ("straight", "broken"))
     assert torch.equal(straight["blocker"]["estimator"]["centers"], broken["blocker"]["estimator"]["centers"])

@@ -1,4 +1,6 @@
-"""Adapters and examples: every example runs, resumes where it claims to, and scales its loss as it says."""
+"""Adapters and examples: every example runs, resumes where it claims to, and scales its loss as it
+says.
+"""
 
 import importlib.util
 import runpy
@@ -119,7 +121,9 @@ class TestTransformers:
 
     @pytest.mark.parametrize("accumulate", [1, 2])
     def test_the_loss_is_the_mean_over_kept_items(self, tmp_path, accumulate):
-        """The Trainer divides by all label items; the gradient must be that of means over the kept ones."""
+        """The Trainer divides by all label items; the gradient must be that of means over the kept
+        ones.
+        """
         from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
         from pfb.integrations.transformers import BlockingTrainer

@@ -99,7 +99,9 @@ def test_resume_between_micro_batches(shallow):
 
 
 def test_without_the_blockers_state_the_end_differs(shallow):
-    """The comparison above can fail: this is the trap of a density that is missing from the checkpoint."""
+    """The comparison above can fail: this is the trap of a density that is missing from the
+    checkpoint.
+    """
     straight = Run(shallow)
     straight.run(12)
     first = Run(shallow)

@@ -1,7 +1,8 @@
-"""Each defect of METHOD.md's section 4 that was found in public code, as a test that would have caught it.
+"""Each defect of METHOD.md's section 4 that was found in public code, as a test that would have
+caught it.
 
-Those about one function stand beside it: the channel axis in test_features, the float64 tensors in test_estimator, the
-process group in test_distributed, the checkpoint in test_resume.
+Those about one function stand beside it: the channel axis in test_features, the float64 tensors in
+test_estimator, the process group in test_distributed, the checkpoint in test_resume.
 """
 
 import math
@@ -46,7 +47,9 @@ def test_rare_samples_between_two_modes_are_kept(dims):
 
 
 def test_the_bandwidth_is_not_a_variance():
-    """With h read as a variance, a kernel would be sqrt(h) wide: for std 0.01 ten times too wide."""
+    """With h read as a variance, a kernel would be sqrt(h) wide: for std 0.01 ten times too
+    wide.
+    """
     std = torch.tensor([0.01])
     h = silverman_bandwidth(std, n=1)
     x, center = torch.tensor([[0.0], [0.05]]), torch.zeros(1, 1)
@@ -55,7 +58,9 @@ def test_the_bandwidth_is_not_a_variance():
 
 
 def test_assignments_to_one_center_all_count():
-    """``counts[idx] += 1`` counts repeated indices once; centers then move by a multiple of the mean, and diverge."""
+    """``counts[idx] += 1`` counts repeated indices once; centers then move by a multiple of the
+    mean, and diverge.
+    """
     estimator = pfb.DensityEstimator(n_centers=2, beta=0.5)
     estimator.accumulate(torch.tensor([[0.0], [10.0]]))
     estimator.apply()
@@ -68,7 +73,9 @@ def test_assignments_to_one_center_all_count():
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 1e4])
 def test_the_random_term_does_not_swamp_the_score(scale):
-    """With noise of the size of max |log f| the ranking drowns, and how much depends on the features' scale."""
+    """With noise of the size of max |log f| the ranking drowns, and how much depends on the
+    features' scale.
+    """
     stream, batch, rare = two_modes_with_sixteen_between(8)
     kept_rare = []
     estimator = pfb.DensityEstimator(n_centers=64)
@@ -77,7 +84,8 @@ def test_the_random_term_does_not_swamp_the_score(scale):
     for _ in range(20):
         kept = keep_largest(pfb.RareFirst()(batch * scale, estimator), keep_count(len(batch), 0.4))
         kept_rare.append(len(set(kept.tolist()) & set(rare)))
-    # The paper's term makes the rare interchangeable with others below 1 % of the largest density, no more than that.
+    # The paper's term makes the rare interchangeable with others below 1 % of the largest density,
+    # no more than that.
     assert sum(kept_rare) / len(kept_rare) > 12
 
 

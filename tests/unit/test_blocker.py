@@ -120,7 +120,9 @@ def test_readme_loop(shallow):
 
 
 def test_gradient_accumulation_moves_the_centers_by_all_micro_batches(shallow):
-    """Four micro-batches and one step() end where the literal estimator does that sees all four at once."""
+    """Four micro-batches and one step() end where the literal estimator does that sees all four at
+    once.
+    """
     model = zoo.mlp(6, 4, 3)
     chosen = []
 

@@ -102,7 +102,9 @@ def test_importance_survives_densities_beyond_float_range():
 @given(st.floats(-500, 500))
 @settings(max_examples=30, deadline=None)
 def test_the_random_term_does_not_depend_on_the_features_scale(shift):
-    """Scaling the features shifts all log densities by one constant; the ranking with the same draws must stay."""
+    """Scaling the features shifts all log densities by one constant; the ranking with the same
+    draws must stay.
+    """
     g = torch.Generator().manual_seed(1)
     log_f = torch.randn(50, generator=g, dtype=torch.float64) * 4
     alpha = torch.rand(50, generator=g, dtype=torch.float64) * 0.01

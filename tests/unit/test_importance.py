@@ -1,4 +1,6 @@
-"""The criteria beyond the paper's: what they are at their limits, and with which probability they keep a sample."""
+"""The criteria beyond the paper's: what they are at their limits, and with which probability they
+keep a sample.
+"""
 
 import pytest
 import torch

@@ -28,7 +28,9 @@ def test_a_plan_of_a_convolutional_net():
 
 
 def test_predictions_are_put_together_from_the_measured_parts(monkeypatch):
-    """Made-up times: a full step 10, the kept half 5; shallow with graph 4 of all and 2 of half, scoring 1 in all."""
+    """Made-up times: a full step 10, the kept half 5; shallow with graph 4 of all and 2 of half,
+    scoring 1 in all.
+    """
 
     def made_up(steps, device, repeats, **options):
         values = {"full": 10.0, "kept": 5.0, "score 0": 1.0, "decide 0": 0.1, "all 0": 4.0, "few 0": 2.0}

@@ -22,7 +22,9 @@ def batches(n, seed=0):
 
 
 def test_float16_with_a_gradient_scaler_that_skips_a_step(shallow):
-    """A skipped optimizer step still moves the estimate: its samples were seen. Nothing becomes NaN."""
+    """A skipped optimizer step still moves the estimate: its samples were seen. Nothing becomes
+    NaN.
+    """
     torch.manual_seed(0)
     model = zoo.SmallNet("batch")
     blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8, 0.1))

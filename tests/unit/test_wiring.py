@@ -1,4 +1,6 @@
-"""Both wirings are exact: the same samples go on, with the gradients of a model that never saw the others."""
+"""Both wirings are exact: the same samples go on, with the gradients of a model that never saw the
+others.
+"""
 
 import copy
 
@@ -16,7 +18,9 @@ def batch(n=20):
 
 
 def trained_steps(shallow, steps, prune=0.4, model_seed=0, cut="layer1"):
-    """Train a model without batch statistics; returns it, each step's indices and the last gradients."""
+    """Train a model without batch statistics; returns it, each step's indices and the last
+    gradients.
+    """
     torch.manual_seed(model_seed)
     model = zoo.SmallNet().double()
     blocker = pfb.attach(model, cut, prune, shallow=shallow, estimator=pfb.DensityEstimator(8, 0.1))
@@ -58,7 +62,9 @@ def test_both_wirings_select_the_same_samples_and_learn_the_same():
 
 
 def test_the_selection_is_the_rarest_by_the_literal_density(shallow):
-    """End to end: features, density, importance and choice against the reference, without the random term."""
+    """End to end: features, density, importance and choice against the reference, without the
+    random term.
+    """
     model = zoo.SmallNet()
     estimator = pfb.DensityEstimator(8, 0.1)
     blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, importance=pfb.RareFirst(0.0), estimator=estimator)
@@ -201,7 +207,9 @@ def test_dropout_does_not_disturb_the_score():
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_around_the_cut(use_reentrant, shallow):
-    """The checkpointed part runs again in backward and must take the same decision, several forwards included."""
+    """The checkpointed part runs again in backward and must take the same decision, several
+    forwards included.
+    """
     model = zoo.Checkpointed(use_reentrant).double()
     plain = copy.deepcopy(model)
     blocker = pfb.attach(model, "block", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(4))
@@ -247,7 +255,9 @@ def test_activation_checkpointing_around_the_whole_model(use_reentrant, shallow)
 
 
 def test_autocast_does_not_lose_the_shallow_gradients():
-    """Weights cast in the scoring pass, without graph, must not be served to the forward proper from autocast's cache."""
+    """Weights cast in the scoring pass, without graph, must not be served to the forward proper
+    from autocast's cache.
+    """
     model = zoo.mlp(6, 16, 16, 3)
     with pfb.attach(model, "1", 0.4, shallow="recompute") as blocker:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -366,7 +376,9 @@ def test_scoring_in_another_type_is_refused(wrong):
 
 
 def test_a_frozen_shallow_part(shallow):
-    """Shallow layers in evaluation mode and without gradients are still cut at: the deep part is what costs."""
+    """Shallow layers in evaluation mode and without gradients are still cut at: the deep part is
+    what costs.
+    """
     model = zoo.SmallNet("batch")
     model.stem.requires_grad_(False)
     model.layer1.requires_grad_(False).eval()

@@ -11,11 +11,13 @@ import pfb
 
 
 class BlockerCallback(pl.Callback):
-    """Call ``blocker.step()`` once per optimizer step and save the blocker's state with the model's.
+    """Call ``blocker.step()`` once per optimizer step and save the blocker's state with the
+    model's.
 
-    Attach to a module that ``training_step`` *calls* (such as ``self.net``), not to the LightningModule, whose ``forward``
-    Lightning does not call. In ``training_step``, select the targets: ``loss(self.net(x), self.blocker.select(y))``.
-    Accumulated batches, several devices and precision plugins need nothing special.
+    Attach to a module that ``training_step`` *calls* (such as ``self.net``), not to the
+    LightningModule, whose ``forward`` Lightning does not call. In ``training_step``, select the
+    targets: ``loss(self.net(x), self.blocker.select(y))``. Accumulated batches, several devices and
+    precision plugins need nothing special.
 
     Args:
         blocker: what ``pfb.attach`` returned.

@@ -1,4 +1,6 @@
-"""Hugging Face Trainer: steps the blocker, keeps its state in checkpoints, and normalises the loss by what was kept."""
+"""Hugging Face Trainer: steps the blocker, keeps its state in checkpoints, and normalises the loss
+by what was kept.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,20 @@ STATE = "pfb.pt"
 
 
 class BlockingTrainer(Trainer):
-    """A ``Trainer`` for a model with a blocker attached in ``shallow="recompute"``, where labels lie inside the forward.
+    """A ``Trainer`` for a model with a blocker attached in ``shallow="recompute"``, where labels
+    lie inside the forward.
 
-    The Trainer divides a loss by the number of label items of the *whole* batch. Here it counts for the items of the kept
-    samples: the mean over what was kept, weighted by the micro-batch's size under gradient accumulation.
+    The Trainer divides a loss by the number of label items of the *whole* batch. Here it counts for
+    the items of the kept samples: the mean over what was kept, weighted by the micro-batch's size
+    under gradient accumulation.
 
     Args:
         blocker: what ``pfb.attach(model, shallow="recompute")`` returned.
         args, kwargs: those of ``transformers.Trainer``.
 
     Raises:
-        ValueError: the blocker reuses the shallow part, or the arguments ask for the Trainer's own label smoothing.
+        ValueError: the blocker reuses the shallow part, or the arguments ask for the Trainer's own
+            label smoothing.
         FileNotFoundError: resuming from a checkpoint without the blocker's state.
 
     Example: ``examples/transformers_trainer.py``.

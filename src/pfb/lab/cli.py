@@ -1,4 +1,6 @@
-"""The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the dataclasses they configure."""
+"""The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the
+dataclasses they configure.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ bench_app = tyro.extras.SubcommandApp()
 def train(
     config: Annotated[TrainConfig, tyro.conf.arg(name="")], resume: Path | None = None, dry_run: bool = False
 ) -> None:
-    """Train a model and show what pruning saved. Settings in a file: pfb train --config FILE (.toml or .json), flags win.
+    """Train a model and show what pruning saved. Settings in a file: pfb train --config FILE (.toml
+    or .json), flags win.
 
     Args:
         config: all settings.
-        resume: continue the run in this folder with its own settings, after its last finished epoch.
+        resume: continue the run in this folder with its own settings, after its last finished
+            epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
     from pfb.lab.train.loop import dry_run as check
@@ -49,10 +53,12 @@ def train(
 
 @app.command
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
-    """Write one page on one or several runs: curves, pruned share, densities, and the samples kept most and least.
+    """Write one page on one or several runs: curves, pruned share, densities, and the samples kept
+    most and least.
 
     Args:
-        runs: folders of runs; or result files of pfb bench speed, of which the time saved is drawn against the share pruned.
+        runs: folders of runs; or result files of pfb bench speed, of which the time saved is drawn
+            against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
     """
     from pfb.lab.report import write
@@ -144,7 +150,9 @@ def _train_from_file(args: list[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments, 130 for Ctrl-C."""
+    """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments,
+    130 for Ctrl-C.
+    """
     args = sys.argv[1:] if args is None else args
     with exit_codes():
         if args[:1] == ["bench"]:

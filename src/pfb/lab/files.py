@@ -13,7 +13,8 @@ DRAFT = ".draft"
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what shall stand at ``path``: it gets there, durably, once the block ends without an error.
+    """Where to write what shall stand at ``path``: it gets there, durably, once the block ends
+    without an error.
 
     Example:
         >>> import tempfile

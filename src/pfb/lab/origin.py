@@ -11,7 +11,9 @@ import pfb
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result, and the commit the code was at (``-dirty`` if files were changed)."""
+    """Versions of what decides a result, and the commit the code was at (``-dirty`` if files were
+    changed).
+    """
     packages = {name: metadata.version(name) for name in ("torch", "torchvision", "accelerate")}
     return {"pfb": pfb.__version__, "commit": _commit(), "python": platform.python_version(), **packages}
 

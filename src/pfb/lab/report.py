@@ -1,4 +1,6 @@
-"""One page on one or several runs: what was learned, what was pruned, and what the pruned samples look like."""
+"""One page on one or several runs: what was learned, what was pruned, and what the pruned samples
+look like.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     """Write the page of some runs; the pictures of samples are those of the first pruned one.
 
     Args:
-        runs: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got; and ``.json`` files that
-            ``pfb bench speed`` wrote.
+        runs: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got; and
+            ``.json`` files that ``pfb bench speed`` wrote.
         out: ``.html`` for a page in one file, ``.png`` for the figures in one picture.
 
     Raises:
@@ -158,7 +160,9 @@ def _pruning(runs: list[_Run]) -> Figure:
 
 
 def _grid(run: _Run) -> Figure | None:
-    """For each class a row: the samples kept most often on the left, those pruned most often on the right."""
+    """For each class a row: the samples kept most often on the left, those pruned most often on the
+    right.
+    """
     assert run.records is not None
     source, share = run.source, kept_share(run.records)
     if source is None or (labels := labels_of(source.train)).shape != share.shape:

@@ -1,4 +1,6 @@
-"""Methods to compare Partial Forward Blocking with, each in one file behind the interface of :class:`Method`."""
+"""Methods to compare Partial Forward Blocking with, each in one file behind the interface of
+:class:`Method`.
+"""
 
 from pfb.lab.baselines.infobatch import InfoBatch
 from pfb.lab.baselines.method import Method

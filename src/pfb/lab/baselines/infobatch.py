@@ -1,4 +1,6 @@
-"""InfoBatch (Qin et al., ICLR 2024, arXiv 2303.04947): skip some of the well-learned samples, weight the others up."""
+"""InfoBatch (Qin et al., ICLR 2024, arXiv 2303.04947): skip some of the well-learned samples,
+weight the others up.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ from pfb.selection import keep_count
 
 
 class InfoBatch(Method):
-    """Per epoch, leave out a share r of the samples whose last loss lies below the mean; no sample is drawn twice.
+    """Per epoch, leave out a share r of the samples whose last loss lies below the mean; no sample
+    is drawn twice.
 
-    Of those below the mean the remaining ones get weight ``1 / (1 - r)``, which keeps the gradient's expectation. The
-    share left out of all samples is therefore smaller than r: r times the part that lies below the mean. A sample that
-    has not been trained on yet has no loss and is loaded.
+    Of those below the mean the remaining ones get weight ``1 / (1 - r)``, which keeps the
+    gradient's expectation. The share left out of all samples is therefore smaller than r: r times
+    the part that lies below the mean. A sample that has not been trained on yet has no loss and is
+    loaded.
 
     Args:
         samples: size of the training set.

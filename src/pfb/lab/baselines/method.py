@@ -13,8 +13,9 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 class Method:
     """Train on every sample; a method overrides the one or two decisions it makes differently.
 
-    A loop calls, in this order: :meth:`load` before each epoch, :meth:`choose` before each forward, :meth:`reduce` on the
-    losses of each forward. ``share`` is the share of samples to leave out at that moment.
+    A loop calls, in this order: :meth:`load` before each epoch, :meth:`choose` before each forward,
+    :meth:`reduce` on the losses of each forward. ``share`` is the share of samples to leave out at
+    that moment.
 
     Example:
         >>> import torch
@@ -29,17 +30,23 @@ class Method:
     """Whether its state lies in one process, so that several would disagree."""
 
     def load(self, share: float, generator: Any) -> Tensor | None:
-        """Indices of the samples that the epoch which begins loads, in any order; ``None`` for all."""
+        """Indices of the samples that the epoch which begins loads, in any order; ``None``
+        for all.
+        """
         return None
 
     def choose(
         self, model: nn.Module, criterion: Criterion, image: Tensor, label: Tensor, share: float
     ) -> Tensor | None:
-        """Positions ``[K]`` (int64) in the batch that train; ``None`` for all. A forward of its own is its own cost."""
+        """Positions ``[K]`` (int64) in the batch that train; ``None`` for all. A forward of its own
+        is its own cost.
+        """
         return None
 
     def reduce(self, losses: Tensor, index: Tensor) -> Tensor:
-        """The scalar loss of the samples that trained, from one loss ``[K]`` and one data set index ``[K]`` each."""
+        """The scalar loss of the samples that trained, from one loss ``[K]`` and one data set index
+        ``[K]`` each.
+        """
         return losses.mean()
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from pfb.selection import keep_count
 
 
 class OrderDP(Method):
-    """Per epoch, draw samples without replacement and load the part of them with the largest last loss; no weights.
+    """Per epoch, draw samples without replacement and load the part of them with the largest last
+    loss; no weights.
 
     A sample that has not been trained on yet counts as one of largest loss.
 
     Args:
         samples: size of the training set.
         device: where losses come from.
-        top: the part of the drawn samples that is loaded; the authors' release uses 0.85. Of n samples
-            ``(1 - share) / top * n`` are drawn, so that exactly ``1 - share`` of all are loaded.
+        top: the part of the drawn samples that is loaded; the authors' release uses 0.85. Of n
+            samples ``(1 - share) / top * n`` are drawn, so that exactly ``1 - share`` of all are
+            loaded.
     """
 
     needs_one_process = True

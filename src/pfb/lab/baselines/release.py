@@ -1,4 +1,6 @@
-"""PFB as its authors' release scores samples, which differs from the paper; written from a description of it."""
+"""PFB as its authors' release scores samples, which differs from the paper; written from a
+description of it.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ from pfb.estimator import DensityEstimator
 
 @dataclass(frozen=True)
 class Release:
-    """Mean of *log* kernels over the centers, Silverman's width taken as a variance, noise in units of the score.
+    """Mean of *log* kernels over the centers, Silverman's width taken as a variance, noise in units
+    of the score.
 
-    Three differences from the paper's importance (:class:`pfb.RareFirst`): the mean of logarithms is one Gaussian at the
-    centers' mean and no mixture; the bandwidth h enters as variance h rather than h squared; and the random term is
-    ``rterm * max |score|`` times a normal draw, so it follows the features' scale. The centers themselves are the
-    paper's: the release's own update lets them grow without bound.
+    Three differences from the paper's importance (:class:`pfb.RareFirst`): the mean of logarithms
+    is one Gaussian at the centers' mean and no mixture; the bandwidth h enters as variance h rather
+    than h squared; and the random term is ``rterm * max |score|`` times a normal draw, so it
+    follows the features' scale. The centers themselves are the paper's: the release's own update
+    lets them grow without bound.
 
     Attributes:
         rterm: weight of the random term; the release uses 0.1.

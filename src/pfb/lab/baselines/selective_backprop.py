@@ -1,4 +1,6 @@
-"""Selective backprop as Composer does it (Jiang et al., 2019, arXiv 1910.00762): train on samples of large loss."""
+"""Selective backprop as Composer does it (Jiang et al., 2019, arXiv 1910.00762): train on samples
+of large loss.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from pfb.selection import keep_count
 class SelectiveBackprop(Method):
     """In each batch, a forward without gradients gives every loss; high ones are likely to train.
 
-    Composer's rule: the sample at percentile q of the batch's losses (lowest 0, highest 1) is drawn with a probability in
-    proportion to ``q ** (1 / keep - 1)``, without replacement. The scoring forward runs in training mode, as there, so
-    that BatchNorm's running statistics see each batch and then the chosen samples again.
+    Composer's rule: the sample at percentile q of the batch's losses (lowest 0, highest 1) is drawn
+    with a probability in proportion to ``q ** (1 / keep - 1)``, without replacement. The scoring
+    forward runs in training mode, as there, so that BatchNorm's running statistics see each batch
+    and then the chosen samples again.
     """
 
     @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Two levels: leave samples out of an epoch at random before others are stopped inside the model."""
+"""Two levels: leave samples out of an epoch at random before others are stopped inside the
+model.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from pfb.selection import keep_count
 
 
 class Skip(Method):
-    """Per epoch in which anything is pruned, a share of the samples is not loaded, drawn anew and without replacement.
+    """Per epoch in which anything is pruned, a share of the samples is not loaded, drawn anew and
+    without replacement.
 
-    What is not loaded costs nothing at all, also no loading and no optimizer step; blocking inside the model decides among
-    the rest. Of n samples ``n - floor(skip * n)`` are loaded.
+    What is not loaded costs nothing at all, also no loading and no optimizer step; blocking inside
+    the model decides among the rest. Of n samples ``n - floor(skip * n)`` are loaded.
 
     Args:
         samples: size of the training set.

@@ -1,1 +1,3 @@
-"""Benchmarks behind ``pfb bench``: every figure that the project publishes comes from one of these commands."""
+"""Benchmarks behind ``pfb bench``: every figure that the project publishes comes from one of these
+commands.
+"""

@@ -1,4 +1,6 @@
-"""Does it keep the accuracy? A grid of methods, shares and seeds on one recipe. What comes out: see ``comparison``."""
+"""Does it keep the accuracy? A grid of methods, shares and seeds on one recipe. What comes out: see
+``comparison``.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AccuracyConfig:
-    """Train every method with every seed on one recipe and compare last-epoch accuracy in pairs of equal seeds."""
+    """Train every method with every seed on one recipe and compare last-epoch accuracy in pairs of
+    equal seeds.
+    """
 
     recipe: TrainConfig = field(default_factory=TrainConfig)
     methods: tuple[str, ...] = tuple(name for name in METHODS if "early" not in name)
@@ -67,7 +71,9 @@ class AccuracyConfig:
     shard: tuple[int, int] = (0, 1)
     """Part and parts: several processes or devices share the grid, each with its own part."""
     root: Path = Path("runs/accuracy")
-    """Folder of the grid; finished cells in it are skipped, an interrupted one goes on where it was."""
+    """Folder of the grid; finished cells in it are skipped, an interrupted one goes on where it
+    was.
+    """
     out: Path | None = None
     """Folder of the table, the figures and all numbers; by default the root."""
     against: str | None = None
@@ -95,7 +101,9 @@ class Cell:
 
 
 def run(config: AccuracyConfig) -> Path:
-    """Run or continue this part of the grid, compare all that is finished in the root, and return the table's path."""
+    """Run or continue this part of the grid, compare all that is finished in the root, and return
+    the table's path.
+    """
     from pfb.lab.train.loop import console, train
 
     source = load(config.recipe)
@@ -115,7 +123,8 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
     """The grid, seed by seed, so that an early end leaves complete pairs.
 
     Raises:
-        RunError: a cut after the first block where the stage has only one, or a share that skipping alone exceeds.
+        RunError: a cut after the first block where the stage has only one, or a share that skipping
+            alone exceeds.
     """
     shallow = {}
     for name in set(config.methods) & {"full-short", "full-short-uniform"}:
@@ -160,7 +169,9 @@ def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, A
 
 
 def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None:
-    """How unequally the samples were treated: quantiles of the share of its pruned batches in which a sample was kept."""
+    """How unequally the samples were treated: quantiles of the share of its pruned batches in which
+    a sample was kept.
+    """
     share = kept_share(records)
     share = share[share.isfinite()]
     if not len(share):
@@ -191,7 +202,9 @@ def _early_cut(recipe: TrainConfig, source: Source) -> str:
 
 
 def _short_epochs(recipe: TrainConfig, prune: float, shallow: float) -> int:
-    """Epochs of full training that cost as much as the recipe with pruning in the better wiring, by FLOPs."""
+    """Epochs of full training that cost as much as the recipe with pruning in the better wiring, by
+    FLOPs.
+    """
     schedule = dataclasses.replace(recipe, prune=prune).schedule()
     costs = [
         min(step_cost(schedule.share(step, 1000), shallow, wiring) for wiring in ("reuse", "recompute"))

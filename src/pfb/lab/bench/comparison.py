@@ -20,7 +20,9 @@ Group = dict[int, Run]
 
 
 def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
-    """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns the table's path."""
+    """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns
+    the table's path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "runs.json", json.dumps(runs, indent=1))
     table = folder / "table.md"
@@ -33,7 +35,8 @@ def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
 
 
 def render(runs: list[Run], against: str | None = None) -> str:
-    """Markdown table: mean and standard deviation over seeds; differences in pairs of equal seeds, 95 % intervals.
+    """Markdown table: mean and standard deviation over seeds; differences in pairs of equal seeds,
+    95 % intervals.
 
     ``against`` names a method whose difference at the same share is one more column.
     """
@@ -61,7 +64,9 @@ def render(runs: list[Run], against: str | None = None) -> str:
 
 
 def overview(runs: list[Run]) -> str:
-    """Markdown table of a row per method and a column per share: mean and standard deviation, difference to full data."""
+    """Markdown table of a row per method and a column per share: mean and standard deviation,
+    difference to full data.
+    """
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
     prunes = sorted({prune for _, prune in groups if prune > 0})
@@ -81,7 +86,9 @@ def overview(runs: list[Run]) -> str:
 
 
 def tradeoff(runs: list[Run]) -> Figure:
-    """Accuracy against compute saved, one line per method over its shares, with the standard error of the mean."""
+    """Accuracy against compute saved, one line per method over its shares, with the standard error
+    of the mean.
+    """
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -147,13 +154,16 @@ def grouped(runs: list[Run]) -> dict[tuple[str, float], Group]:
 
 
 def uniform_of(method: str, prune: float, groups: dict[tuple[str, float], Group]) -> Group:
-    """Uniform random blocking at the same share, in the same wiring; recompute for methods that have none."""
+    """Uniform random blocking at the same share, in the same wiring; recompute for methods that
+    have none.
+    """
     wiring = "reuse" if "reuse" in method else "recompute"
     return groups.get((f"uniform-{wiring}", prune), {})
 
 
 def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
-    """Mean difference of test accuracy, in points, over the seeds both have, and half its 95 % interval (Student).
+    """Mean difference of test accuracy, in points, over the seeds both have, and half its 95 %
+    interval (Student).
 
     ``None`` with fewer than two common seeds.
     """
@@ -166,7 +176,9 @@ def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
 
 
 def time_saved(group: Group, full: Group) -> float | None:
-    """1 - time of the training epochs / that of full data, mean over common seeds; CPU seconds where a CPU trained."""
+    """1 - time of the training epochs / that of full data, mean over common seeds; CPU seconds
+    where a CPU trained.
+    """
     seeds = group.keys() & full.keys()
     if not seeds:
         return None
@@ -174,11 +186,13 @@ def time_saved(group: Group, full: Group) -> float | None:
 
 
 def compute_saved(group: Group, full: Group) -> float | None:
-    """1 - FLOPs of the training steps / those of full data, mean over the runs; a backward counts as two forwards.
+    """1 - FLOPs of the training steps / those of full data, mean over the runs; a backward counts
+    as two forwards.
 
-    A sample that trains costs 1. One that is stopped under ``reuse`` costs its shallow part s. Under ``recompute`` every sample
-    of a pruned batch pays s / 3 for the pass that scores, a quarter of that at half the resolution, unless the criterion needs none. A forward of the whole model
-    without gradients, as selective backprop makes, costs 1 / 3.
+    A sample that trains costs 1. One that is stopped under ``reuse`` costs its shallow part s.
+    Under ``recompute`` every sample of a pruned batch pays s / 3 for the pass that scores, a
+    quarter of that at half the resolution, unless the criterion needs none. A forward of the whole
+    model without gradients, as selective backprop makes, costs 1 / 3.
     """
     shares = []
     for run in group.values():
@@ -214,7 +228,9 @@ def _difference(group: Group, base: Group) -> str:
 
 
 def _kept(group: Group) -> str:
-    """In which share of its pruned batches a rarely and an often kept sample went on; empty where none is stopped at a cut."""
+    """In which share of its pruned batches a rarely and an often kept sample went on; empty where
+    none is stopped at a cut.
+    """
     spreads = [spread for run in group.values() if (spread := run.get("kept_share_quantiles"))]
     if not spreads:
         return ""

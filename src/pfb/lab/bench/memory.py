@@ -1,4 +1,6 @@
-"""How much memory does it save? What a step keeps for the backward pass, and the largest batch that fits."""
+"""How much memory does it save? What a step keeps for the backward pass, and the largest batch that
+fits.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ WAYS: dict[str, dict[str, Any] | None] = {
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Find the largest batch of a full, a reuse and a recompute step: on a GPU by trying, else from what autograd keeps."""
+    """Find the largest batch of a full, a reuse and a recompute step: on a GPU by trying, else from
+    what autograd keeps.
+    """
 
     models: tuple[str, ...] = ("resnet18",)
     batch_size: int = 128
@@ -30,7 +34,9 @@ class MemoryConfig:
     classes: int = 10
     prune: float = 0.4
     budget_gib: float = 8.0
-    """Memory to fill. On a GPU the process is held to it, so that the largest batch is found by steps that really run."""
+    """Memory to fill. On a GPU the process is held to it, so that the largest batch is found by
+    steps that really run.
+    """
     precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     device: str | None = None
@@ -71,7 +77,8 @@ def render(numbers: dict[str, Any]) -> str:
 
 
 def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
-    """The largest n up to ``limit`` for which ``fits(n)`` holds, if it holds for all smaller ones; 0 if for none.
+    """The largest n up to ``limit`` for which ``fits(n)`` holds, if it holds for all smaller ones;
+    0 if for none.
 
     Above 512 it may fall short by up to 1/256, to spare trials.
 

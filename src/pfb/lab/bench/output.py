@@ -1,4 +1,6 @@
-"""How a benchmark leaves its numbers: a JSON file with all of them and where they come from, a table, and a figure."""
+"""How a benchmark leaves its numbers: a JSON file with all of them and where they come from, a
+table, and a figure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from pfb.lab.origin import processor, versions
 
 
 def device_of(name: str | None = None) -> torch.device:
-    """The device a benchmark runs on: the one named, else the accelerator if there is one, else the CPU."""
+    """The device a benchmark runs on: the one named, else the accelerator if there is one, else the
+    CPU.
+    """
     if name is None and torch.accelerator.is_available():
         accelerator = torch.accelerator.current_accelerator()
         assert accelerator is not None
@@ -36,7 +40,9 @@ def origin(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def write(out: Path, numbers: dict[str, Any], table: str, figure: Figure | None = None) -> Path:
-    """Write ``out`` (.json) and beside it the table (.md) and the figure (.png), and print the table; returns its path."""
+    """Write ``out`` (.json) and beside it the table (.md) and the figure (.png), and print the
+    table; returns its path.
+    """
     from rich.console import Console
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Where does the time of a step go? Its parts one after the other, full and pruned in both wirings."""
+"""Where does the time of a step go? Its parts one after the other, full and pruned in both
+wirings.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,13 @@ from pfb.lab.bench.step import Step
 from pfb.measure import Clock, Spread, clock_of, synchronize
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
-"""``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either wiring."""
+"""``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either
+wiring.
+"""
 
 STEPS = ("full", "reuse", "recompute", "recompute-half", "uniform-recompute")
-"""The last two are what was made of ``recompute`` after its first pass had been seen to cost most."""
+"""The last two are what was made of ``recompute`` after its first pass had been seen to cost most.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,9 @@ def _cell(seconds: float, full: float) -> str:
 
 
 class _TimedStep:
-    """A training step that stops the clock between its parts; calling it returns seconds by part."""
+    """A training step that stops the clock between its parts; calling it returns seconds by
+    part.
+    """
 
     def __init__(self, config: ProfileConfig, device: torch.device, name: str) -> None:
         arguments = {"prune": config.prune, **VARIANTS[name]} if name in VARIANTS else None
@@ -125,7 +132,9 @@ class _TimedStep:
 
 
 class _Watch:
-    """Stops the clock around the decision at the cut, the one moment inside the model's forward that can be seen."""
+    """Stops the clock around the decision at the cut, the one moment inside the model's forward
+    that can be seen.
+    """
 
     def __init__(self, blocker: pfb.Blocker, device: torch.device, clock: Clock) -> None:
         self.began = 0.0

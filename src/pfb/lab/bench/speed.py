@@ -1,4 +1,6 @@
-"""How much time does it save? Whole training steps of every variant, in turn, on one model and batch."""
+"""How much time does it save? Whole training steps of every variant, in turn, on one model and
+batch.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uniform-reuse": {"shallow": "reuse", "importance": pfb.Uniform()},
     "uniform-recompute": {"shallow": "recompute", "importance": pfb.Uniform()},
 }
-"""What each variant passes to ``pfb.attach``; ``full`` and ``ideal`` (a step on the kept samples alone) come with them."""
+"""What each variant passes to ``pfb.attach``; ``full`` and ``ideal`` (a step on the kept samples
+alone) come with them.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def render(numbers: dict[str, Any]) -> str:
 
 
 def overview(numbers: dict[str, Any]) -> str:
-    """Markdown table of a row per step and a column per share: time saved, with quartiles over the rounds."""
+    """Markdown table of a row per step and a column per share: time saved, with quartiles over the
+    rounds.
+    """
     measured = numbers["results"]
     lines = [
         "| time of a step saved, % (quartiles) |" + "".join(f" {r['prune']:.0%} pruned |" for r in measured),
@@ -129,7 +135,9 @@ def details(numbers: dict[str, Any]) -> str:
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
-    """Time saved against the share pruned, with quartiles, and the line that nothing can pass but a faster small batch."""
+    """Time saved against the share pruned, with quartiles, and the line that nothing can pass but a
+    faster small batch.
+    """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     measured = numbers["results"]
@@ -225,7 +233,9 @@ def _takes_half(step: Step, image: Tensor) -> bool:
 
 
 def _warmup(config: SpeedConfig, prune: float) -> int:
-    """Rounds that are not counted: of a compiled step all until the centers are gathered, which compiles a second graph."""
+    """Rounds that are not counted: of a compiled step all until the centers are gathered, which
+    compiles a second graph.
+    """
     if config.compile == "no":
         return config.warmup
     gathering = math.ceil(pfb.DensityEstimator().n_centers / keep_count(config.batch_size, prune))

@@ -1,4 +1,6 @@
-"""The training step that the benchmarks measure: a fresh model by name, pruned or not, on random images."""
+"""The training step that the benchmarks measure: a fresh model by name, pruned or not, on random
+images.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +78,8 @@ class Step:
 
 
 def first_block(model: nn.Module, cut: str) -> str | None:
-    """The first block of the stage that ends at the cut, if the stage is several blocks in a row."""
+    """The first block of the stage that ends at the cut, if the stage is several blocks in
+    a row.
+    """
     stage = model.get_submodule(cut)
     return f"{cut}.0" if isinstance(stage, nn.Sequential) and len(stage) > 1 else None

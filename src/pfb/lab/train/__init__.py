@@ -1,1 +1,3 @@
-"""The trainer behind ``pfb train``: an ordinary loop on Accelerate with the three lines of pfb in it."""
+"""The trainer behind ``pfb train``: an ordinary loop on Accelerate with the three lines of pfb in
+it.
+"""

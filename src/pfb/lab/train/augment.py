@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 
 def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
-    """Each image of ``[N, C, S, S]`` mirrored with probability 1/2 and shifted by up to ``crop`` pixels (reflected)."""
+    """Each image of ``[N, C, S, S]`` mirrored with probability 1/2 and shifted by up to ``crop``
+    pixels (reflected).
+    """
     n, _, side, _ = images.shape
     if flip:
         images = torch.where(torch.rand(n, 1, 1, 1, device=images.device) < 0.5, images.flip(3), images)
@@ -24,12 +26,14 @@ def flip_and_crop(images: Tensor, flip: bool, crop: int) -> Tensor:
 
 
 def mix(images: Tensor, labels: Tensor, kind: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of a batch, by torchvision; labels become ``[N, classes]``.
+    """Mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of a batch, by torchvision; labels
+    become ``[N, classes]``.
 
     Args:
         images: ``[N, C, H, W]``, floating point.
         labels: ``[N]`` classes.
-        kind: ``none`` leaves both as they are; ``mixup``, ``cutmix``, or ``both``, one of the two for each batch.
+        kind: ``none`` leaves both as they are; ``mixup``, ``cutmix``, or ``both``, one of the two
+            for each batch.
         classes: number of classes.
     """
     if kind == "none":

@@ -19,13 +19,16 @@ class TrainConfig:
     """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes (generated pictures, to be
-    segmented); text (documentation of Python's standard library, to be continued)."""
+    """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes
+    (generated pictures, to be segmented); text (documentation of Python's standard library, to be
+    continued).
+    """
     data_root: Path = Path("data")
     """Where cifar10 and cifar100 lie or are downloaded to."""
     model: str = "resnet8"
-    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For shapes: a segmentation
-    model of torchvision, or segformer. For text: gpt."""
+    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For
+    shapes: a segmentation model of torchvision, or segformer. For text: gpt.
+    """
     method: Literal[
         "pfb",
         "tempered",
@@ -37,18 +40,26 @@ class TrainConfig:
         "orderdp",
         "selective-backprop",
     ] = "pfb"
-    """pfb: the paper's criterion; tempered and stratified: softer ones, see pfb.importance. uniform: stop random samples,
-    the baseline to beat. full: stop none. The others are published methods to compare with, see pfb.lab.baselines."""
+    """pfb: the paper's criterion; tempered and stratified: softer ones, see pfb.importance.
+    uniform: stop random samples, the baseline to beat. full: stop none. The others are published
+    methods to compare with, see pfb.lab.baselines.
+    """
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
     channel_dim: int | None = None
-    """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C, H, W], -1 for [N, T, C]."""
+    """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C,
+    H, W], -1 for [N, T, C].
+    """
     prune: float = 0.4
     """Share of every batch that is stopped, in [0, 1)."""
     skip: float = 0.0
-    """Second level: share of the samples that an epoch does not even load while pruning is on, drawn anew for each."""
+    """Second level: share of the samples that an epoch does not even load while pruning is on,
+    drawn anew for each.
+    """
     shallow: Literal["reuse", "recompute"] = "reuse"
-    """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept samples."""
+    """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept
+    samples.
+    """
     batchnorm: Literal["running", "batch"] = "running"
     """recompute: statistics that BatchNorms use in the scoring pass."""
     scoring_scale: float = 1.0
@@ -81,13 +92,18 @@ class TrainConfig:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     augment: bool = True
-    """Flip and 4-pixel reflect crop for small images; random resized crop and flip for large ones."""
+    """Flip and 4-pixel reflect crop for small images; random resized crop and flip for large ones.
+    """
     mix: Literal["none", "mixup", "cutmix", "both"] = "none"
-    """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two for each batch."""
+    """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two
+    for each batch.
+    """
     ema: float | None = None
     """Decay of a moving average of the weights, which is evaluated beside them; 0.999 is usual."""
     image_size: int | None = None
-    """Side to which an image folder is resized; by default that of its first image if at most 64, else 224."""
+    """Side to which an image folder is resized; by default that of its first image if at most 64,
+    else 224.
+    """
     train_samples: int | None = None
     """Train on so many samples only, equally many of every class."""
     seed: int = 0
@@ -143,10 +159,12 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> TrainConfig:
-        """Read settings from a .toml or .json file that names some of them; the others keep their defaults.
+        """Read settings from a .toml or .json file that names some of them; the others keep their
+        defaults.
 
         Raises:
-            RunError: no such file, not readable as its ending says, or a name or value that is no setting.
+            RunError: no such file, not readable as its ending says, or a name or value that is no
+                setting.
         """
         try:
             text = path.read_text()
@@ -183,7 +201,9 @@ class TrainConfig:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from a file is of a setting's type; whole numbers may stand for any number."""
+    """Whether a value read from a file is of a setting's type; whole numbers may stand for any
+    number.
+    """
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_args(hint):  # a type or None
@@ -194,7 +214,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings for a published result: what decided it, and no folder of the machine it ran on."""
+    """A run's settings for a published result: what decided it, and no folder of the machine it ran
+    on.
+    """
     kept = {name: value for name, value in settings.items() if name not in ("out", "data_root", "overwrite")}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"

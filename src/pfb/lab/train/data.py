@@ -1,4 +1,6 @@
-"""Data by name. Small images are decoded once and kept in memory, so that loading never hides what pruning saves."""
+"""Data by name. Small images are decoded once and kept in memory, so that loading never hides what
+pruning saves.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Source:
     """A task and its data.
 
     Attributes:
-        train, test: data sets whose items, or whose ``__getitems__`` batches, are dicts ``input``, ``label``, ``index``.
+        train, test: data sets whose items, or whose ``__getitems__`` batches, are dicts ``input``,
+            ``label``, ``index``.
         classes: names of the classes, or of the tokens.
         channels, image_size: of the images ``[C, S, S]``; for text 1 and the number of tokens.
         prepare_train, prepare_test: from a batch's input on the device to what the model takes.
@@ -48,7 +51,9 @@ class Source:
 
 
 class InMemory(Dataset[Batch]):
-    """Images ``[N, C, H, W]`` uint8 or tokens ``[N, T]``, and labels ``[N, ...]``, fetched a batch at a time."""
+    """Images ``[N, C, H, W]`` uint8 or tokens ``[N, T]``, and labels ``[N, ...]``, fetched a batch
+    at a time.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -65,7 +70,8 @@ class InMemory(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[int]):
-    """A random order of the training set that depends on seed and epoch alone, so that all methods see the same one.
+    """A random order of the training set that depends on seed and epoch alone, so that all methods
+    see the same one.
 
     Attributes:
         only: the indices to load in this epoch; ``None`` for all.
@@ -99,7 +105,8 @@ def load(config: TrainConfig) -> Source:
     """The data that ``--data`` names.
 
     Raises:
-        RunError: unknown name, missing or empty folder, a class without images, or damaged images (all are listed).
+        RunError: unknown name, missing or empty folder, a class without images, or damaged images
+            (all are listed).
     """
     name = config.data
     if name == "digits":
@@ -169,7 +176,9 @@ def _digits() -> tuple[InMemory, InMemory, list[str]]:
 
 
 def _shapes(config: TrainConfig) -> Source:
-    """Generated pictures with their segmentation: discs, squares and triangles of any color on a noisy ground."""
+    """Generated pictures with their segmentation: discs, squares and triangles of any color on a
+    noisy ground.
+    """
     train, test = _draw_shapes(config.train_samples or 800, seed=0), _draw_shapes(200, seed=1)
 
     def normalise(images: Tensor) -> Tensor:
@@ -201,7 +210,9 @@ def _draw_shapes(n: int, seed: int, side: int = 64) -> InMemory:
 
 
 def _text(config: TrainConfig) -> Source:
-    """Bytes of the documentation inside Python's standard library, in pieces; the label of a byte is the next one."""
+    """Bytes of the documentation inside Python's standard library, in pieces; the label of a byte
+    is the next one.
+    """
     pieces = _standard_library_text().unfold(0, TEXT_LENGTH + 1, TEXT_LENGTH)
     cut = round(0.9 * len(pieces))
     train_pieces, test_pieces = pieces[:cut], pieces[cut:][:1000]
@@ -215,7 +226,9 @@ def _text(config: TrainConfig) -> Source:
 
 
 def _standard_library_text(limit: int = 2_000_000) -> Tensor:
-    """ASCII codes of the docstrings of the standard library's modules, in the order of their names."""
+    """ASCII codes of the docstrings of the standard library's modules, in the order of
+    their names.
+    """
     import ast
     import sysconfig
 

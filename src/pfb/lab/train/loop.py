@@ -45,22 +45,26 @@ TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "sample
 
 
 def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
-    """Run a training to its end and return its summary, which also lies in ``config.out / "summary.json"``.
+    """Run a training to its end and return its summary, which also lies in ``config.out /
+    "summary.json"``.
 
     Args:
         config: all settings.
-        resume: continue the run in ``config.out`` after its last finished epoch. The end is bit-identical to that of a
-            run that was not interrupted, on the same device and versions.
+        resume: continue the run in ``config.out`` after its last finished epoch. The end is
+            bit-identical to that of a run that was not interrupted, on the same device and
+            versions.
         source: the data, if it is loaded already: what ``load(config)`` returns.
 
     Raises:
-        RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not finite.
+        RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not
+            finite.
     """
     return Training(config, source).run(resume)
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Check all that can be checked, take a full and a pruned step and an evaluation of one batch, and write nothing.
+    """Check all that can be checked, take a full and a pruned step and an evaluation of one batch,
+    and write nothing.
 
     Raises:
         RunError: what the run itself would raise.
@@ -131,7 +135,9 @@ class Training:
         return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
 
     def _steps_to_take(self) -> int:
-        """Steps of the whole run, without those of samples that are not loaded: over these the blocker's window spans."""
+        """Steps of the whole run, without those of samples that are not loaded: over these the
+        blocker's window spans.
+        """
         if not isinstance(self.method, Skip):
             return self.total_steps
         fewer = max(1, self.method.loaded // self.batch_samples)
@@ -178,7 +184,8 @@ class Training:
         self.model.train()
         for batch_number, batch in enumerate(self.train_loader, start=1):
             loss, loaded, trained, scored = self.step(batch)
-            # Methods that load fewer samples take fewer steps, and the learning rate arrives with the others'.
+            # Methods that load fewer samples take fewer steps, and the learning rate arrives with
+            # the others'.
             position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
             while self.lr_schedule.last_epoch < position:
                 self.lr_schedule.step()
@@ -218,7 +225,9 @@ class Training:
         return metrics
 
     def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
-        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded only to choose."""
+        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded
+        only to choose.
+        """
         config, blocker = self.config, self.blocker
         x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
         if config.channels_last:
@@ -245,7 +254,9 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
-        """Loss and accuracy over a loader, and what else the task is judged by, all named ``{name}_...``."""
+        """Loss and accuracy over a loader, and what else the task is judged by, all named
+        ``{name}_...``.
+        """
         model.eval()
         classes, device = len(self.source.classes), self.accelerator.device
         sums = torch.zeros(3, device=device, dtype=torch.float64)  # right, loss, samples
@@ -346,7 +357,9 @@ def _averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
-    """For training, for the test, and some training samples in order, to see how well they have been learned."""
+    """For training, for the test, and some training samples in order, to see how well they have
+    been learned.
+    """
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "num_workers": 0 if source.collate is not None else config.workers,

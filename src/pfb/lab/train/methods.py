@@ -28,10 +28,12 @@ def importance(config: TrainConfig) -> Importance | None:
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
-    """The method beside the cut; for those that only stop samples there :class:`~pfb.lab.baselines.Skip` or none.
+    """The method beside the cut; for those that only stop samples there
+    :class:`~pfb.lab.baselines.Skip` or none.
 
     Raises:
-        RunError: several processes for a method whose losses lie in one, or ``--skip`` for one that chooses itself.
+        RunError: several processes for a method whose losses lie in one, or ``--skip`` for one that
+            chooses itself.
     """
     made: Method
     if config.method == "infobatch":
@@ -91,11 +93,13 @@ def attach_as(
 
 
 def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float) -> None:
-    """Run a few samples before training rather than fail when pruning starts. The model is left in eval mode.
+    """Run a few samples before training rather than fail when pruning starts. The model is left in
+    eval mode.
 
     Raises:
-        RunError: the model does not run on such input; or, with a blocker, the cut's output holds no features or the dimension
-            of its channels cannot be told, or the model does not run at the scale of the scoring pass.
+        RunError: the model does not run on such input; or, with a blocker, the cut's output holds
+            no features or the dimension of its channels cannot be told, or the model does not run
+            at the scale of the scoring pass.
     """
     try:
         with torch.no_grad():

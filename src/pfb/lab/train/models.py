@@ -1,4 +1,6 @@
-"""Models by name: small CIFAR ResNets of our own, all models of torchvision and timm, small transformers."""
+"""Models by name: small CIFAR ResNets of our own, all models of torchvision and timm, small
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def build_for(source: Source, name: str) -> nn.Module:
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels, ``6 n + 2`` layers."""
+    """The ResNet of He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels, ``6 n +
+    2`` layers.
+    """
 
     def __init__(self, blocks: int, classes: int, channels: int = 3) -> None:
         super().__init__()

@@ -22,7 +22,9 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
-    """OneCycle (div 25, final div 1e4, 30 % warm-up), cosine after 5 % linear warm-up, or constant."""
+    """OneCycle (div 25, final div 1e4, 30 % warm-up), cosine after 5 % linear warm-up, or
+    constant.
+    """
     if config.lr_schedule == "onecycle":
         return OneCycleLR(of, max_lr=config.lr, total_steps=total_steps)
     if config.lr_schedule == "cosine":

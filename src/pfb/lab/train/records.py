@@ -1,4 +1,6 @@
-"""What happened to each sample over the run: how often it was seen while pruning, kept, and how dense it lay last."""
+"""What happened to each sample over the run: how often it was seen while pruning, kept, and how
+dense it lay last.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from torch import Tensor
 
 
 class Records:
-    """Per-sample counts on the device, equal on all processes after :meth:`merge`; a resumed run keeps them.
+    """Per-sample counts on the device, equal on all processes after :meth:`merge`; a resumed run
+    keeps them.
 
     Attributes:
         seen, kept: ``[N]`` int64, steps in which the sample stood in a pruned batch, and went on.
@@ -27,14 +30,18 @@ class Records:
         self._log_density = self.log_density.clone()
 
     def add(self, index: Tensor, kept_index: Tensor, log_density: Tensor | None) -> None:
-        """Note one pruned batch: the data set's indices of all its samples and of those that went on."""
+        """Note one pruned batch: the data set's indices of all its samples and of those that went
+        on.
+        """
         self._seen.index_add_(0, index, torch.ones_like(index))
         self._kept.index_add_(0, kept_index, torch.ones_like(kept_index))
         if log_density is not None:
             self._log_density[index] = log_density
 
     def merge(self, accelerator: Accelerator) -> None:
-        """Add up what the processes noted since the last call; all of them call it, once per epoch."""
+        """Add up what the processes noted since the last call; all of them call it, once
+        per epoch.
+        """
         seen, kept = accelerator.reduce(torch.stack([self._seen, self._kept]), "sum")
         known = self._log_density.isfinite().float()
         total, processes = accelerator.reduce(torch.stack([self._log_density.nan_to_num(0, 0, 0), known]), "sum")
@@ -46,7 +53,9 @@ class Records:
         self._log_density.fill_(torch.nan)
 
     def write_csv(self, place: Path, labels: Tensor) -> None:
-        """One row per sample: its index, class (where it has one for the whole), and what is recorded of it."""
+        """One row per sample: its index, class (where it has one for the whole), and what is
+        recorded of it.
+        """
         columns = [torch.arange(len(self.seen)), self.seen, self.kept, self.log_density]
         names = ["index", "seen", "kept", "log_density"]
         if labels.shape == self.seen.shape:
@@ -65,6 +74,8 @@ class Records:
 
 
 def kept_share(records: dict[str, Tensor]) -> Tensor:
-    """In which part of its pruned batches each sample of a run's saved records was kept; NaN where it stood in none."""
+    """In which part of its pruned batches each sample of a run's saved records was kept; NaN where
+    it stood in none.
+    """
     seen = records["seen"].float()
     return torch.where(seen > 0, records["kept"] / seen.clamp_min(1), torch.nan)

@@ -1,4 +1,6 @@
-"""What the run cost, and what it would have cost on full data: measured on real unpruned steps after the run."""
+"""What the run cost, and what it would have cost on full data: measured on real unpruned steps
+after the run.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,13 @@ def measure_full_cost(
     totals: dict[str, Any],
     full_steps: int,
 ) -> dict[str, Any]:
-    """Time pruned and unpruned steps in turn, on a copy of the trained model and batches of its training data.
+    """Time pruned and unpruned steps in turn, on a copy of the trained model and batches of its
+    training data.
 
-    The run's full cost is its own time plus, for every step that was pruned, the median difference between an unpruned
-    and a pruned step, and an unpruned one for every step of ``full_steps`` whose samples were not loaded. Loading is not
-    counted there; where it is counted, and in evaluation and checkpoints, it stays as it was.
+    The run's full cost is its own time plus, for every step that was pruned, the median difference
+    between an unpruned and a pruned step, and an unpruned one for every step of ``full_steps``
+    whose samples were not loaded. Loading is not counted there; where it is counted, and in
+    evaluation and checkpoints, it stays as it was.
     """
     criterion = methods.importance(config)
     if config.method == "full" or (criterion is not None and totals["pruned_steps"] == 0):

@@ -1,7 +1,9 @@
-"""What a model is asked: a class per image, per pixel, or the next token. All end in logits ``[N, classes, ...]``.
+"""What a model is asked: a class per image, per pixel, or the next token. All end in logits ``[N,
+classes, ...]``.
 
-Targets are ``[N]``, ``[N, H, W]`` or ``[N, T]`` class indices, or soft labels ``[N, classes]``; the mean over everything but
-samples gives one loss and one accuracy per sample, so that the loop is the same for all.
+Targets are ``[N]``, ``[N, H, W]`` or ``[N, T]`` class indices, or soft labels ``[N, classes]``; the
+mean over everything but samples gives one loss and one accuracy per sample, so that the loop is the
+same for all.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from torch.nn import functional as F
 def logits_of(output: Any, target: Tensor) -> Tensor:
     """Logits ``[N, classes, ...]`` in the target's form, from what a library's model returns.
 
-    Takes a tensor, torchvision's ``{"out": ...}`` or an object with ``.logits``; brings the classes of a language model
-    ``[N, T, V]`` to dimension 1 and a coarse segmentation to the target's resolution.
+    Takes a tensor, torchvision's ``{"out": ...}`` or an object with ``.logits``; brings the classes
+    of a language model ``[N, T, V]`` to dimension 1 and a coarse segmentation to the target's
+    resolution.
 
     Example:
         >>> import torch
@@ -49,7 +52,9 @@ def accuracies(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def confusion(logits: Tensor, target: Tensor, classes: int) -> Tensor:
-    """How often class i (row) was taken for class j (column) in each sample, ``[N, classes, classes]`` float64."""
+    """How often class i (row) was taken for class j (column) in each sample, ``[N, classes,
+    classes]`` float64.
+    """
     n = target.size(0)
     sample = torch.arange(n, device=target.device).view(n, *[1] * (target.dim() - 1))
     pairs = (sample * classes + target) * classes + logits.argmax(1)
@@ -61,7 +66,8 @@ def mean_iou(confusion_CC: Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> mean_iou(torch.tensor([[3.0, 1.0], [0.0, 4.0]], dtype=torch.float64))  # (3 / 4 + 4 / 5) / 2
+        >>> found = torch.tensor([[3.0, 1.0], [0.0, 4.0]], dtype=torch.float64)
+        >>> mean_iou(found)  # (3 / 4 + 4 / 5) / 2
         0.775
     """
     right = confusion_CC.diag()
