@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import pfb
 from pfb.features import batched_tensor, pool, random_projection
+from pfb.forward import output_of, scoring_mode
 from pfb.lab.bench import output
 from pfb.lab.bench.step import first_block
 from pfb.lab.train.config import TrainConfig, without_folders
@@ -24,7 +25,6 @@ from pfb.lab.train.data import load
 from pfb.lab.train.models import build_for
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count, keep_largest
-from pfb.wiring import output_of, scoring_mode
 
 Way = Callable[[Tensor], Tensor]
 

@@ -11,10 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from pfb.wiring import output_of
 
 Clock = Callable[[], float]
 
@@ -129,40 +125,3 @@ def count_saved_bytes() -> Iterator[SavedBytes]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         yield saved
-
-
-def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
-    """The part of the model's forward FLOPs that is spent up to the cut: s in the cost model of
-    ``docs/method.md``.
-
-    Example:
-        >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 24))
-        >>> shallow_share(model, "0", torch.ones(2, 8))
-        0.25
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as whole:
-            model(*inputs)
-        with FlopCounterMode(display=False) as shallow:
-            output_of(model, model.get_submodule(cut), inputs, {})
-    finally:
-        model.train(was_training)
-    return float(shallow.get_total_flops() / whole.get_total_flops())
-
-
-def step_cost(prune: float, shallow: float, wiring: str) -> float:
-    """FLOPs of a pruned step, full step = 1, a backward counted as two forwards.
-
-    ``1 - p (1 - s)`` for ``"reuse"``, ``1 - p + s / 3`` for ``"recompute"``; 1 if nothing is
-    pruned.
-
-    Example:
-        >>> round(step_cost(0.4, 0.275, "reuse"), 3), round(step_cost(0.4, 0.275, "recompute"), 3)
-        (0.71, 0.692)
-    """
-    if prune == 0:
-        return 1.0
-    return 1 - prune * (1 - shallow) if wiring == "reuse" else 1 - prune + shallow / 3

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pfb import cuts, tree
 from pfb.blocker import attach
 from pfb.features import batched_tensor, leaves
+from pfb.forward import output_of
 from pfb.measure import Clock, Spread, count_saved_bytes, interleaved_seconds
 from pfb.selection import keep_count, parts
-from pfb.wiring import output_of
 
 MAX_CUTS = 6
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pfb import tree
 from pfb.features import batched_tensor, leaves
+from pfb.forward import Reached, no_autocast_cache, scoring_mode
 from pfb.gate import Gate, in_backward
 
 
@@ -89,14 +89,6 @@ class _Stop(_Hook):
         return tree.select(output, indices, batched_tensor(output).size(0), f"output of {self.cut_name}")
 
 
-class _Reached(Exception):
-    """Carries the cut's output, its only argument, out of a pass that ends there.
-
-    It has no ``__init__`` of its own: up to torch 2.14 the compiler cannot trace one in an
-    exception.
-    """
-
-
 class _Catch(_Hook):
     """Forward hook on the cut, for ``recompute``: ends the scoring pass there."""
 
@@ -105,7 +97,7 @@ class _Catch(_Hook):
             raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
         self.gate.reached = True
         if self.gate.scoring:
-            raise _Reached(output)
+            raise Reached(output)
 
 
 class _SelectInputs(_Hook):
@@ -145,9 +137,9 @@ class _SelectInputs(_Hook):
         if self.dtype is not None:
             precision = torch.autocast(next(leaves((args, kwargs))).device.type, self.dtype)
         try:
-            with torch.no_grad(), _no_autocast_cache(), scoring_mode(model, self.batch_statistics), precision:
+            with torch.no_grad(), no_autocast_cache(), scoring_mode(model, self.batch_statistics), precision:
                 model.forward(*args, **kwargs)
-        except _Reached as reached:
+        except Reached as reached:
             return reached.args[0]
         except (AssertionError, RuntimeError) as error:
             if self.scale == 1:
@@ -210,68 +202,9 @@ def wire_recompute(
     ]
 
 
-def output_of(
-    model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool = False
-) -> Any:
-    """What the cut gives for these inputs of the model, with or without graph; the layers after it
-    do not run.
-    """
-
-    def catch(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Reached(output)
-
-    handle = cut.register_forward_hook(catch, prepend=True)
-    try:
-        with torch.set_grad_enabled(grad), _no_autocast_cache():
-            model.forward(*args, **kwargs)
-    except _Reached as reached:
-        return reached.args[0]
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut")
-
-
 def is_wired(model: nn.Module) -> bool:
     """Whether a blocker is attached to the model or to a part of it."""
     return any(isinstance(hook, _Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())
-
-
-@contextlib.contextmanager
-def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Evaluation mode for the scoring pass, then every module's own mode again.
-
-    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running
-    statistics. Either way no running statistic moves here: it moves once per step, in the forward
-    proper.
-    """
-    modules = list(model.modules())
-    was_training = [m.training for m in modules]
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)] if batch_statistics else []
-    norms = [m for m in norms if m.training and m.track_running_stats]
-    try:
-        for m in modules:
-            m.training = False
-        for m in norms:
-            m.training, m.track_running_stats = True, False
-        yield
-    finally:
-        for m, training in zip(modules, was_training, strict=True):
-            m.training = training
-        for m in norms:
-            m.track_running_stats = True
-
-
-@contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Keep weights that autocast casts without graph out of its cache: the forward proper would get
-    no gradient.
-    """
-    was_enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(was_enabled)
 
 
 def _argument_names(model: nn.Module, n: int) -> list[str]:

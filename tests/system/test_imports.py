@@ -19,6 +19,8 @@ CORE = [
     "estimator",
     "importance",
     "features",
+    "forward",
+    "cost",
     "gate",
     "wiring",
     "cuts",

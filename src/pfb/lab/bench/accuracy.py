@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pfb
+from pfb.cost import shallow_share, step_cost
 from pfb.lab.bench import comparison
 from pfb.lab.bench.step import first_block
 from pfb.lab.errors import RunError
@@ -26,7 +27,6 @@ from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.models import build
 from pfb.lab.train.records import kept_share
-from pfb.measure import shallow_share, step_cost
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
+from pfb.forward import output_of
 from pfb.gate import Gate
 from pfb.lab.bench import output
 from pfb.lab.bench.step import Step, first_block
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count
 from pfb.tree import shrink_images
-from pfb.wiring import output_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reuse": {"shallow": "reuse"},

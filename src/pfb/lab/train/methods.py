@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import pfb
+from pfb.forward import output_of
 from pfb.gate import Importance
 from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.tree import shrink_images
-from pfb.wiring import output_of
 
 
 def importance(config: TrainConfig) -> Importance | None:
