@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pfb import cuts, wiring
-from pfb.estimator import DensityEstimator
-from pfb.features import channel_layers
-from pfb.gate import Gate, Importance
-from pfb.importance import RareFirst
-from pfb.schedule import Schedule, constant
+from pfb.gate import Gate
+from pfb.schedule import Schedule
 from pfb.selection import Selection, parts
-
-log = logging.getLogger("pfb")
 
 STATE_VERSION = 1
 FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the user is told
@@ -121,13 +114,13 @@ class Blocker:
         gate = self._gate
         if self._detached:
             raise RuntimeError("this blocker is detached; attach a new one to prune again")
-        if gate.pruned_parts > 0:
+        if gate.prunes:
             if not gate.reached:
                 raise RuntimeError(
                     f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
                     "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
                 )
-            if gate.reads_density:
+            if gate.reads == "density":
                 self.estimator.apply()
         self._ever_reached = True
         gate.end_step()
@@ -150,11 +143,8 @@ class Blocker:
         """Let all samples pass inside this context, for instance in a teacher's or a calibrating
         forward.
         """
-        before, self._gate.paused = self._gate.paused, True
-        try:
+        with self._gate.paused():
             yield
-        finally:
-            self._gate.paused = before
 
     # What it knows
 
@@ -171,11 +161,18 @@ class Blocker:
         return self._steps
 
     @property
+    def features(self) -> Tensor | None:
+        """``[N, D]`` float32 features of the latest pruned batch; ``None`` before the first, and
+        for a rule that reads none.
+        """
+        return self._gate.features
+
+    @property
     def last_log_density(self) -> Tensor | None:
         """``[N]`` log density of the latest pruned batch under the current estimate; ``None``
         before the first.
         """
-        features = self._gate.last_features
+        features = self._gate.features
         return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
 
     @property
@@ -210,7 +207,7 @@ class Blocker:
         same.
         """
         self._finalizer()
-        self._gate.pruned_parts = 0
+        self._gate.set_share(0)
         self._gate.enter(training=False)
         self._detached = True
 
@@ -262,17 +259,11 @@ class Blocker:
     # Inside
 
     def _set_share(self) -> None:
-        self._gate.pruned_parts = parts(self.prune)
+        self._gate.set_share(parts(self.prune))
 
     def _expects_pruning(self) -> bool:
         model = self._model()
-        return (
-            self._gate.pruned_parts > 0
-            and not self._gate.paused
-            and torch.is_grad_enabled()
-            and model is not None
-            and model.training
-        )
+        return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
 
     def _warn_of_missing_step(self) -> None:
         if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._told_to_step:
@@ -282,156 +273,6 @@ class Blocker:
                 "moves. Add `blocker.step()` beside `optimizer.step()`.",
                 stacklevel=3,
             )
-
-
-def attach(
-    model: nn.Module,
-    cut: str | nn.Module | None = None,
-    prune: float | Schedule = 0.4,
-    *,
-    shallow: Literal["reuse", "recompute"] = "reuse",
-    importance: Importance | None = None,
-    total_steps: int | None = None,
-    estimator: DensityEstimator | None = None,
-    features: Callable[[Any], Tensor] | None = None,
-    feature_dim: int | None = None,
-    channel_dim: int | None = None,
-    batchnorm: Literal["running", "batch"] | None = None,
-    scoring_scale: float = 1.0,
-    scoring_dtype: torch.dtype | None = None,
-    shared: tuple[str, ...] = (),
-) -> Blocker:
-    """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv
-    2506.23674).
-
-    The model's code, parameter names and ``state_dict`` stay as they are. Samples are stopped only
-    while the model is in training mode and gradients are enabled; otherwise its output is
-    untouched, bit for bit.
-
-    Args:
-        model: any module. Attach before ``torch.compile`` and before wrapping it for distributed
-            training.
-        cut: the layer after which samples stop: its dotted name, the module, or ``None`` for the
-            first stage, which is found by the model's structure and logged.
-        prune: share of each batch that stops, in [0, 1), or :func:`pfb.window`. N samples keep
-            ``N - floor(prune * N)``, at least 2 (N itself if smaller).
-        shallow: ``"reuse"`` keeps the shallow part's graph for the whole batch (the paper).
-            ``"recompute"`` scores in a pass without graph and runs the kept samples from the input:
-            cheaper above ``prune = 1/3``, less memory, and the way to go when masks, labels or
-            other inputs bypass the cut.
-        importance: callable from features ``[N, D]`` (and, as second argument, the density
-            estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the
-            paper's.
-        total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
-        estimator: default ``pfb.DensityEstimator()``.
-        features: callable from the cut's output to features ``[N, D]``, instead of averaging over
-            all but the channels.
-        feature_dim: reduce wider features to so many dimensions by a fixed random projection;
-            ``None``: never.
-        channel_dim: where the cut's output has its channels; inferred from the layers inside the
-            cut.
-        batchnorm: for ``"recompute"``, what BatchNorms normalise by in the scoring pass:
-            ``"running"`` statistics (the default) or those of the ``"batch"``. Running statistics
-            move once per step either way.
-        scoring_scale: for ``"recompute"``, the resolution of the scoring pass as a part of the
-            images', in (0, 1]: 0.5 makes it four times cheaper for convolutional nets, and coarser.
-            Inputs without images are refused.
-        scoring_dtype: for ``"recompute"``, ``torch.bfloat16`` or ``torch.float16`` to run the
-            scoring pass under autocast where training itself does not.
-        shared: for ``"recompute"``, names of the model's inputs that belong to the batch as a
-            whole.
-
-    Returns:
-        A :class:`Blocker`; keep it, its hooks go when it goes.
-
-    Raises:
-        TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
-            got and the way out.
-
-    Example:
-        >>> import torch, pfb
-        >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
-        >>> model = torch.nn.Sequential(*layers)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> blocker = pfb.attach(model, cut="1", prune=0.4)
-        >>> for _ in range(3):
-        ...     x, y = torch.randn(10, 4), torch.randint(3, (10,))
-        ...     loss = torch.nn.functional.cross_entropy(model(x), blocker.select(y))
-        ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
-        ...     blocker.step()
-        >>> blocker.selection.indices.numel()
-        6
-    """
-    _check_model(model)
-    schedule = prune if isinstance(prune, Schedule) else constant(prune)
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
-        raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
-    if schedule.needs_total_steps and total_steps is None:
-        raise ValueError("`total_steps` is needed by `pfb.window`: pass len(loader) * epochs (got None)")
-    if shallow not in ("reuse", "recompute"):
-        raise ValueError(f'`shallow` must be "reuse" or "recompute" (got {shallow!r})')
-    if batchnorm not in (None, "running", "batch"):
-        raise ValueError(f'`batchnorm` must be "running" or "batch" (got {batchnorm!r})')
-    if isinstance(scoring_scale, bool) or not isinstance(scoring_scale, (int, float)) or not 0 < scoring_scale <= 1:
-        raise ValueError(f"`scoring_scale` must be a part of the images' resolution in (0, 1] (got {scoring_scale!r})")
-    if scoring_dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"`scoring_dtype` must be torch.bfloat16, torch.float16 or None (got {scoring_dtype!r})")
-    if shallow == "reuse" and (batchnorm is not None or shared or scoring_scale != 1 or scoring_dtype is not None):
-        raise ValueError(
-            '`batchnorm`, `scoring_scale`, `scoring_dtype` and `shared` belong to shallow="recompute"; leave them out '
-            'with "reuse"'
-        )
-    if feature_dim is not None and (
-        isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
-    ):
-        raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
-    importance = RareFirst() if importance is None else importance
-    if isinstance(importance, type) or not callable(importance):
-        raise TypeError(
-            f"`importance` must be a callable such as `pfb.RareFirst()` or a function of features [N, D] (got {importance!r})"
-        )
-    if isinstance(shared, str):
-        raise TypeError(f"`shared` must be a tuple of input names: write shared=({shared!r},)")
-    name, module = cuts.resolve(model, cut)
-    if cut is None:
-        log.info("pfb cuts %s after %r", type(model).__name__, name)
-    gate = Gate(
-        importance,
-        DensityEstimator() if estimator is None else estimator,
-        features,
-        feature_dim,
-        channel_dim,
-        channel_layers(module, model),
-    )
-    if shallow == "reuse":
-        handles = wiring.wire_reuse(model, module, name, gate)
-    else:
-        batch_statistics = batchnorm == "batch"
-        handles = wiring.wire_recompute(
-            model, module, name, gate, batch_statistics, scoring_scale, scoring_dtype, tuple(shared)
-        )
-    return Blocker(gate, handles, name, shallow, schedule, total_steps, model)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module (got {type(model).__name__})")
-    if isinstance(model, nn.DataParallel):
-        raise TypeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)"
-        )
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or model._compiled_call_impl is not None:
-        raise TypeError(
-            "a compiled model ignores hooks that come later: pfb.attach(model, ...) first, then torch.compile"
-        )
-    if wiring.is_wired(model):
-        raise ValueError(
-            "a blocker is attached to this model already, and two would prune twice: detach() the first one"
-        )
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

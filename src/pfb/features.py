@@ -5,13 +5,75 @@ Shape suffixes: N samples, T tokens, C channels, H W space, D feature dimensions
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pfb.tree import leaves
+
+
+class FeatureReader:
+    """Features ``[N, D]`` of a cut's output, in float32 and without graph; reads only.
+
+    Args:
+        layers: what :func:`channel_layers` says of the cut.
+        features: callable from the cut's output to ``[N, D]``, instead of averaging over all but
+            samples and channels.
+        feature_dim: reduce wider features to so many dimensions by :func:`random_projection`.
+        channel_dim: where the output has its channels; ``None``: inferred at the first one.
+        batch_dim: where the output has its samples.
+
+    Example:
+        >>> import torch
+        >>> FeatureReader(layers=())(torch.ones(2, 5, 8)).shape  # tokens [N, T, C]
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        layers: tuple[tuple[int, int], ...],
+        features: Callable[[Any], Tensor] | None = None,
+        feature_dim: int | None = None,
+        channel_dim: int | None = None,
+        batch_dim: int = 0,
+    ) -> None:
+        if feature_dim is not None and (
+            isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
+        ):
+            raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
+        self.batch_dim = batch_dim
+        self._layers, self._features, self._feature_dim = layers, features, feature_dim
+        self._channel_dim = channel_dim
+        self._projection: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, output: Any) -> Tensor:
+        """Read the features.
+
+        Raises:
+            TypeError: the output holds no floating-point tensor ``[N, ...]``.
+            ValueError: it cannot be told which dimension holds the channels, or the callable
+                returned something else than ``[N, D]``.
+        """
+        if self._features is not None:
+            features_ND = self._features(output)
+            if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
+                shape = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
+                raise ValueError(f"`features` must return a tensor [N, D] (got {shape})")
+            return features_ND.detach().float()
+        x = batched_tensor(output).movedim(self.batch_dim, 0)
+        if self._channel_dim is None:
+            self._channel_dim = infer_channel_dim(x.shape, self._layers)
+        pooled_NC = pool(x, self._channel_dim)
+        if self._feature_dim is None or pooled_NC.size(1) <= self._feature_dim:
+            return pooled_NC
+        if self._projection is None or self._projection.device != pooled_NC.device:
+            self._projection = random_projection(pooled_NC.size(1), self._feature_dim, pooled_NC.device)
+        with torch.autocast(pooled_NC.device.type, enabled=False):
+            return pooled_NC @ self._projection
 
 
 def batched_tensor(output: Any) -> Tensor:
@@ -55,11 +117,6 @@ def fingerprint(x: Tensor) -> Tensor:
     """
     x = x.detach().unsqueeze(-1)  # so that there is something to average over in [N], too
     return x.mean(list(range(1, x.dim())), dtype=torch.float32).unsqueeze(1)
-
-
-def project(x_NC: Tensor, projection_CD: Tensor | None) -> Tensor:
-    """Reduce the channels by a fixed linear map; ``None`` keeps them as they are."""
-    return x_NC if projection_CD is None else x_NC @ projection_CD
 
 
 def random_projection(channels: int, dims: int, device: torch.device | str = "cpu") -> Tensor:
@@ -134,18 +191,3 @@ def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:
         # torchvision and timm call the LayerNorm over the channels of [N, C, H, W] LayerNorm2d.
         return (1 if "2d" in type(module).__name__ else -1), module.normalized_shape[0]
     return None
-
-
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """All tensors of a layer's output, depth first."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from leaves(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from leaves(value)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from leaves(getattr(tree, field.name))

@@ -7,108 +7,127 @@ flags that stay fixed within a ratio level, and does not count.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfb.estimator import DensityEstimator
-from pfb.features import batched_tensor, fingerprint, infer_channel_dim, pool, project, random_projection
-from pfb.importance import takes_density
+from pfb.features import FeatureReader, batched_tensor, channel_layers, fingerprint
+from pfb.importance import Importance, reads_of
+from pfb.replay import Replays, in_backward
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
-
-Importance = Callable[..., Tensor]
-
-
-@dataclass(eq=False)
-class _Forward:
-    """One forward's features at the cut and its decision; ``None``: all passed."""
-
-    features: Tensor
-    indices: Tensor | None
-    replayed: bool = False
 
 
 class Gate:
-    """What stands at the cut of one model.
+    """What stands at the cut of one model. Hooks and benchmarks call its methods; nobody sets its
+    fields.
+
+    Args:
+        importance: the rule.
+        estimator: the density it reads.
+        reader: from the cut's output to features.
 
     Attributes:
-        pruned_parts: the share to prune now, in parts of ``selection.PRECISION``.
-        paused: whether all samples pass for the time being.
         armed: whether the forward now running prunes; set when it enters the model.
+        scoring: whether a pass is running that only scores.
+        reached: whether any forward met the cut since the last step.
         selection: the latest forward's decision; ``None`` if it pruned nothing.
+        features: ``[N, D]`` of the latest pruned batch; ``None`` before it.
+        blocked_forwards: pruned forwards since the last step.
     """
 
-    def __init__(
-        self,
-        importance: Importance,
-        estimator: DensityEstimator,
-        features: Callable[[Any], Tensor] | None,
-        feature_dim: int | None,
-        channel_dim: int | None,
-        channel_layers: tuple[tuple[int, int], ...],
-    ) -> None:
-        self.importance = importance
-        self.reads_density = takes_density(importance)
-        self.reads_features: bool = getattr(importance, "reads_features", True)
-        self.estimator = estimator
-        self.pruned_parts = 0
-        self.paused = False
-        self.armed = False
-        self.scoring = False  # is a pass running that only scores?
-        self.passed = False  # has this forward met the cut?
-        self.reached = False  # has any forward met the cut since the last step?
+    def __init__(self, importance: Importance, estimator: DensityEstimator, reader: FeatureReader) -> None:
+        self.importance, self.estimator, self.reader = importance, estimator, reader
+        self.reads = reads_of(importance)
+        self.armed = self.scoring = self.reached = False
         self.blocked_forwards = 0
-        self.last_features: Tensor | None = None
-        self._features, self._feature_dim = features, feature_dim
-        self._channel_dim, self._channel_layers = channel_dim, channel_layers
-        self._projection: Tensor | None = None
+        self.features: Tensor | None = None
+        self.replays = Replays()
+        self._pruned_parts = 0
+        self._is_paused = False
+        self._met = False  # has this forward met the cut?
+        self._with_grad = False
         self._indices: Tensor | None = None
         self._batch_size = 0
-        self._with_grad = False
-        self._forwards: deque[_Forward] = deque(maxlen=1024)  # since the last step, for activation checkpointing
+
+    # Between forwards
 
     @property
     def selection(self) -> Selection | None:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether the share is above 0 and nobody has paused."""
+        return self._pruned_parts > 0 and not self._is_paused
+
+    def set_share(self, pruned_parts: int) -> None:
+        """The share to prune from now on, in parts of ``selection.PRECISION``."""
+        self._pruned_parts = pruned_parts
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """All samples pass inside this context."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    def end_step(self) -> None:
+        """Forget what belonged to the step that ends."""
+        self.replays.clear()
+        self.reached = False
+        self.blocked_forwards = 0
+
+    # One forward, in this order
+
     def enter(self, training: bool) -> bool:
         """A forward enters the model: does it prune?"""
         self._with_grad = torch.is_grad_enabled()
-        self.armed = training and self._with_grad and not self.paused and self.pruned_parts > 0
-        self.passed = False
+        self.armed = training and self._with_grad and self.prunes
+        self._met = False
         if not in_backward():
             self._indices = None
         return self.armed
 
-    def leave(self) -> None:
-        """The forward leaves the model: layers called on their own from here on are left alone."""
-        self.armed = self._with_grad = False
+    @contextlib.contextmanager
+    def scoring_pass(self) -> Iterator[None]:
+        """Inside, the cut ends the pass."""
+        self.scoring = True
+        try:
+            yield
+        finally:
+            self.scoring = False
+
+    def meet_cut(self) -> bool:
+        """The forward meets the cut; whether one that prunes did so before."""
+        again, self._met, self.reached = self.armed and self._met, self.armed, True
+        return again
 
     @torch.no_grad()
     def decide(self, output: Any) -> Tensor:
         """Indices of the samples that go on, given the cut's output."""
-        features_ND = self.features(output)
+        features_ND = self.read(output)
         n = features_ND.size(0)
-        if self.reads_density:
-            importance_N = self.importance(features_ND, self.estimator)
-        else:
-            importance_N = self.importance(features_ND)
+        importance_N = (
+            self.importance(features_ND, self.estimator) if self.reads == "density" else self.importance(features_ND)
+        )
         if importance_N.shape != (n,):
             raise ValueError(
                 f"`importance` must return one value per sample, shape ({n},) (got {tuple(importance_N.shape)})"
             )
-        indices_K = keep_largest(importance_N, keep_count_of_parts(n, self.pruned_parts))
-        if self.reads_density:
+        indices_K = keep_largest(importance_N, keep_count_of_parts(n, self._pruned_parts))
+        if self.reads == "density":
             self.estimator.accumulate(features_ND.index_select(0, indices_K))
         self._indices, self._batch_size = indices_K, n
-        self.last_features = features_ND if self.reads_features else None
+        self.features = None if self.reads == "nothing" else features_ND
         if not torch.compiler.is_compiling():
             self.blocked_forwards += 1
-            self._forwards.append(_Forward(features_ND, indices_K))
+            self.replays.note(features_ND, indices_K)
         return indices_K
 
     def let_pass(self, output: Any) -> None:
@@ -116,71 +135,42 @@ class Gate:
         mistaken for another.
         """
         with_grad = self._with_grad or torch.is_grad_enabled()
-        if self.pruned_parts > 0 and with_grad and not torch.compiler.is_compiling():
-            self._forwards.append(_Forward(self.features(output), None))
+        if self._pruned_parts > 0 and with_grad and not torch.compiler.is_compiling():
+            self.replays.note(self.read(output), None)
+
+    def leave(self) -> None:
+        """The forward leaves the model: layers called on their own from here on are left alone."""
+        self.armed = self._with_grad = False
+
+    def replay(self, output: Any) -> Tensor | None:
+        """The decision of the forward that activation checkpointing is running again."""
+        return None if self._pruned_parts == 0 else self.replays.decision(self.read(output))
 
     @torch.no_grad()
-    def replay(self, output: Any) -> Tensor | None:
-        """The decision of the forward that activation checkpointing is running again, which must be
-        the same one.
-
-        Several forwards within one step are told apart by their features, and equal ones by the
-        order in which backward visits them: the latest first.
-        """
-        if self.pruned_parts == 0:
-            return None
-        features_ND = self.features(output)
-        candidates = [f for f in reversed(self._forwards) if f.features.shape == features_ND.shape]
-        if not candidates:
-            raise RuntimeError(
-                "activation checkpointing runs a forward again whose first run pruned nothing, so its gradients would be "
-                "wrong. Use `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, and call `blocker.step()` "
-                "only after `backward()`."
-            )
-        if len(candidates) > 1:
-            apart = torch.stack([(f.features - features_ND).abs().sum() for f in candidates])
-            distances = apart.nan_to_num(torch.inf).tolist()
-            nearest = [f for f, d in zip(candidates, distances, strict=True) if d == min(distances)]
-            candidates = [f for f in nearest if not f.replayed] or nearest
-        candidates[0].replayed = True
-        return candidates[0].indices
-
-    def features(self, output: Any) -> Tensor:
+    def read(self, output: Any) -> Tensor:
         """Float32 features ``[N, D]`` of the cut's output, without graph.
 
-        A criterion that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of
-        the model's input.
+        A rule that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of the
+        model's input.
         """
-        if not self.reads_features:
+        if self.reads == "nothing":
             return fingerprint(output if isinstance(output, Tensor) else batched_tensor(output))
-        if self._features is not None:
-            features_ND = self._features(output)
-            if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
-                shape = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
-                raise ValueError(f"`features` must return a tensor [N, D] (got {shape})")
-            return features_ND.detach().float()
-        x = batched_tensor(output)
-        if self._channel_dim is None:
-            self._channel_dim = infer_channel_dim(x.shape, self._channel_layers)
-        pooled_NC = pool(x, self._channel_dim)
-        if self._feature_dim is None or pooled_NC.size(1) <= self._feature_dim:
-            return pooled_NC
-        if self._projection is None or self._projection.device != pooled_NC.device:
-            self._projection = random_projection(pooled_NC.size(1), self._feature_dim, pooled_NC.device)
-        with torch.autocast(pooled_NC.device.type, enabled=False):
-            return project(pooled_NC, self._projection)
-
-    def end_step(self) -> None:
-        """Forget what belonged to the step that ends."""
-        self._forwards.clear()
-        self.reached = False
-        self.blocked_forwards = 0
+        return self.reader(output)
 
 
-def in_backward() -> bool:
-    """Whether this thread is inside a running backward pass, where only activation checkpointing
-    calls a forward.
+def gate_for(
+    model: nn.Module, cut: str, importance: Importance, estimator: DensityEstimator, pruned_parts: int = 0
+) -> Gate:
+    """A gate without hooks, as planner and benchmarks use it.
+
+    Example:
+        >>> import torch, pfb
+        >>> from pfb.selection import parts
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+        >>> gate = gate_for(model, "0", pfb.Uniform(), pfb.DensityEstimator(), parts(0.4))
+        >>> gate.decide(torch.randn(10, 8)).shape
+        torch.Size([6])
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
+    gate = Gate(importance, estimator, FeatureReader(channel_layers(model.get_submodule(cut), model)))
+    gate.set_share(pruned_parts)
+    return gate

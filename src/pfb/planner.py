@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pfb import cuts, tree
-from pfb.blocker import attach
-from pfb.features import batched_tensor, leaves
+from pfb.estimator import DensityEstimator
+from pfb.features import batched_tensor
 from pfb.forward import output_of
+from pfb.gate import gate_for
+from pfb.importance import RareFirst
 from pfb.measure import Clock, Spread, count_saved_bytes, interleaved_seconds
+from pfb.schedule import constant
 from pfb.selection import keep_count, parts
 
 MAX_CUTS = 6
@@ -157,11 +160,11 @@ def plan(
     """
     model = copy.deepcopy(model).train()
     args, kwargs = _arguments(example_input)
-    batched = next((x for x in leaves((args, kwargs)) if x.dim() > 0), None)
+    batched = next((x for x in tree.leaves((args, kwargs)) if x.dim() > 0), None)
     if batched is None:
         raise ValueError("`example_input` must hold a batch of tensors, as the model takes it")
     n, device = batched.size(0), batched.device
-    kept = keep_count(n, prune)
+    kept = keep_count(n, constant(prune).prune)
     first = torch.arange(kept, device=device)
     few_args, few_kwargs = tree.select((args, kwargs), first, n)
     cut = cuts.resolve(model, cut)[0] if cut is not None else _first_stage_or_none(model)
@@ -212,9 +215,8 @@ class _Shallow:
 
     def __init__(self, model: nn.Module, cut: str, prune: float) -> None:
         self.model, self.module = model, model.get_submodule(cut)
-        with attach(model, cut, prune) as blocker:
-            self.gate, self.estimator = blocker._gate, blocker.estimator
-        self.gate.pruned_parts = parts(prune)
+        self.estimator = DensityEstimator()
+        self.gate = gate_for(model, cut, RareFirst(), self.estimator, parts(prune))
         self.output: Any = None
 
     def score(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -268,7 +270,7 @@ def _reached(model: nn.Module, cut: str | None, args: tuple[Any, ...], kwargs: d
 
 def _loss(output: Any) -> Tensor:
     """Some scalar through which gradients reach everything."""
-    parts = [x.float().square().mean() for x in leaves(output) if x.requires_grad]
+    parts = [x.float().square().mean() for x in tree.leaves(output) if x.requires_grad]
     return torch.stack(parts).sum()
 
 

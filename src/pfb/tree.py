@@ -1,42 +1,148 @@
-"""Select the kept samples in any nested batch.
+"""One walker over nested batches, for selecting, shrinking and looking.
 
-A batch is a tree: tensors inside tuples, lists, dicts and dataclasses. Every tensor whose first
-dimension is the batch is indexed; scalars, numbers, strings and ``None`` are shared by all samples
-and pass through untouched.
+A batch is a tree: tensors inside tuples, lists, mappings and dataclasses. Every tensor whose first
+dimension is the batch is indexed by sample, and so is a list that holds one item per sample;
+scalars, numbers, strings and ``None`` are shared by all samples and pass through untouched.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import numbers
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+PLAIN = (str, bytes, numbers.Number, torch.dtype, torch.device)
+SHARED = (*PLAIN, enum.Enum, Path, slice, range)
+DESCEND = object()
+"""What a visitor returns for a container that it wants to be walked into."""
 
 
-def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> Any:
-    """Return ``tree`` with only the samples ``indices`` of every batched tensor in it.
+def children(tree: Any) -> list[tuple[str, Any]] | None:
+    """Name and value of each place inside a container; ``None`` for a leaf."""
+    if isinstance(tree, PackedSequence):
+        return None
+    if isinstance(tree, Mapping):
+        return [(f"[{key!r}]", value) for key, value in tree.items()]
+    if isinstance(tree, (tuple, list)):
+        return [(f"[{i}]", value) for i, value in enumerate(tree)]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in dataclasses.fields(tree) if hasattr(tree, field.name)]
+        return [(f".{name}", getattr(tree, name)) for name in names]
+    return None
+
+
+def rebuilt(tree: Any, places: list[str], values: list[Any]) -> Any:
+    """A copy of a container with other values; no constructor of the user's runs again."""
+    if isinstance(tree, Mapping):
+        items = dict(zip(tree, values, strict=True))
+        if type(tree) is dict or not isinstance(tree, MutableMapping):
+            return items
+        clone = copy.copy(tree)
+        for key, value in items.items():
+            clone[key] = value
+        return clone
+    if isinstance(tree, (tuple, list)):
+        if isinstance(tree, tuple) and hasattr(tree, "_make"):
+            return tree._make(values)
+        return values if type(tree) is list else type(tree)(values)
+    clone = copy.copy(tree)
+    for place, value in zip(places, values, strict=True):
+        object.__setattr__(clone, place[1:], value)
+    return clone
+
+
+def mapped(tree: Any, visit: Callable[[Any, str], Any], path: str = "batch") -> Any:
+    """The tree with every node replaced by what ``visit(node, path)`` makes of it.
 
     Args:
-        tree: tensor, or tuple, list, mapping or dataclass of trees; the first dimension of its
-            tensors is the batch.
-        indices: ``[K]`` int64, the samples to keep.
-        batch_size: the number of samples N that every batched tensor must have.
+        tree: any nested batch.
+        visit: returns the replacement, or ``DESCEND`` to be asked about each value inside.
         path: what errors call the tree.
 
+    Raises:
+        TypeError: a container that cannot be copied with other values.
+
+    Example:
+        >>> mapped({"a": [1, 2]}, lambda x, path: x + 1 if isinstance(x, int) else DESCEND)
+        {'a': [2, 3]}
+    """
+    found = visit(tree, path)
+    if found is not DESCEND:
+        return found
+    inside = children(tree)
+    if inside is None:
+        raise TypeError(
+            f"`{path}` is a {type(tree).__name__}, which cannot be indexed by sample. Convert it to a tensor, or "
+            "index it yourself with `blocker.selection.indices`."
+        )
+    places = [place for place, _ in inside]
+    values = [mapped(value, visit, path + place) for place, value in inside]
+    try:
+        return rebuilt(tree, places, values)
+    except Exception as error:
+        raise TypeError(
+            f"`{path}` is a {type(tree).__name__} that cannot be copied with other values ({error}). Pass a plain "
+            "dict or tuple of what it holds."
+        ) from error
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """All tensors in a tree, depth first."""
+    if isinstance(tree, Tensor):
+        yield tree
+    for _, value in children(tree) or ():
+        yield from leaves(value)
+
+
+def copied(tree: Any) -> Any:
+    """The same leaves in containers of their own: what is popped from them stays in the tree."""
+
+    def visit(node: Any, path: str) -> Any:
+        return DESCEND if children(node) is not None and type(node) in (dict, list, tuple) else node
+
+    return mapped(tree, visit)
+
+
+def select(
+    tree: Any,
+    indices: Tensor,
+    batch_size: int,
+    path: str = "batch",
+    dim: int = 0,
+    seen: dict[str, bool] | None = None,
+) -> Any:
+    """Return ``tree`` with only the samples ``indices`` of every batched value in it.
+
+    A list or tuple of N items that holds no batched tensor has one item per sample (images of
+    different sizes, one dict of boxes per image): its kept items are returned, which synchronises
+    the device.
+
+    Args:
+        tree: tensor, or tuple, list, mapping or dataclass of trees.
+        indices: ``[K]`` int64, the samples to keep; nothing is touched if these are all.
+        batch_size: the number of samples N that every batched tensor must have.
+        path: what errors call the tree.
+        dim: the batch's dimension in its tensors.
+        seen: remembers from one batch to the next which lists hold one item per sample, for the
+            batch that happens to be as long as a list of something else.
+
     Returns:
-        The same structure with tensors of K rows. Memory format (``channels_last``) and autograd
-        graph are kept.
+        The same structure with K of N samples. Memory format (``channels_last``) and autograd graph
+        are kept.
 
     Raises:
-        ValueError: a tensor has another first dimension than ``batch_size``; the message names its
-            place.
-        TypeError: a leaf that cannot be indexed by sample (a NumPy array, a list with one plain
-            value per sample, ...).
+        ValueError: a tensor of another size than ``batch_size``; the message names its place.
+        TypeError: what cannot be indexed by sample (a NumPy array, a list with one plain value per
+            sample, ...), or a list of which it cannot be told.
 
     Example:
         >>> import torch
@@ -46,28 +152,25 @@ def select(tree: Any, indices: Tensor, batch_size: int, path: str = "batch") -> 
         >>> kept["image"].shape, kept["mixup"]
         (torch.Size([2, 3, 8, 8]), (tensor([0, 2]), tensor([0, 2]), 0.3))
     """
-    if isinstance(tree, Tensor):
-        return _select_tensor(tree, indices, batch_size, path)
-    if tree is None or isinstance(tree, (str, bytes, numbers.Number, torch.dtype, torch.device)):
+    if len(indices) == batch_size:
         return tree
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
-        return dataclasses.replace(
-            tree, **{k: select(v, indices, batch_size, f"{path}.{k}") for k, v in fields.items()}
-        )
-    if isinstance(tree, Mapping):
-        items = {k: select(v, indices, batch_size, f"{path}[{k!r}]") for k, v in tree.items()}
-        return items if type(tree) is dict else _rebuild_mapping(tree, items)
-    if isinstance(tree, (tuple, list)):
-        _refuse_one_value_per_sample(tree, batch_size, path)
-        values = [select(v, indices, batch_size, f"{path}[{i}]") for i, v in enumerate(tree)]
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*values)
-        return values if type(tree) is list else type(tree)(values)
-    raise TypeError(
-        f"`{path}` is a {type(tree).__name__}, which cannot be indexed by sample. Convert it to a tensor, "
-        "or index it yourself with `blocker.selection.indices`."
-    )
+    seen = {} if seen is None else seen
+
+    def visit(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            return _select_tensor(node, indices, batch_size, path, dim)
+        if node is None or isinstance(node, SHARED):
+            return node
+        if isinstance(node, (tuple, list)) and not hasattr(node, "_make"):
+            if len(node) != batch_size:
+                if not torch.compiler.is_compiling():
+                    seen[path] = False
+            elif _is_one_per_sample(node, batch_size, path, dim, seen):
+                items = [node[i] for i in indices.tolist()]
+                return items if isinstance(node, list) else tuple(items)
+        return DESCEND
+
+    return mapped(tree, visit, path)
 
 
 def shrink_images(tree: Any, scale: float) -> Any:
@@ -84,57 +187,66 @@ def shrink_images(tree: Any, scale: float) -> Any:
     """
     found = []
 
-    def shrink(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point():
-            found.append(x)
-            sides = [max(1, round(side * scale)) for side in x.shape[2:]]
-            return F.interpolate(x, size=sides, mode="area")
-        if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
-            return type(x)(shrink(v) for v in x)
-        return {k: shrink(v) for k, v in x.items()} if type(x) is dict else x
+    def visit(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor) and node.dim() == 4 and node.is_floating_point():
+            found.append(path)
+            sides = [max(1, round(side * scale)) for side in node.shape[2:]]
+            return F.interpolate(node, size=sides, mode="area")
+        return DESCEND if children(node) is not None else node
 
-    shrunk = shrink(tree)
+    shrunk = mapped(tree, visit)
     if not found:
-        raise ValueError("`scoring_scale` below 1 needs images [N, C, H, W] among the model's inputs; leave it at 1")
+        raise ValueError("a `scale` below 1 needs images [N, C, H, W] among the model's inputs; leave it at 1")
     return shrunk
 
 
-def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str) -> Tensor:
+def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str, dim: int) -> Tensor:
     if x.dim() == 0:
         return x
-    if x.size(0) != batch_size:
+    if x.is_nested:
+        raise TypeError(f"`{path}` is a nested tensor, which cannot be indexed by sample. Pad it, or pass a list.")
+    if x.dim() <= dim or x.size(dim) != batch_size:
         raise ValueError(
-            f"`{path}` must have the batch of {batch_size} samples as its first dimension (got shape "
+            f"`{path}` must have the batch of {batch_size} samples as its {_ordinal(dim)} dimension (got shape "
             f"{tuple(x.shape)}). Pass what belongs to the batch of the latest forward; make a value that all samples "
             "share a Python number or a 0-d tensor, or name it in `shared=` if it is an input of the model."
         )
     if indices.device != x.device:
         indices = indices.to(x.device)
-    # index_select always writes a contiguous result: go through the layout in which the samples lie
-    # densely.
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+    # index_select always writes a contiguous result: take the layout in which samples lie densely.
+    if dim == 0 and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
-    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+    if dim == 0 and x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
         return x.permute(0, 2, 3, 4, 1).index_select(0, indices).permute(0, 4, 1, 2, 3)
-    return x.index_select(0, indices)
+    return x.index_select(dim, indices)
 
 
-def _rebuild_mapping(tree: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    if not isinstance(tree, MutableMapping):
-        return items
-    clone = copy.copy(tree)
-    for key, value in items.items():
-        clone[key] = value
-    return clone
+def _ordinal(dim: int) -> str:
+    return ("first", "second", "third")[dim] if dim < 3 else f"{dim + 1}th"
 
 
-def _refuse_one_value_per_sample(values: tuple[Any, ...] | list[Any], batch_size: int, path: str) -> None:
-    """A list of N plain values is most likely one per sample: passing it on whole would misalign it
-    silently.
+def _is_one_per_sample(node: Any, batch_size: int, path: str, dim: int, seen: dict[str, bool]) -> bool:
+    """Whether a list as long as the batch holds one item per sample.
+
+    Raises:
+        TypeError: it cannot be told.
     """
-    plain = (str, bytes, numbers.Number)
-    if len(values) == batch_size > 1 and all(isinstance(v, plain) for v in values):
+    if path in seen:
+        return seen[path]
+    alike = len({type(item) for item in node if item is not None}) <= 1
+    batched = [x.size(dim) == batch_size for x in leaves(node) if x.dim() > dim]
+    if not alike or (batched and all(batched) and len({type(item) for item in node}) > 1):
+        return False
+    if all(isinstance(item, PLAIN) for item in node):
         raise TypeError(
             f"`{path}` holds {batch_size} plain values for {batch_size} samples, so it is not clear whether they are "
-            "one per sample. Make it a tensor, or use `blocker.selection.select_list(values)` to take the kept items."
+            "one per sample. Make it a tensor, or use `blocker.selection.select_list(values)` for the kept items."
         )
+    if batched and all(batched):
+        raise TypeError(
+            f"`{path}` holds {batch_size} items with tensors of {batch_size} rows for {batch_size} samples, so it is "
+            "not clear whether it has one item per sample or items for all. Stack them into one tensor."
+        )
+    if not torch.compiler.is_compiling():
+        seen[path] = True
+    return True

@@ -119,7 +119,7 @@ def test_own_features():
     model = zoo.mlp(6, 8, 3)
     with pfb.attach(model, "0", 0.5, features=lambda out: out[:, :2]) as blocker:
         model(torch.randn(8, 6))
-        assert blocker._gate.last_features.shape == (8, 2)
+        assert blocker.features.shape == (8, 2)
     with pfb.attach(model, "0", 0.5, features=lambda out: out[0]), pytest.raises(ValueError, match=r"\[N, D\]"):
         model(torch.randn(8, 6))
 
@@ -152,4 +152,4 @@ def test_wide_features_can_be_reduced():
     model = zoo.mlp(6, 64, 3)
     with pfb.attach(model, "0", 0.5, feature_dim=16) as blocker:
         model(torch.randn(8, 6))
-        assert blocker._gate.last_features.shape == (8, 16)
+        assert blocker.features.shape == (8, 16)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pfb
+from pfb.lab.baselines import PerClass
 from tests import reference, zoo
 
 
@@ -135,7 +136,7 @@ def test_shared_inputs_are_left_whole(call):
     model = zoo.ClassWeighted()
     x, weight = torch.randn(4, 6), torch.rand(4)  # as long as the batch
     arguments = ((x, weight), {}) if call == "positional" else ((x,), {"class_weight": weight})
-    with pfb.attach(model, "shallow", 0.5, shallow="recompute", shared=("class_weight",)):
+    with pfb.attach(model, "shallow", 0.5, shallow=pfb.Recompute(shared=("class_weight",))):
         assert model(*arguments[0], **arguments[1]).shape == (2, 4)
 
 
@@ -163,7 +164,7 @@ class TestBatchNorm:
         model = zoo.SmallNet("batch")
         plain = copy.deepcopy(model)
         for batchnorm in ("running", "batch"):
-            with pfb.attach(model, "layer2", 0.5, shallow="recompute", batchnorm=batchnorm) as blocker:
+            with pfb.attach(model, "layer2", 0.5, shallow=pfb.Recompute(batchnorm=batchnorm)) as blocker:
                 x = torch.randn(20, 3, 8, 8)
                 model(x)
                 plain(x[blocker.selection.indices])
@@ -176,10 +177,10 @@ class TestBatchNorm:
         twin = copy.deepcopy(model).train(batchnorm == "batch")
         other = copy.deepcopy(model).train(batchnorm != "batch")
         x = torch.randn(20, 3, 8, 8) * 3 + 1
-        blocker = pfb.attach(model, "layer1", 0.5, shallow="recompute", batchnorm=batchnorm)
+        blocker = pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm=batchnorm))
         model(x)
         expected = twin.layer1(twin.stem(x)).mean((2, 3))
-        torch.testing.assert_close(blocker._gate.last_features, expected)
+        torch.testing.assert_close(blocker.features, expected)
         assert not torch.allclose(expected, other.layer1(other.stem(x)).mean((2, 3)), atol=1e-2)
         blocker.detach()
 
@@ -187,7 +188,7 @@ class TestBatchNorm:
         model = zoo.SmallNet("batch")
         model.layer2.eval()
         modes = [m.training for m in model.modules()]
-        pfb_blocker = pfb.attach(model, "layer1", 0.5, shallow="recompute", batchnorm="batch")
+        pfb_blocker = pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm="batch"))
         model(torch.randn(8, 3, 8, 8))
         assert [m.training for m in model.modules()] == modes
         with pytest.raises(RuntimeError):
@@ -202,7 +203,7 @@ def test_dropout_does_not_disturb_the_score():
     with pfb.attach(model, "1", 0.5, shallow="recompute") as blocker:
         x = torch.randn(10, 6)
         model(x)
-        torch.testing.assert_close(blocker._gate.last_features, model[0](x))
+        torch.testing.assert_close(blocker.features, model[0](x))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -273,8 +274,8 @@ def test_a_model_of_one_size_says_so_when_it_is_scored_at_half():
             return x
 
     model = nn.Sequential(OneSize(), nn.Conv2d(3, 4, 3))
-    message = r"(?s)shrunk by `scoring_scale` \(got 0.5\): 8 pixels.*Leave it at 1"
-    blocker = pfb.attach(model, "1", 0.5, shallow="recompute", scoring_scale=0.5)
+    message = r"(?s)shrunk by `scale` \(got 0.5\): 8 pixels.*Leave it at 1"
+    blocker = pfb.attach(model, "1", 0.5, shallow=pfb.Recompute(scale=0.5))
     with blocker, pytest.raises(RuntimeError, match=message):
         model(torch.randn(8, 3, 8, 8))
 
@@ -282,13 +283,13 @@ def test_a_model_of_one_size_says_so_when_it_is_scored_at_half():
 def test_scoring_at_half_the_resolution():
     model = zoo.SmallNet("group")
     x = torch.randn(20, 3, 8, 8)
-    with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_scale=0.5) as blocker:
+    with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(scale=0.5)) as blocker:
         assert model(x).shape[0] == 10
         small = nn.functional.avg_pool2d(x, 2)
-        torch.testing.assert_close(blocker._gate.last_features, model.layer1(model.stem(small)).mean((2, 3)))
+        torch.testing.assert_close(blocker.features, model.layer1(model.stem(small)).mean((2, 3)))
     model = zoo.mlp(6, 8, 3)
     with (
-        pfb.attach(model, "0", shallow="recompute", scoring_scale=0.5),
+        pfb.attach(model, "0", shallow=pfb.Recompute(scale=0.5)),
         pytest.raises(ValueError, match="needs images"),
     ):
         model(torch.randn(10, 6))
@@ -297,14 +298,14 @@ def test_scoring_at_half_the_resolution():
 def test_the_scoring_pass_alone_runs_in_low_precision():
     model, seen = zoo.SmallNet(), []
     model.layer1.register_forward_hook(lambda module, args, output: seen.append((len(output), output.dtype)))
-    with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_dtype=torch.bfloat16) as blocker:
+    with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(dtype=torch.bfloat16)) as blocker:
         out = model(torch.randn(8, 3, 8, 8))
         out.sum().backward()
         blocker.step()
     assert seen == [(4, torch.float32)], "the scoring pass ends at the cut, before other hooks"
     assert out.dtype == torch.float32
     assert all(p.grad is not None for p in model.parameters()), "no weight was lost in autocast's cache"
-    assert blocker._gate.last_features.dtype == torch.float32
+    assert blocker.features.dtype == torch.float32
 
 
 @pytest.mark.parametrize("settings", [{"features": lambda output: output.mean((2, 3))}, {"channel_dim": 2}])
@@ -316,13 +317,13 @@ def test_a_criterion_that_reads_no_features_needs_no_settings_for_them(settings,
         assert blocker.last_log_density is None
 
 
-@pytest.mark.parametrize("importance", [pfb.Uniform(), pfb.PerClass(pfb.Uniform())])
+@pytest.mark.parametrize("importance", [pfb.Uniform(), PerClass(pfb.Uniform())])
 def test_a_criterion_that_reads_no_features_needs_no_scoring_pass(importance):
     model, runs = zoo.SmallNet(), []
     model.stem.register_forward_hook(lambda module, args, output: runs.append(len(output)))
     with pfb.attach(model, "layer1", 0.5, shallow="recompute", importance=importance) as blocker:
         for _ in range(3):
-            if isinstance(importance, pfb.PerClass):
+            if isinstance(importance, PerClass):
                 importance.see(torch.arange(8) % 2)
             assert len(model(torch.randn(8, 3, 8, 8))) == len(blocker.select(torch.arange(8))) == 4
             blocker.step()
@@ -332,7 +333,8 @@ def test_a_criterion_that_reads_no_features_needs_no_scoring_pass(importance):
 def test_without_a_scoring_pass_the_batch_is_found_among_the_inputs():
     model = zoo.ClassWeighted()
     uniform = {"shallow": "recompute", "importance": pfb.Uniform()}
-    with pfb.attach(model, "shallow", 0.5, shared=("class_weight",), **uniform):
+    apart = {"shallow": pfb.Recompute(shared=("class_weight",)), "importance": pfb.Uniform()}
+    with pfb.attach(model, "shallow", 0.5, **apart):
         assert model(class_weight=torch.rand(4), x=torch.randn(10, 6)).shape == (5, 4)
     with pfb.attach(model, "shallow", 0.5, **uniform), pytest.raises(ValueError, match="no batch of tensors"):
         model(None, None)
@@ -360,19 +362,37 @@ def test_low_precision_changes_features_only_a_little():
     model, x = zoo.SmallNet(), torch.randn(8, 3, 8, 8)
     features = []
     for dtype in (None, torch.bfloat16):
-        with pfb.attach(model, "layer1", 0.5, shallow="recompute", scoring_dtype=dtype) as blocker:
+        with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(dtype=dtype)) as blocker:
             model(x)
-            features.append(blocker._gate.last_features)
+            features.append(blocker.features)
     assert not torch.equal(*features), "it did run in low precision"
     torch.testing.assert_close(*features, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("wrong", [{"scoring_dtype": torch.float64}, {"scoring_dtype": "bf16"}])
-def test_scoring_in_another_type_is_refused(wrong):
-    with pytest.raises(ValueError, match="scoring_dtype"):
-        pfb.attach(zoo.SmallNet(), "layer1", shallow="recompute", **wrong)
-    with pytest.raises(ValueError, match="recompute"):
-        pfb.attach(zoo.SmallNet(), "layer1", scoring_dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"dtype": torch.float64}, ValueError, "`dtype`.*float64"),
+        ({"dtype": "bf16"}, ValueError, "`dtype`.*'bf16'"),
+        ({"scale": 0.0}, ValueError, r"\(0, 1\] \(got 0.0\)"),
+        ({"scale": True}, ValueError, "`scale`"),
+        ({"batchnorm": "none"}, ValueError, "`batchnorm`.*'none'"),
+        ({"shared": "mask"}, TypeError, r"shared=\('mask',\)"),
+    ],
+)
+def test_settings_of_recompute_are_checked_where_they_are_made(wrong, error, message):
+    with pytest.raises(error, match=message):
+        pfb.Recompute(**wrong)
+
+
+def test_a_wiring_is_its_name_with_default_settings():
+    for name, wiring in (("reuse", pfb.Reuse()), ("recompute", pfb.Recompute())):
+        for shallow in (name, wiring):
+            with pfb.attach(zoo.SmallNet(), "layer1", shallow=shallow) as blocker:
+                assert blocker.shallow == name
+    for wrong in ("both", pfb.Reuse, None):
+        with pytest.raises(ValueError, match="with brackets"):
+            pfb.attach(zoo.SmallNet(), "layer1", shallow=wrong)
 
 
 def test_a_frozen_shallow_part(shallow):

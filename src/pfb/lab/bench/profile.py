@@ -4,7 +4,6 @@ wirings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,11 +95,11 @@ class _TimedStep:
     """
 
     def __init__(self, config: ProfileConfig, device: torch.device, name: str) -> None:
-        arguments = {"prune": config.prune, **VARIANTS[name]} if name in VARIANTS else None
-        self.step, self.has_first_pass = Step(config, device, config.model, arguments), "recompute" in name
+        self.device, self.clock, self.has_first_pass = device, clock_of(config.clock), "recompute" in name
+        self.watch = _Watched(device, self.clock) if name in VARIANTS else None
+        arguments = {"prune": config.prune, "estimator": self.watch, **VARIANTS[name]} if name in VARIANTS else None
+        self.step = Step(config, device, config.model, arguments)
         self.batch = self.step.batch(config.batch_size)
-        self.device, self.clock, blocker = device, clock_of(config.clock), self.step.blocker
-        self.watch = None if blocker is None else _Watch(blocker, device, self.clock)
 
     def __call__(self) -> dict[str, float]:
         begin = self._now()
@@ -131,22 +130,22 @@ class _TimedStep:
         return self.clock()
 
 
-class _Watch:
-    """Stops the clock around the decision at the cut, the one moment inside the model's forward
-    that can be seen.
-    """
+class _Watched(pfb.DensityEstimator):
+    """Stops the clock around the decision at the cut: the density is asked first, and told last."""
 
-    def __init__(self, blocker: pfb.Blocker, device: torch.device, clock: Clock) -> None:
-        self.began = 0.0
-        self.taken = 0.0
-        decide: Callable[[Any], Tensor] = blocker._gate.decide
+    def __init__(self, device: torch.device, clock: Clock) -> None:
+        super().__init__()
+        self.device, self.clock = device, clock
+        self.began = self.taken = 0.0
 
-        def watched(output: Any) -> Tensor:
-            synchronize(device)
-            self.began = clock()
-            indices = decide(output)
-            synchronize(device)
-            self.taken = clock() - self.began
-            return indices
+    def log_density(self, x: Tensor) -> Tensor:
+        self.began = self._now()
+        return super().log_density(x)
 
-        blocker._gate.decide = watched  # type: ignore[method-assign]
+    def accumulate(self, x: Tensor) -> None:
+        super().accumulate(x)
+        self.taken = self._now() - self.began
+
+    def _now(self) -> float:
+        synchronize(self.device)
+        return self.clock()

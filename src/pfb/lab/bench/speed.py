@@ -17,20 +17,20 @@ from torch import Tensor
 
 import pfb
 from pfb.forward import output_of
-from pfb.gate import Gate
+from pfb.gate import gate_for
 from pfb.lab.bench import output
 from pfb.lab.bench.step import Step, first_block
 from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.selection import keep_count
+from pfb.selection import keep_count, parts
 from pfb.tree import shrink_images
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "reuse": {"shallow": "reuse"},
     "recompute": {"shallow": "recompute"},
-    "recompute-half": {"shallow": "recompute", "scoring_scale": 0.5},
-    "recompute-bf16": {"shallow": "recompute", "scoring_dtype": torch.bfloat16},
+    "recompute-half": {"shallow": pfb.Recompute(scale=0.5)},
+    "recompute-bf16": {"shallow": pfb.Recompute(dtype=torch.bfloat16)},
     "recompute-early": {"shallow": "recompute"},  # cut after the first block of the stage
-    "recompute-early-half": {"shallow": "recompute", "scoring_scale": 0.5},
+    "recompute-early-half": {"shallow": pfb.Recompute(scale=0.5)},
     "recompute-filled": {"shallow": "recompute"},  # as many samples that the kept ones are a full batch
     "uniform-reuse": {"shallow": "reuse", "importance": pfb.Uniform()},
     "uniform-recompute": {"shallow": "recompute", "importance": pfb.Uniform()},
@@ -261,8 +261,9 @@ class _Scoring:
 
     def __init__(self, step: Step, image: Tensor) -> None:
         assert step.blocker is not None
-        self.estimator = step.blocker.estimator
-        self.gate: Gate = step.blocker._gate
+        blocker, share = step.blocker, parts(step.blocker.prune)
+        self.estimator = blocker.estimator
+        self.gate = gate_for(step.model, blocker.cut, pfb.RareFirst(), blocker.estimator, share)
         with step.autocast:
             self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), (image,), {})
 

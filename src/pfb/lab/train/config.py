@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +135,11 @@ class TrainConfig:
             raise RunError(f"--ema must be a decay in (0, 1) (got {self.ema})")
         if self.lr <= 0:
             raise RunError(f"--lr must be positive (got {self.lr})")
+        if not math.isfinite(self.gamma):
+            raise RunError(f"--gamma must be a finite number (got {self.gamma})")
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
-            pfb.Tempered(self.gamma)
             pfb.DensityEstimator(self.n_centers, self.beta)
         except ValueError as error:
             raise RunError(str(error)) from error

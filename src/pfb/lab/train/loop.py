@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-import pfb
 from pfb.lab import files
-from pfb.lab.baselines import Skip
+from pfb.lab.baselines import PerClass, Skip
 from pfb.lab.errors import RunError
 from pfb.lab.origin import processor, versions
 from pfb.lab.train import checkpoint, methods, optim, task
@@ -116,7 +115,9 @@ class Training:
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
-        methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale)
+        methods.check(
+            self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale, config.channel_dim
+        )
         self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
@@ -232,7 +233,7 @@ class Training:
         x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
         if config.channels_last:
             x = x.to(memory_format=torch.channels_last)
-        if isinstance(self.criterion_at_cut, pfb.PerClass):
+        if isinstance(self.criterion_at_cut, PerClass):
             self.criterion_at_cut.see(label)
         x, label = mix(x, label, config.mix, len(self.source.classes))
         share = self.schedule.share(self.lr_schedule.last_epoch, self.total_steps)

@@ -6,9 +6,20 @@ import torch
 from torch import Tensor, nn
 
 import pfb
+from pfb.features import FeatureReader, channel_layers
 from pfb.forward import output_of
-from pfb.gate import Importance
-from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
+from pfb.importance import Importance
+from pfb.lab.baselines import (
+    InfoBatch,
+    Method,
+    OrderDP,
+    PerClass,
+    Release,
+    SelectiveBackprop,
+    Skip,
+    Stratified,
+    Tempered,
+)
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.tree import shrink_images
@@ -18,13 +29,13 @@ def importance(config: TrainConfig) -> Importance | None:
     """The criterion at the cut; ``None`` for methods that stop nothing there."""
     criteria: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
-        "tempered": pfb.Tempered(config.gamma),
-        "stratified": pfb.Stratified(),
+        "tempered": Tempered(config.gamma),
+        "stratified": Stratified(),
         "uniform": pfb.Uniform(),
         "release": Release(),
     }
     criterion = criteria.get(config.method)
-    return pfb.PerClass(criterion) if config.per_class and criterion is not None else criterion
+    return PerClass(criterion) if config.per_class and criterion is not None else criterion
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
@@ -64,6 +75,13 @@ def attach(model: nn.Module, config: TrainConfig, criterion: Importance | None, 
     return attach_as(model, config, cut, prune, criterion, estimator, total_steps)
 
 
+def wiring(config: TrainConfig) -> pfb.Reuse | pfb.Recompute:
+    """The wiring of a run with its settings."""
+    if config.shallow == "reuse":
+        return pfb.Reuse()
+    return pfb.Recompute(scale=config.scoring_scale, batchnorm=config.batchnorm)
+
+
 def attach_as(
     model: nn.Module,
     config: TrainConfig,
@@ -74,16 +92,13 @@ def attach_as(
     total_steps: int | None = None,
 ) -> pfb.Blocker:
     """``pfb.attach`` with a run's wiring."""
-    recompute = config.shallow == "recompute"
     try:
         return pfb.attach(
             model,
             cut,
             prune,
-            shallow=config.shallow,
             channel_dim=config.channel_dim,
-            batchnorm=config.batchnorm if recompute else None,
-            scoring_scale=config.scoring_scale if recompute else 1.0,
+            shallow=wiring(config),
             importance=criterion,
             estimator=estimator,
             total_steps=total_steps,
@@ -92,7 +107,9 @@ def attach_as(
         raise _in_flags(error) from error
 
 
-def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float) -> None:
+def check(
+    model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float, channel_dim: int | None = None
+) -> None:
     """Run a few samples before training rather than fail when pruning starts. The model is left in
     eval mode.
 
@@ -110,7 +127,7 @@ def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float
         return
     cut = model.get_submodule(blocker.cut)
     try:
-        blocker._gate.features(output_of(model, cut, (x,), {}))
+        FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))
     except (ValueError, TypeError) as error:
         raise _in_flags(error) from error
     if scale < 1:
@@ -125,7 +142,7 @@ def _in_flags(error: Exception) -> RunError:
     message = str(error)
     for argument, flag in {
         "`cut=`": "--cut",
-        "`scoring_scale`": "--scoring-scale",
+        "`scale`": "--scoring-scale",
         "`channel_dim=1`": "--channel-dim 1",
         "`channel_dim=-1`": "--channel-dim -1",
     }.items():

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 import pfb
+from pfb.lab.baselines import PerClass
 from pfb.lab.train import methods, optim, task
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
@@ -63,7 +64,7 @@ def measure_full_cost(
 
     def forward() -> torch.Tensor:
         image, label = next(batches)
-        if isinstance(criterion, pfb.PerClass):
+        if isinstance(criterion, PerClass):
             criterion.see(label)
         if config.channels_last:
             image = image.to(memory_format=torch.channels_last)

@@ -1,0 +1,139 @@
+"""From the user's words to a blocker on a model: checks, then wires."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pfb import cuts
+from pfb.blocker import Blocker
+from pfb.estimator import DensityEstimator
+from pfb.features import FeatureReader, channel_layers
+from pfb.gate import Gate
+from pfb.importance import Importance, RareFirst
+from pfb.schedule import Schedule, constant
+from pfb.wiring import Recompute, Reuse, is_wired, wiring_named
+
+log = logging.getLogger("pfb")
+
+RULES = {"rarefirst": "RareFirst", "uniform": "Uniform"}
+
+
+def attach(
+    model: nn.Module,
+    cut: str | nn.Module | None = None,
+    prune: float | Schedule = 0.4,
+    *,
+    shallow: Literal["reuse", "recompute"] | Reuse | Recompute = "reuse",
+    importance: Importance | None = None,
+    total_steps: int | None = None,
+    estimator: DensityEstimator | None = None,
+    features: Callable[[Any], Tensor] | None = None,
+    feature_dim: int | None = None,
+    channel_dim: int | None = None,
+) -> Blocker:
+    """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv
+    2506.23674).
+
+    The model's code, parameter names and ``state_dict`` stay as they are. Samples are stopped only
+    while the model is in training mode and gradients are enabled; otherwise its output is
+    untouched, bit for bit.
+
+    Args:
+        model: any module. Attach before ``torch.compile`` and before wrapping it for distributed
+            training.
+        cut: the layer after which samples stop: its dotted name, the module, or ``None`` for the
+            first stage, which is found by the model's structure and logged.
+        prune: share of each batch that stops, in [0, 1), or :func:`pfb.window`. N samples keep
+            ``N - floor(prune * N)``, at least 2 (N itself if smaller).
+        shallow: ``"reuse"`` keeps the shallow part's graph for the whole batch (the paper).
+            ``"recompute"`` scores in a pass without graph and runs the kept samples from the input:
+            cheaper above ``prune = 1/3``, less memory, and the way to go when masks, labels or
+            other inputs bypass the cut. Settings of the latter: :class:`pfb.Recompute`.
+        importance: callable from features ``[N, D]`` (and, as second argument, the density
+            estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the
+            paper's.
+        total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
+        estimator: default ``pfb.DensityEstimator()``.
+        features: callable from the cut's output to features ``[N, D]``, instead of averaging over
+            all but the channels.
+        feature_dim: reduce wider features to so many dimensions by a fixed random projection;
+            ``None``: never.
+        channel_dim: where the cut's output has its channels; inferred from the layers inside the
+            cut.
+
+    Returns:
+        A :class:`Blocker`; keep it, its hooks go when it goes.
+
+    Raises:
+        TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
+            got and the way out.
+
+    Example:
+        >>> import torch, pfb
+        >>> layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> blocker = pfb.attach(model, cut="1", prune=0.4)
+        >>> for _ in range(3):
+        ...     x, y = torch.randn(10, 4), torch.randint(3, (10,))
+        ...     loss = torch.nn.functional.cross_entropy(model(x), blocker.select(y))
+        ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
+        ...     blocker.step()
+        >>> blocker.selection.indices.numel()
+        6
+    """
+    _check_model(model)
+    schedule = prune if isinstance(prune, Schedule) else constant(prune)
+    if total_steps is not None and (
+        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
+    ):
+        raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
+    if schedule.needs_total_steps and total_steps is None:
+        raise ValueError("`total_steps` is needed by `pfb.window`: pass len(loader) * epochs (got None)")
+    wiring = wiring_named(shallow)
+    importance = _checked_importance(importance)
+    name, module = cuts.resolve(model, cut)
+    if cut is None:
+        log.info("pfb cuts %s after %r", type(model).__name__, name)
+    reader = FeatureReader(channel_layers(module, model), features, feature_dim, channel_dim)
+    gate = Gate(importance, DensityEstimator() if estimator is None else estimator, reader)
+    handles = wiring.wire(model, module, name, gate)
+    return Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
+
+
+def _checked_importance(importance: Importance | None) -> Importance:
+    if importance is None:
+        return RareFirst()
+    if isinstance(importance, type) or not callable(importance):
+        said = importance.__name__ if isinstance(importance, type) else str(importance)
+        near = difflib.get_close_matches(said.lower().replace("-", ""), RULES, n=1)
+        raise TypeError(
+            "`importance` must be a callable such as `pfb.RareFirst()` or a function of features [N, D] "
+            f"(got {importance!r})." + (f" Did you mean `pfb.{RULES[near[0]]}()`?" if near else "")
+        )
+    return importance
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module (got {type(model).__name__})")
+    if isinstance(model, nn.DataParallel):
+        raise TypeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)"
+        )
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or model._compiled_call_impl is not None:
+        raise TypeError(
+            "a compiled model ignores hooks that come later: pfb.attach(model, ...) first, then torch.compile"
+        )
+    if is_wired(model):
+        raise ValueError(
+            "a blocker is attached to this model already, and two would prune twice: detach() the first one"
+        )

@@ -1,0 +1,72 @@
+"""Forwards that activation checkpointing runs again, and the decisions they must repeat."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST = 1024  # forwards between two steps that are remembered
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One forward's features at the cut and its decision; ``None``: all passed."""
+
+    features: Tensor
+    indices: Tensor | None
+    replayed: bool = False
+
+
+class Replays:
+    """The forwards since the last step. Nothing is noted inside ``torch.compile``."""
+
+    def __init__(self) -> None:
+        self._forwards: deque[_Forward] = deque(maxlen=MOST)
+
+    def note(self, features: Tensor, indices: Tensor | None) -> None:
+        """Remember what a forward with gradients decided."""
+        if not torch.compiler.is_compiling():
+            self._forwards.append(_Forward(features, indices))
+
+    def decision(self, features: Tensor) -> Tensor | None:
+        """What the forward decided that is running again; ``None``: all passed.
+
+        Several forwards within one step are told apart by their features, and equal ones by the
+        order in which backward visits them: the latest first.
+
+        Raises:
+            RuntimeError: no such forward is known.
+        """
+        candidates = [f for f in reversed(self._forwards) if f.features.shape == features.shape]
+        if not candidates:
+            raise RuntimeError(
+                "activation checkpointing runs a forward again whose first run pruned nothing, so its gradients "
+                "would be wrong. Use `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, and call "
+                "`blocker.step()` only after `backward()`."
+            )
+        if len(candidates) > 1:
+            apart = torch.stack([(f.features - features).abs().sum() for f in candidates])
+            distances = apart.nan_to_num(torch.inf).tolist()
+            nearest = [f for f, d in zip(candidates, distances, strict=True) if d == min(distances)]
+            candidates = [f for f in nearest if not f.replayed] or nearest
+        candidates[0].replayed = True
+        return candidates[0].indices
+
+    def clear(self) -> None:
+        """Forget the step that ends."""
+        self._forwards.clear()
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a running backward pass, where a forward is run again by
+    activation checkpointing.
+
+    ``torch._C._current_graph_task_id`` is private; no public function tells it, and
+    ``torch.utils.checkpoint`` rests on it too.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1
