@@ -139,10 +139,11 @@ class _Literal:
     """
 
     def __init__(self, x_ND: Tensor, estimator: pfb.DensityEstimator, k: int) -> None:
-        assert estimator.centers is not None and estimator.counts is not None
+        centers, counts, bandwidth = estimator.centers, estimator.counts, estimator.bandwidth
+        assert centers is not None and counts is not None and bandwidth is not None
         self.x_ND, self.k = x_ND.double(), k
-        self.centers_CD, self.counts_C = estimator.centers.double(), estimator.counts.double()
-        self.bandwidth_D = estimator.bandwidth.double()
+        self.centers_CD, self.counts_C = centers.double(), counts.double()
+        self.bandwidth_D = bandwidth.double()
 
     def __call__(self) -> None:
         differences_CDN = self.centers_CD[:, :, None] - self.x_ND.T[None]

@@ -36,6 +36,17 @@ def silverman(std: list[float], n: int) -> list[float]:
     return [(4 / ((d + 2) * n)) ** (1 / (d + 4)) * s for s in std]
 
 
+def cut_off(deviation: float, sigma: float) -> float:
+    return max(-10 * sigma, min(10 * sigma, deviation)) if sigma > 0 else deviation
+
+
+def near(values: list[float]) -> list[float]:
+    """Values with those far from the median (the lower one of two) drawn in."""
+    median = sorted(values)[(len(values) - 1) // 2]
+    spread = 1.4826 * sorted(abs(v - median) for v in values)[(len(values) - 1) // 2]
+    return [median + cut_off(v - median, spread) for v in values]
+
+
 class Estimator:
     """Section 3 of the method, one sample at a time."""
 
@@ -52,9 +63,11 @@ class Estimator:
                 self.centers = [list(row) for row in self.seen[: self.n_centers]]
                 self.counts = [1] * self.n_centers
                 d = len(rows[0])
-                self.mean = [sum(c[k] for c in self.centers) / self.n_centers for k in range(d)]
+                columns = [near([c[k] for c in self.centers]) for k in range(d)]
+                self.mean = [sum(column) / self.n_centers for column in columns]
                 self.variance = [
-                    sum((c[k] - self.mean[k]) ** 2 for c in self.centers) / self.n_centers for k in range(d)
+                    sum((value - mean) ** 2 for value in column) / self.n_centers
+                    for column, mean in zip(columns, self.mean, strict=True)
                 ]
                 self.updates = 0
             return
@@ -63,7 +76,8 @@ class Estimator:
         went: list[list[list[float]]] = [[] for _ in self.centers]
         for row in rows:
             distances = [sum(((row[k] - c[k]) / h[k]) ** 2 for k in range(d) if h[k] > 0) for c in self.centers]
-            went[distances.index(min(distances))].append(row)
+            went[distances.index(min(distances))].append(self.reached(row))
+        rows = [self.reached(row) for row in rows]
         for j, members in enumerate(went):
             if members:
                 for k in range(d):
@@ -78,6 +92,10 @@ class Estimator:
             shift = rate * (batch_mean - self.mean[k])
             self.variance[k] = (1 - rate) * self.variance[k] + rate * around_old_mean - shift**2
             self.mean[k] += shift
+
+    def reached(self, row: list[float]) -> list[float]:
+        """What lies further out than 10 standard deviations counts as lying there."""
+        return [m + cut_off(x - m, math.sqrt(v)) for x, m, v in zip(row, self.mean, self.variance, strict=True)]
 
     def bandwidth(self) -> list[float]:
         std = [math.sqrt(v) for v in self.variance]

@@ -40,9 +40,9 @@ def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor
     alive_D = bandwidth_D > 0
     inverse_D = torch.where(alive_D, 1.0 / torch.where(alive_D, bandwidth_D, 1.0), 0.0)
     log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
-    # The centers' mean as origin keeps |z| small, so the expanded square loses no precision far
-    # from zero.
-    origin_D = centers_CD.mean(0)
+    # The centers' median as origin keeps |z| small, so the expanded square loses no precision far
+    # from zero, and one center far away does not move it.
+    origin_D = centers_CD.median(0).values
     z_ND = (x_ND - origin_D) * inverse_D
     c_CD = (centers_CD - origin_D) * inverse_D
     squares_NC = z_ND.square().sum(1, keepdim=True) + c_CD.square().sum(1)

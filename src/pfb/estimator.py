@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pfb import sync
-from pfb.density import log_density, log_kernels, silverman_bandwidth
+from pfb.centers import Centers
 
-DEAD_CHANNEL = 1e-5  # a channel whose spread is below this part of the widest one carries no information
+NAMES = ("centers", "counts", "mean", "variance", "pending")
 
 
 class DensityEstimator:
@@ -68,26 +68,36 @@ class DensityEstimator:
         self.n_centers = n_centers
         self.beta = beta
         self.updates = 0
-        self.centers: Tensor | None = None
-        self.counts: Tensor | None = None
-        self.mean: Tensor | None = None
-        self.variance: Tensor | None = None
+        self._centers: Centers | None = None
         self._seeds: list[Tensor] = []  # samples seen before the centers exist
-        self._pending: Tensor | None = None  # flat [C * D + C + D]: see _pending_parts
+
+    @property
+    def centers(self) -> Tensor | None:
+        return None if self._centers is None else self._centers.centers
+
+    @property
+    def counts(self) -> Tensor | None:
+        return None if self._centers is None else self._centers.counts
+
+    @property
+    def mean(self) -> Tensor | None:
+        return None if self._centers is None else self._centers.mean
+
+    @property
+    def variance(self) -> Tensor | None:
+        return None if self._centers is None else self._centers.variance
 
     @property
     def ready(self) -> bool:
         """Whether centers exist. Until then all densities are equal."""
-        return self.centers is not None
+        return self._centers is not None
 
     @property
-    def bandwidth(self) -> Tensor:
+    def bandwidth(self) -> Tensor | None:
         """``[D]``: kernel standard deviations by Silverman's rule over the C kernels; 0 for a dead
         channel.
         """
-        assert self.variance is not None
-        std_D = self.variance.sqrt()
-        return silverman_bandwidth(torch.where(std_D > DEAD_CHANNEL * std_D.max(), std_D, 0.0), self.n_centers)
+        return None if self._centers is None else self._centers.bandwidth
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -98,12 +108,10 @@ class DensityEstimator:
             ValueError: another feature width than the centers have.
         """
         x_ND = self._checked(x)
-        if self.centers is None:
+        if self._centers is None:
             return x_ND.new_zeros(x_ND.size(0))
-        assert self.counts is not None
-        with _full_precision(x_ND.device):
-            weights_C = self.counts / self.counts.sum()
-            return log_density(x_ND, self.centers, weights_C.float(), self.bandwidth)
+        with full_precision(x_ND.device):
+            return self._centers.log_density(x_ND)
 
     @torch.no_grad()
     def nearest(self, x: Tensor) -> Tensor:
@@ -114,31 +122,20 @@ class DensityEstimator:
             ValueError: there are no centers yet, or another feature width than they have.
         """
         x_ND = self._checked(x)
-        if self.centers is None:
+        if self._centers is None:
             raise ValueError(f"there are no centers yet: {self.n_centers} samples must have been kept first")
-        with _full_precision(x_ND.device):
-            return log_kernels(x_ND, self.centers, self.bandwidth).argmax(1)
+        with full_precision(x_ND.device):
+            return self._centers.nearest(x_ND)
 
     @torch.no_grad()
     def accumulate(self, x: Tensor) -> None:
         """Collect features ``[N, D]`` for the next :meth:`apply`; changes no density."""
         x_ND = self._checked(x)
-        if self.centers is None:
+        if self._centers is not None:
+            with full_precision(x_ND.device):
+                self._centers.collect(x_ND)
+        elif sum(map(len, self._seeds)) < self.n_centers:  # no more of them are used
             self._seeds.append(x_ND)
-            return
-        assert self.mean is not None
-        with _full_precision(x_ND.device):
-            sums_CD, counts_C, squares_D = self._pending_parts()
-            finite_N = x_ND.isfinite().all(1)
-            nearest_N = log_kernels(x_ND, self.centers, self.bandwidth).argmax(1)
-            deviation_ND = torch.where(finite_N[:, None], x_ND - self.mean, 0.0)
-            # A product with the assignment matrix: unlike scattered addition it is deterministic on
-            # every device.
-            went_to_NC = nearest_N[:, None] == torch.arange(self.n_centers, device=x_ND.device)
-            went_to_NC = (went_to_NC & finite_N[:, None]).float()
-            sums_CD.add_(went_to_NC.T @ deviation_ND)
-            counts_C.add_(went_to_NC.sum(0))
-            squares_D.add_(deviation_ND.square().sum(0))
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -147,99 +144,89 @@ class DensityEstimator:
 
         With several ranks this is one collective, which every rank must enter, also one that
         collected nothing.
+
+        Raises:
+            RuntimeError: the ranks are at different steps (noticed where the features lie on the
+                CPU; on a GPU, asking would cost a synchronisation in every step).
         """
-        if self.centers is None:
+        if self._centers is None:
             self._seed()
             return
-        assert self.counts is not None and self.mean is not None and self.variance is not None
-        sums_CD, counts_C, squares_D = self._pending_parts()
-        assert self._pending is not None
-        sync.sum_over_ranks(self._pending)
-        n = counts_C.sum().clamp_min(1.0)
+        *_, step = self._centers.parts()
+        step.fill_(self.updates)
+        sync.sum_over_ranks(self._centers.pending)
+        if sync.world_size() > 1 and step.device.type == "cpu" and float(step) != self.updates * sync.world_size():
+            raise RuntimeError(
+                f"the ranks called step() unevenly: this one is at step {self.updates}, all together at "
+                f"{float(step):g} instead of {self.updates * sync.world_size()}. Give every rank equally many steps."
+            )
         self.updates += 1
-        rate = max(self.beta, 1.0 / (self.updates + 1))
-        means_CD = self.mean + sums_CD / counts_C.clamp_min(1.0)[:, None]
-        moved_CD = torch.lerp(self.centers, means_CD, self.beta)
-        shift_D = rate * sums_CD.sum(0) / n
-        variance_D = torch.lerp(self.variance, squares_D / n, rate) - shift_D.square()
-        seen_any = counts_C.sum() > 0
-        self.centers.copy_(torch.where(counts_C[:, None] > 0, moved_CD, self.centers))
-        self.counts.add_(counts_C.to(torch.int64))
-        self.variance.copy_(torch.where(seen_any, variance_D.clamp_min(0.0), self.variance))
-        self.mean.add_(shift_D)
-        self._pending.zero_()
+        self._centers.move(self.beta, max(self.beta, 1.0 / (self.updates + 1)))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
         references.
         """
-        return {
-            "n_centers": self.n_centers,
-            "updates": self.updates,
-            "centers": self.centers,
-            "counts": self.counts,
-            "mean": self.mean,
-            "variance": self.variance,
-            "pending": self._pending,
-            "seeds": list(self._seeds),
-        }
+        known = dict.fromkeys(NAMES) if self._centers is None else self._centers.tensors()
+        return {"n_centers": self.n_centers, "updates": self.updates, "seeds": list(self._seeds), **known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; its tensors are copied, and moved to the features' device at the next
         use.
 
         Raises:
-            ValueError: missing keys, another number of centers, or shapes that do not belong
-                together.
+            ValueError: not a state of a density, of another number of centers, or of parts that do
+                not belong together. Nothing is changed then.
         """
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise ValueError(f"the density state lacks {sorted(missing)}; it is damaged or not a density state")
+        centers, seeds = self._checked_state(state)
+        self.updates, self._centers, self._seeds = state["updates"], centers, seeds
+
+    def _checked_state(self, state: dict[str, Any]) -> tuple[Centers | None, list[Tensor]]:
+        wanted = {"n_centers", "updates", "seeds", *NAMES}
+        if not isinstance(state, dict) or not wanted <= state.keys():
+            lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
+            raise ValueError(f"the density state lacks {lacks}; it is damaged or not a density state")
         if state["n_centers"] != self.n_centers:
             raise ValueError(
                 f"the saved density has {state['n_centers']} centers, this one {self.n_centers}: "
                 f"attach with `estimator=pfb.DensityEstimator(n_centers={state['n_centers']})`"
             )
-        if state["centers"] is not None:
-            c, d = state["centers"].shape
-            shapes = {k: tuple(state[k].shape) for k in ("centers", "counts", "mean", "variance")}
-            if shapes != {"centers": (self.n_centers, d), "counts": (c,), "mean": (d,), "variance": (d,)}:
-                raise ValueError(f"the density state's shapes do not belong together (got {shapes})")
-        self.updates = state["updates"]
-        for name in ("centers", "counts", "mean", "variance"):
-            setattr(self, name, _copy(state[name]))
-        self._pending = _copy(state["pending"])
-        self._seeds = [seed.detach().clone() for seed in state["seeds"]]
+        updates, seeds = state["updates"], state["seeds"]
+        tensors = {name: state[name] for name in NAMES}
+        if type(updates) is not int or updates < 0:
+            raise ValueError(f"the density state's `updates` must be a whole number >= 0 (got {updates!r})")
+        if not isinstance(seeds, list) or any(not isinstance(x, Tensor) or x.dim() != 2 for x in seeds):
+            raise ValueError(
+                f"the density state's `seeds` must be a list of tensors [N, D] (got {type(seeds).__name__})"
+            )
+        seeds = [seed.detach().clone() for seed in seeds]
+        if all(value is None for value in tensors.values()):
+            return None, seeds
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"the density state's {', '.join(NAMES)} must be tensors all, or None all")
+        centers = Centers(**{name: value.detach().clone() for name, value in tensors.items()})
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        c, d = self.n_centers, centers.mean.numel()
+        expected = {"centers": (c, d), "counts": (c,), "mean": (d,), "variance": (d,), "pending": (c * d + c + d + 1,)}
+        if shapes != expected:
+            raise ValueError(f"the density state's shapes do not belong together (got {shapes})")
+        return centers, seeds
 
     def _seed(self) -> None:
         if not self._seeds:
             if sync.world_size() == 1:
                 return
             raise RuntimeError(
-                "this rank reached step() before any forward passed the cut, so the ranks cannot agree on first centers. "
-                "Give every rank at least one training batch per step, if only an empty one."
+                "this rank reached step() before any forward passed the cut, so the ranks cannot agree on first "
+                "centers. Give every rank at least one training batch per step, if only an empty one."
             )
         rows_ND = torch.cat(self._seeds)
         rows_ND = rows_ND[rows_ND.isfinite().all(1)] if len(rows_ND) else rows_ND
         centers_CD = sync.rows_of_all_ranks(rows_ND, self.n_centers)
         self._seeds = [rows_ND]
-        if len(centers_CD) < self.n_centers:
-            return
-        self._seeds = []
-        self.centers = centers_CD.clone()
-        self.counts = torch.ones(self.n_centers, dtype=torch.int64, device=centers_CD.device)
-        self.mean = centers_CD.mean(0)
-        self.variance = centers_CD.var(0, correction=0)
-        self._pending = centers_CD.new_zeros(centers_CD.numel() + self.n_centers + centers_CD.size(1))
-
-    def _pending_parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Views into the one flat buffer: sums of deviations from the mean ``[C, D]``, counts
-        ``[C]``, squares ``[D]``.
-        """
-        assert self._pending is not None and self.centers is not None
-        c, d = self.centers.shape
-        sums, counts, squares = torch.split(self._pending, [c * d, c, d])
-        return sums.view(c, d), counts, squares
+        if len(centers_CD) == self.n_centers:
+            self._seeds = []
+            self._centers = Centers.at(centers_CD)
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.dim() != 2:
@@ -247,25 +234,15 @@ class DensityEstimator:
         known = self.centers if self.centers is not None else (self._seeds[0] if self._seeds else None)
         if known is not None and known.size(1) != x.size(1):
             raise ValueError(
-                f"features have {x.size(1)} dimensions, the density was built on {known.size(1)}. One blocker serves one "
-                "cut of one model; attach anew after changing either."
+                f"features have {x.size(1)} dimensions, the density was built on {known.size(1)}. One blocker serves "
+                "one cut of one model; attach anew after changing either."
             )
         if known is not None and known.device != x.device:
-            self._move_to(x.device)
+            self._centers = None if self._centers is None else self._centers.to(x.device)
+            self._seeds = [seed.to(x.device) for seed in self._seeds]
         return x.detach().float()
 
-    def _move_to(self, device: torch.device) -> None:
-        for name in ("centers", "counts", "mean", "variance", "_pending"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, value.to(device))
-        self._seeds = [seed.to(device) for seed in self._seeds]
 
-
-def _full_precision(device: torch.device) -> torch.autocast:
+def full_precision(device: torch.device) -> torch.autocast:
     """Switch autocast off: a density in half precision would be noise."""
     return torch.autocast(device.type, enabled=False)
-
-
-def _copy(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().clone()

@@ -77,7 +77,8 @@ def keep_count(batch_size: int, prune: float) -> int:
 
 def keep_count_of_parts(batch_size: int, pruned_parts: int) -> int:
     """:func:`keep_count` in whole numbers only, as a compiled forward needs it."""
-    return max(batch_size - pruned_parts * batch_size // PRECISION, min(2, batch_size))
+    stopped = (pruned_parts * batch_size + batch_size // 2) // PRECISION  # shares are rounded to whole parts
+    return max(batch_size - stopped, min(2, batch_size))
 
 
 def batch_size_for(kept: int, prune: float) -> int:

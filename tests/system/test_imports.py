@@ -16,6 +16,7 @@ CORE = [
     "schedule",
     "selection",
     "sync",
+    "centers",
     "estimator",
     "importance",
     "features",

@@ -31,9 +31,9 @@ class Release:
     rterm: float = 0.1
 
     def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
-        if not estimator.ready:
+        centers, bandwidth = estimator.centers, estimator.bandwidth
+        if centers is None or bandwidth is None:
             return torch.rand(len(features), device=features.device)
-        assert estimator.centers is not None
-        score_N = log_kernels(features, estimator.centers, estimator.bandwidth.sqrt()).mean(1)
+        score_N = log_kernels(features, centers, bandwidth.sqrt()).mean(1)
         noise_N = self.rterm * score_N.abs().max() * torch.randn_like(score_N)
         return -(score_N + noise_N)
