@@ -9,6 +9,7 @@ from pfb.importance import RareFirst, Uniform
 from pfb.planner import Plan, plan
 from pfb.schedule import Schedule, window
 from pfb.selection import Selection, batch_size_for
+from pfb.views import Views
 from pfb.wiring import Recompute, Reuse
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Schedule",
     "Selection",
     "Uniform",
+    "Views",
     "attach",
     "batch_size_for",
     "plan",

@@ -16,7 +16,9 @@ from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, channel_layers
 from pfb.gate import Gate
 from pfb.importance import Importance, RareFirst
-from pfb.schedule import Schedule, constant
+from pfb.inputs import checked_dim, doubt_of_batch_dim
+from pfb.schedule import Schedule, checked_total_steps, constant
+from pfb.views import Views
 from pfb.wiring import Recompute, Reuse, is_wired, wiring_named
 
 log = logging.getLogger("pfb")
@@ -36,6 +38,8 @@ def attach(
     features: Callable[[Any], Tensor] | None = None,
     feature_dim: int | None = None,
     channel_dim: int | None = None,
+    batch_dim: int | None = None,
+    views: int | Views = 1,
 ) -> Blocker:
     """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv
     2506.23674).
@@ -64,8 +68,11 @@ def attach(
             all but the channels.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection;
             ``None``: never.
-        channel_dim: where the cut's output has its channels; inferred from the layers inside the
-            cut.
+        channel_dim: where the cut's output has its channels once its samples are in dimension 0;
+            inferred from the layers inside the cut.
+        batch_dim: where the cut's output has its samples; 0, or 1 for sequences ``[T, N, C]``.
+        views: rows of a batch that belong together and go on together or not at all, such as two
+            views of an image: their number, or :class:`pfb.Views`.
 
     Returns:
         A :class:`Blocker`; keep it, its hooks go when it goes.
@@ -89,21 +96,19 @@ def attach(
         6
     """
     _check_model(model)
+    checked_total_steps(total_steps)
     schedule = prune if isinstance(prune, Schedule) else constant(prune)
-    if total_steps is not None and (
-        isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1
-    ):
-        raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
-    if schedule.needs_total_steps and total_steps is None:
-        raise ValueError("`total_steps` is needed by `pfb.window`: pass len(loader) * epochs (got None)")
     wiring = wiring_named(shallow)
     importance = _checked_importance(importance)
     name, module = cuts.resolve(model, cut)
     if cut is None:
         log.info("pfb cuts %s after %r", type(model).__name__, name)
-    reader = FeatureReader(channel_layers(module, model), features, feature_dim, channel_dim)
-    gate = Gate(importance, DensityEstimator() if estimator is None else estimator, reader)
-    handles = wiring.wire(model, module, name, gate)
+    doubt = doubt_of_batch_dim(name, module) if batch_dim is None else None
+    dim = 0 if batch_dim is None else checked_dim(batch_dim)
+    reader = FeatureReader(channel_layers(module, model), features, feature_dim, channel_dim, dim)
+    estimator = DensityEstimator() if estimator is None else estimator
+    gate = Gate(importance, estimator, reader, views if isinstance(views, Views) else Views(views))
+    handles = wiring.wire(model, module, name, gate, doubt)
     return Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pfb.gate import Gate
-from pfb.schedule import Schedule
+from pfb.estimator import DensityEstimator
+from pfb.features import FeatureReader
+from pfb.gate import UNKNOWN_SHARE, Gate
+from pfb.importance import Uniform
+from pfb.schedule import Schedule, checked_total_steps
 from pfb.selection import Selection, parts
 
 STATE_VERSION = 1
@@ -29,7 +32,6 @@ class Blocker:
         cut: name of the layer after which samples are stopped.
         shallow: the wiring, ``"reuse"`` or ``"recompute"``.
         schedule: the pruned share over training.
-        total_steps: number of optimizer steps the schedule spans, or ``None``.
         estimator: the :class:`~pfb.DensityEstimator` behind the importance.
     """
 
@@ -46,10 +48,10 @@ class Blocker:
         self.cut = cut
         self.shallow = shallow
         self.schedule = schedule
-        self.total_steps = total_steps
         self.estimator = gate.estimator
         self._gate = gate
         self._steps = 0
+        self._total_steps = checked_total_steps(total_steps)
         self._ever_reached = False
         self._told_to_step = False
         self._detached = False
@@ -61,13 +63,15 @@ class Blocker:
 
     # What a training loop calls
 
-    def select(self, *trees: Any) -> Any:
+    def select(self, *trees: Any, dim: int = 0) -> Any:
         """The samples of a batch that the latest forward kept.
 
         Args:
             trees: targets, weights, or any nested batch (tuples, lists, dicts, dataclasses) whose
                 tensors have the batch as first dimension. Mixup's ``(y_a, y_b, lam)`` and soft
-                labels ``[N, classes]`` need nothing special.
+                labels ``[N, classes]`` need nothing special. Lists with one item per sample are
+                selected too, which synchronises the device.
+            dim: the batch's dimension in their tensors.
 
         Returns:
             For one argument the same structure with K of N rows, for several a tuple of them. The
@@ -90,7 +94,7 @@ class Blocker:
         """
         selection = self.selection
         if selection is not None:
-            return selection.select(*trees)
+            return selection.select(*trees, dim=dim, seen=self._gate.lists)
         if not (self._ever_reached or self._gate.reached) and self._expects_pruning():
             raise RuntimeError(
                 f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
@@ -105,26 +109,44 @@ class Blocker:
         by one step.
 
         Call it once beside ``optimizer.step()``. With several ranks it is one collective, in which
-        all must take part; none while the share is 0.
+        all must take part; none while the share is 0. Warns once, with the cause, if a step with a
+        share above 0 pruned nothing, and if there were more steps than ``total_steps``.
 
         Raises:
-            RuntimeError: no forward reached the cut since the last call, or the blocker is
-                detached.
+            RuntimeError: no forward reached the cut since the last call, or one did without passing
+                the model's hooks; the ranks are at different steps; or the blocker is detached.
         """
         gate = self._gate
         if self._detached:
-            raise RuntimeError("this blocker is detached; attach a new one to prune again")
-        if gate.prunes:
-            if not gate.reached:
+            raise RuntimeError(
+                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is "
+                "pruned; attach a new one in this process to prune again"
+            )
+        if not gate.reached:
+            raise RuntimeError(
+                f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
+                "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
+            )
+        if gate.active:
+            if not gate.entered:
                 raise RuntimeError(
-                    f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
-                    "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
+                    f"the cut {self.cut!r} ran, but not within a call of the model that the blocker is attached to, so "
+                    "nothing was pruned. Call the model itself, not its `.forward` or its parts; or attach to the part "
+                    "that is called (with Lightning: to `self.net`, not to the LightningModule)."
                 )
+            if (cause := gate.idle_cause()) is not None:
+                gate.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
             if gate.reads == "density":
                 self.estimator.apply()
         self._ever_reached = True
         gate.end_step()
         self._steps += 1
+        if self.schedule.needs_total_steps and self._steps == (self.total_steps or 0) + 1:
+            gate.tell(
+                "over",
+                f"step() was called more often than total_steps={self.total_steps}, so the schedule is over. It counts "
+                "optimizer steps, not epochs: len(loader) * epochs.",
+            )
         self._set_share()
 
     @property
@@ -146,11 +168,45 @@ class Blocker:
         with self._gate.paused():
             yield
 
+    @contextlib.contextmanager
+    def decide_once(self) -> Iterator[None]:
+        """The first forward inside this context decides, and the others take the same samples.
+
+        For one batch that is run several times (SAM, LBFGS), and for several batches whose rows
+        belong together (the two sides of a siamese net).
+
+        Raises:
+            ValueError: a later forward has another number of rows.
+
+        Example:
+            >>> import torch, pfb
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
+            >>> with blocker.decide_once():
+            ...     a, b = model(torch.randn(10, 4)), model(torch.randn(10, 4))
+            >>> a.shape, b.shape
+            (torch.Size([6, 3]), torch.Size([6, 3]))
+        """
+        with self._gate.decide_once():
+            yield
+
     # What it knows
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of optimizer steps the schedule spans; may be set until training begins."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int | None) -> None:
+        self._total_steps = checked_total_steps(value)
+        self._set_share()
 
     @property
     def prune(self) -> float:
         """The share pruned at the current step."""
+        if self.schedule.needs_total_steps and self.total_steps is None:
+            return 0.0
         if self.total_steps is not None and self._steps >= self.total_steps and self.schedule.needs_total_steps:
             return self.schedule.share(self.total_steps, self.total_steps)
         return self.schedule.share(self._steps, self.total_steps)
@@ -179,13 +235,12 @@ class Blocker:
     def stats(self) -> dict[str, float]:
         """Plain floats to log; reading them synchronises the device, training never does.
 
-        ``pruned_share`` and ``kept_share`` of the latest forward, ``step``, ``centers_in_use``
-        (those that more samples went to than the one they came from), and, once there is a density,
-        its quantiles over the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``,
-        ``_75``, ``_95``.
+        ``pruned_share`` and ``kept_share`` of the latest forward in training (an evaluation since
+        then does not count), ``step``, ``centers_in_use`` (those that more samples went to than the
+        one they came from), and, once there is a density, its quantiles over the latest pruned
+        batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
         """
-        selection = self._gate.selection
-        kept = 1.0 if selection is None else selection.indices.numel() / max(selection.batch_size, 1)
+        kept = 1.0 if self._gate.latest is None else self._gate.latest[0] / max(self._gate.latest[1], 1)
         stats = {"step": float(self._steps), "kept_share": kept, "pruned_share": 1.0 - kept}
         counts = self.estimator.counts
         stats["centers_in_use"] = 0.0 if counts is None else float((counts > 1).sum())
@@ -195,6 +250,10 @@ class Blocker:
             values = torch.quantile(density[density.isfinite()], quantiles).tolist()
             stats |= {f"log_density_{q}": v for q, v in zip(("05", "25", "50", "75", "95"), values, strict=True)}
         return stats
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy prunes nothing and holds nothing: it comes back detached."""
+        return (_detached, (self.cut, self.shallow, self.schedule, self.total_steps))
 
     def __repr__(self) -> str:
         state = "detached" if self._detached else f"step={self._steps}"
@@ -251,6 +310,8 @@ class Blocker:
                 raise ValueError(
                     f"the state was saved with {name}={state[name]!r}, this blocker has {name}={value!r}: attach as before"
                 )
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")
         self.estimator.load_state_dict(state["estimator"])
         self._steps = state["step"]
         self._gate.end_step()
@@ -259,7 +320,8 @@ class Blocker:
     # Inside
 
     def _set_share(self) -> None:
-        self._gate.set_share(parts(self.prune))
+        known = self.total_steps is not None or not self.schedule.needs_total_steps
+        self._gate.set_share(parts(self.prune) if known else UNKNOWN_SHARE)
 
     def _expects_pruning(self) -> bool:
         model = self._model()
@@ -273,6 +335,13 @@ class Blocker:
                 "moves. Add `blocker.step()` beside `optimizer.step()`.",
                 stacklevel=3,
             )
+
+
+def _detached(cut: str, shallow: str, schedule: Schedule, total_steps: int | None) -> Blocker:
+    gate = Gate(Uniform(), DensityEstimator(), FeatureReader(()))
+    blocker = Blocker(gate, [], cut, shallow, schedule, total_steps, nn.Identity())
+    blocker.detach()
+    return blocker
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

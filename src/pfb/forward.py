@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pfb.trace import as_in_training
+
 
 class Reached(Exception):
     """Carries the cut's output, its only argument, out of a pass that ends there.
@@ -30,7 +32,7 @@ def output_of(
 
     handle = cut.register_forward_hook(catch, prepend=True)
     try:
-        with torch.set_grad_enabled(grad), no_autocast_cache():
+        with torch.set_grad_enabled(grad), as_in_training():
             model.forward(*args, **kwargs)
     except Reached as reached:
         return reached.args[0]
@@ -62,16 +64,3 @@ def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
             m.training = training
         for m in norms:
             m.track_running_stats = True
-
-
-@contextlib.contextmanager
-def no_autocast_cache() -> Iterator[None]:
-    """Keep weights that autocast casts without graph out of its cache: the forward proper would get
-    no gradient.
-    """
-    was_enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(was_enabled)

@@ -8,6 +8,9 @@ flags that stay fixed within a ratio level, and does not count.
 from __future__ import annotations
 
 import contextlib
+import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +22,10 @@ from pfb.features import FeatureReader, batched_tensor, channel_layers, fingerpr
 from pfb.importance import Importance, reads_of
 from pfb.replay import Replays, in_backward
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
+from pfb.views import Views, undeclared
+
+UNKNOWN_SHARE = -1  # until `total_steps` is
+IDLE_FORWARDS = 200  # after so many forwards with gradients of which none was pruned the user is told
 
 
 class Gate:
@@ -29,29 +36,44 @@ class Gate:
         importance: the rule.
         estimator: the density it reads.
         reader: from the cut's output to features.
+        views: which rows belong together.
 
     Attributes:
         armed: whether the forward now running prunes; set when it enters the model.
         scoring: whether a pass is running that only scores.
-        reached: whether any forward met the cut since the last step.
+        reached, entered, decided: whether any forward since the last step met the cut, entered the
+            model by its hooks, was pruned.
         selection: the latest forward's decision; ``None`` if it pruned nothing.
         features: ``[N, D]`` of the latest pruned batch; ``None`` before it.
+        latest: kept and all rows of the latest forward in training; ``None`` if it pruned nothing.
         blocked_forwards: pruned forwards since the last step.
+        lists: what has been learned of lists in batches, see :func:`pfb.tree.select`.
     """
 
-    def __init__(self, importance: Importance, estimator: DensityEstimator, reader: FeatureReader) -> None:
+    def __init__(
+        self, importance: Importance, estimator: DensityEstimator, reader: FeatureReader, views: Views | None = None
+    ) -> None:
         self.importance, self.estimator, self.reader = importance, estimator, reader
+        self.views = Views() if views is None else views
         self.reads = reads_of(importance)
-        self.armed = self.scoring = self.reached = False
+        self.armed = self.scoring = self.reached = self.entered = self.decided = False
         self.blocked_forwards = 0
         self.features: Tensor | None = None
+        self.latest: tuple[int, int] | None = None
+        self.lists: dict[str, bool] = {}
         self.replays = Replays()
         self._pruned_parts = 0
-        self._is_paused = False
+        self._is_paused = self._was_paused = self._saw_no_grad = False
         self._met = False  # has this forward met the cut?
         self._with_grad = False
         self._indices: Tensor | None = None
         self._batch_size = 0
+        self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
+        self._inputs: list[weakref.ref[Tensor]] = []  # of pruned forwards since the last step
+        self._thread: int | None = None  # of the first pruned forward since the last step
+        self._idle = 0
+        self._looked_for_views = False
+        self._told: set[str] = set()
 
     # Between forwards
 
@@ -60,9 +82,14 @@ class Gate:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
 
     @property
+    def active(self) -> bool:
+        """Whether the share is above 0."""
+        return self._pruned_parts > 0
+
+    @property
     def prunes(self) -> bool:
         """Whether the share is above 0 and nobody has paused."""
-        return self._pruned_parts > 0 and not self._is_paused
+        return self.active and not self._is_paused
 
     def set_share(self, pruned_parts: int) -> None:
         """The share to prune from now on, in parts of ``selection.PRECISION``."""
@@ -77,22 +104,86 @@ class Gate:
         finally:
             self._is_paused = before
 
+    @contextlib.contextmanager
+    def decide_once(self) -> Iterator[None]:
+        """The first pruned forward inside this context decides for all of them."""
+        before, self._once = self._once, []
+        try:
+            yield
+        finally:
+            self._once = before
+
     def end_step(self) -> None:
         """Forget what belonged to the step that ends."""
         self.replays.clear()
-        self.reached = False
+        self._inputs.clear()
+        self.reached = self.entered = self.decided = self._was_paused = self._saw_no_grad = False
+        self._thread = None
         self.blocked_forwards = 0
+
+    def idle_cause(self) -> str | None:
+        """Why a step with a share above 0 pruned nothing; ``None`` if that was asked for."""
+        if self.decided or self._was_paused or not self.entered:
+            return None
+        if self._saw_no_grad:
+            return "gradients were disabled in its forwards"
+        return "the model was in evaluation mode: call model.train(); its frozen layers may stay in .eval()"
+
+    def tell(self, what: str, text: str) -> None:
+        """Warn, once."""
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(f"pfb: {text}", stacklevel=2)
 
     # One forward, in this order
 
     def enter(self, training: bool) -> bool:
         """A forward enters the model: does it prune?"""
         self._with_grad = torch.is_grad_enabled()
+        if self._pruned_parts == UNKNOWN_SHARE and training and self._with_grad:
+            raise RuntimeError(
+                "`total_steps` is needed by `pfb.window`: pass it to attach, or set `blocker.total_steps = len(loader) * "
+                "epochs` before training (got None)"
+            )
         self.armed = training and self._with_grad and self.prunes
+        if self.armed and _is_tracing():
+            raise RuntimeError("a model that prunes cannot be traced: call blocker.detach() or model.eval() first")
         self._met = False
+        self.entered = True
+        if self._is_paused:
+            self._was_paused = True
+        if not self._with_grad:
+            self._saw_no_grad = True
         if not in_backward():
             self._indices = None
+            if training and self._with_grad and not self.active:
+                self.latest = None
         return self.armed
+
+    def look_at_input(self, x: Tensor) -> None:
+        """Tell what a pruned forward's input gives away. Eager only."""
+        if in_backward() or torch.compiler.is_compiling():
+            return
+        thread = threading.get_ident()
+        if self._thread not in (None, thread):
+            raise RuntimeError(
+                "this model is run by two threads within one step; the decision of one would be taken for the other's. "
+                "Give every thread a model and a blocker of its own."
+            )
+        self._thread = thread
+        if x.requires_grad and x.is_leaf:
+            self.tell(
+                "leaf",
+                "the model's input requires gradients; those of stopped samples are zero. For attacks, penalties and "
+                "saliency use `with blocker.paused():`, or average over `blocker.selection.indices` only.",
+            )
+        if self._once is None and any(seen() is x for seen in self._inputs):
+            self.tell(
+                "again",
+                "one batch was run twice within a step (SAM, LBFGS, two calls of a siamese net), and each run decides "
+                "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
+            )
+        self._inputs.append(weakref.ref(x))
 
     @contextlib.contextmanager
     def scoring_pass(self) -> Iterator[None]:
@@ -103,28 +194,31 @@ class Gate:
         finally:
             self.scoring = False
 
-    def meet_cut(self) -> bool:
+    def meet_cut(self, training: bool) -> bool:
         """The forward meets the cut; whether one that prunes did so before."""
+        self.armed = self.armed and training and self.prunes  # a KeyboardInterrupt leaves it armed
         again, self._met, self.reached = self.armed and self._met, self.armed, True
+        if not self.armed and not torch.compiler.is_compiling():
+            self._count_idle()
         return again
 
-    @torch.no_grad()
     def decide(self, output: Any) -> Tensor:
         """Indices of the samples that go on, given the cut's output."""
-        features_ND = self.read(output)
-        n = features_ND.size(0)
-        importance_N = (
-            self.importance(features_ND, self.estimator) if self.reads == "density" else self.importance(features_ND)
-        )
-        if importance_N.shape != (n,):
-            raise ValueError(
-                f"`importance` must return one value per sample, shape ({n},) (got {tuple(importance_N.shape)})"
-            )
-        indices_K = keep_largest(importance_N, keep_count_of_parts(n, self._pruned_parts))
-        if self.reads == "density":
-            self.estimator.accumulate(features_ND.index_select(0, indices_K))
+        with torch.no_grad():
+            features_ND = self.read(output)
+            n = features_ND.size(0)
+            if self._once:
+                indices_K, known = self._once[0]
+                if n != known:
+                    raise ValueError(f"decide_once() began with a batch of {known} rows and now got {n}")
+            else:
+                indices_K = self._chosen(features_ND)
+                if self._once is not None:
+                    self._once.append((indices_K, n))
         self._indices, self._batch_size = indices_K, n
         self.features = None if self.reads == "nothing" else features_ND
+        self.latest = (len(indices_K), n)
+        self.decided = True
         if not torch.compiler.is_compiling():
             self.blocked_forwards += 1
             self.replays.note(features_ND, indices_K)
@@ -135,7 +229,7 @@ class Gate:
         mistaken for another.
         """
         with_grad = self._with_grad or torch.is_grad_enabled()
-        if self._pruned_parts > 0 and with_grad and not torch.compiler.is_compiling():
+        if self.active and with_grad and not (torch.compiler.is_compiling() or _is_tracing()):
             self.replays.note(self.read(output), None)
 
     def leave(self) -> None:
@@ -143,8 +237,12 @@ class Gate:
         self.armed = self._with_grad = False
 
     def replay(self, output: Any) -> Tensor | None:
-        """The decision of the forward that activation checkpointing is running again."""
-        return None if self._pruned_parts == 0 else self.replays.decision(self.read(output))
+        """The decision of the forward that activation checkpointing is running again; one without
+        gradients is none of those.
+        """
+        if not self.active or not torch.is_grad_enabled():
+            return None
+        return self.replays.decision(self.read(output))
 
     @torch.no_grad()
     def read(self, output: Any) -> Tensor:
@@ -154,8 +252,58 @@ class Gate:
         model's input.
         """
         if self.reads == "nothing":
-            return fingerprint(output if isinstance(output, Tensor) else batched_tensor(output))
+            x = output if isinstance(output, Tensor) else batched_tensor(output)
+            return fingerprint(x.movedim(self.reader.batch_dim, 0))
         return self.reader(output)
+
+    def _chosen(self, rows_ND: Tensor) -> Tensor:
+        if not self._looked_for_views and not torch.compiler.is_compiling():
+            self._look_for_views(rows_ND)
+        features_GD = self.views.pooled(rows_ND)
+        g = features_GD.size(0)
+        importance_G = (
+            self.importance(features_GD, self.estimator) if self.reads == "density" else self.importance(features_GD)
+        )
+        if not isinstance(importance_G, Tensor) or importance_G.shape != (g,):
+            got = tuple(importance_G.shape) if isinstance(importance_G, Tensor) else type(importance_G).__name__
+            raise ValueError(f"`importance` must return one value per sample, shape ({g},) (got {got})")
+        if self.reads != "nothing":  # whatever the rule makes of them: broken samples are kept
+            importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
+        groups_K = keep_largest(importance_G, keep_count_of_parts(g, self._pruned_parts))
+        if self.reads == "density":
+            self.estimator.accumulate(features_GD.index_select(0, groups_K))
+        return self.views.rows(groups_K, rows_ND.size(0))
+
+    def _look_for_views(self, rows_ND: Tensor) -> None:
+        """Once, at the first pruned batch: it is the only moment at which the host waits
+        for this.
+        """
+        self._looked_for_views = True
+        found = undeclared(rows_ND) if self.views.count == 1 else None
+        if found is not None:
+            rows, views = ("2 i and 2 i + 1", repr(found)) if found.interleaved else ("i and i + N / 2", "2")
+            self.tell(
+                "views",
+                f"rows {rows} of the batch are alike as two views of one sample would be, and each is stopped or kept "
+                f"alone. If they belong together, attach with `views={views}`; if not, all is well.",
+            )
+
+    def _count_idle(self) -> None:
+        if self.decided or self._was_paused or not (torch.is_grad_enabled() and self.prunes) or in_backward():
+            self._idle = 0
+            return
+        self._idle += 1
+        if self._idle == IDLE_FORWARDS and self.latest is None:
+            cause = "the model is in evaluation mode" if self.entered else "the model itself was not called"
+            self.tell(
+                "idle",
+                f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, since "
+                f"{cause}. Call the model itself (not its `.forward` or its parts), in training mode.",
+            )
+
+
+def _is_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
 
 
 def gate_for(

@@ -84,11 +84,26 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
     return Schedule(prune, float(start), float(stop), levels)
 
 
+def checked_total_steps(total_steps: int | None) -> int | None:
+    """A number of steps given by the user.
+
+    Raises:
+        ValueError: no whole number of at least 1.
+    """
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
+    return total_steps
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _checked_share(name: str, value: float) -> float:
+    if callable(value):
+        raise ValueError(
+            f"`{name}` must be a number in [0, 1) or pfb.window(...) for a share that changes (got {value!r})"
+        )
     if not _is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
             f"`{name}` must be the share of samples to stop, a number in [0, 1) (got {value!r}). 0.4 stops 40 % of every "

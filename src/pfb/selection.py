@@ -34,12 +34,12 @@ class Selection:
     indices: Tensor
     batch_size: int
 
-    def select(self, *trees: Any) -> Any:
+    def select(self, *trees: Any, dim: int = 0, seen: dict[str, bool] | None = None) -> Any:
         """The kept samples of each nested batch; one result for one argument, else a tuple. See
         ``Blocker.select``.
         """
         kept = tuple(
-            tree.select(t, self.indices, self.batch_size, "batch" if len(trees) == 1 else f"batch {i}")
+            tree.select(t, self.indices, self.batch_size, "batch" if len(trees) == 1 else f"batch {i}", dim, seen)
             for i, t in enumerate(trees)
         )
         return kept[0] if len(kept) == 1 else kept

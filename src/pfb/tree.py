@@ -103,11 +103,13 @@ def leaves(tree: Any) -> Iterator[Tensor]:
         yield from leaves(value)
 
 
-def copied(tree: Any) -> Any:
+def copied(tree: Any, copy_tensor: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
     """The same leaves in containers of their own: what is popped from them stays in the tree."""
 
     def visit(node: Any, path: str) -> Any:
-        return DESCEND if children(node) is not None and type(node) in (dict, list, tuple) else node
+        if isinstance(node, Tensor):
+            return copy_tensor(node)
+        return DESCEND if type(node) in (dict, list, tuple) else node
 
     return mapped(tree, visit)
 

@@ -8,10 +8,11 @@ model's own inputs are selected, so that the forward proper sees the kept sample
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
+import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,48 @@ from torch.utils.hooks import RemovableHandle
 
 from pfb import tree
 from pfb.features import batched_tensor
-from pfb.forward import Reached, no_autocast_cache, scoring_mode
+from pfb.forward import Reached, scoring_mode
 from pfb.gate import Gate
+from pfb.inputs import (
+    argument_names,
+    batched_places,
+    check_rows,
+    checked_dim,
+    checked_names,
+    looks_flat,
+    possible_rows,
+)
 from pfb.replay import in_backward
+from pfb.trace import Trace, as_in_training
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """One shallow pass, whose kept features go on: the paper's wiring, ``shallow="reuse"``."""
+    """One shallow pass, whose kept features go on: the paper's wiring, ``shallow="reuse"``.
+
+    Attributes:
+        shared: names of inputs, beside the one that the cut sees, of which nothing after the cut
+            takes rows. Any other is refused: it would be paired with the wrong samples.
+
+    Raises:
+        TypeError: ``shared`` is one name instead of a tuple.
+    """
 
     name: ClassVar[Literal["reuse"]] = "reuse"
+    shared: tuple[str, ...] = ()
 
-    def wire(self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> list[RemovableHandle]:
-        """Register the hooks and return their handles."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", checked_names(self.shared))
+
+    def wire(
+        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
+    ) -> list[RemovableHandle]:
+        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
+        enter = _Enter(gate, cut_name, self.shared)
         return [
-            model.register_forward_pre_hook(_Enter(gate, cut_name)),
-            cut.register_forward_hook(_Stop(gate, cut_name), prepend=True),  # other hooks see the kept samples only
+            model.register_forward_pre_hook(enter, with_kwargs=True),
+            # Other hooks see the kept samples only.
+            cut.register_forward_hook(_Stop(gate, cut_name, enter, doubt), prepend=True),
             model.register_forward_hook(_Leave(gate, cut_name), always_call=True),
         ]
 
@@ -52,6 +79,7 @@ class Recompute:
         batchnorm: what BatchNorms normalise by in the scoring pass: ``"running"`` statistics, or
             those of the ``"batch"``. Running statistics move once per step either way.
         shared: names of the model's inputs that belong to the batch as a whole.
+        batch_dim: where the model's inputs have their samples: 1 for sequences ``[T, N, C]``.
 
     Raises:
         ValueError, TypeError: a setting of another kind.
@@ -67,6 +95,7 @@ class Recompute:
     dtype: torch.dtype | None = None
     batchnorm: Literal["running", "batch"] = "running"
     shared: tuple[str, ...] = ()
+    batch_dim: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale <= 1:
@@ -75,14 +104,15 @@ class Recompute:
             raise ValueError(f"`dtype` must be torch.bfloat16, torch.float16 or None (got {self.dtype!r})")
         if self.batchnorm not in ("running", "batch"):
             raise ValueError(f'`batchnorm` must be "running" or "batch" (got {self.batchnorm!r})')
-        if isinstance(self.shared, str):
-            raise TypeError(f"`shared` must be a tuple of input names: write shared=({self.shared!r},)")
-        object.__setattr__(self, "shared", tuple(self.shared))
+        object.__setattr__(self, "shared", checked_names(self.shared))
+        object.__setattr__(self, "batch_dim", checked_dim(self.batch_dim))
 
-    def wire(self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate) -> list[RemovableHandle]:
-        """Register the hooks and return their handles."""
+    def wire(
+        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
+    ) -> list[RemovableHandle]:
+        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
         return [
-            model.register_forward_pre_hook(_SelectInputs(gate, cut_name, self), with_kwargs=True),
+            model.register_forward_pre_hook(_SelectInputs(gate, cut_name, self, doubt), with_kwargs=True),
             cut.register_forward_hook(_Catch(gate, cut_name), prepend=True),  # other hooks see the kept samples only
         ]
 
@@ -125,12 +155,42 @@ class _Hook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Inert, ())
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "__name__":  # torch.jit.script asks for it, and prints this
+            raise AttributeError("a model with a pfb blocker cannot be scripted: call blocker.detach() first")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
 
 class _Enter(_Hook):
     """Forward pre-hook on the model, for ``Reuse``."""
 
-    def __call__(self, model: nn.Module, args: Any) -> None:
-        self.gate.enter(model.training)
+    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...]) -> None:
+        super().__init__(gate, cut_name)
+        self.shared = shared
+        self.model: weakref.ref[nn.Module] | None = None
+        self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self.model = weakref.ref(model)
+        if not self.gate.enter(model.training):
+            return
+        places = batched_places(model, args, kwargs, self.shared)
+        self.rows = possible_rows(places, self.gate.reader.batch_dim)
+        if len(places) > 1:
+            (first, _), (second, _), *_ = places
+            raise ValueError(
+                f"{type(model).__name__} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch "
+                'after the cut, where it would be paired with the wrong samples. Use shallow="recompute", which selects '
+                f"both; or name it in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
+            )
+        for _, value in places:
+            self.gate.look_at_input(next(tree.leaves(value)))
+
+    def training(self) -> bool:
+        """Whether the model that was entered last still trains."""
+        model = None if self.model is None else self.model()
+        return model is None or model.training
 
 
 class _Leave(_Hook):
@@ -155,23 +215,30 @@ class _Leave(_Hook):
 class _Stop(_Hook):
     """Forward hook on the cut, for ``Reuse``."""
 
+    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None) -> None:
+        super().__init__(gate, cut_name)
+        self.enter, self.doubt = enter, doubt
+
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
         gate = self.gate
         _refuse_replica(cut)
         if in_backward():
             indices = gate.replay(output)
             return None if indices is None else self._kept(output, indices)
-        if gate.meet_cut():
+        if gate.meet_cut(self.enter.training()):
             raise RuntimeError(
                 f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that "
                 'runs once, use `shallow="recompute"`, and call the model itself rather than its parts.'
             )
         if not gate.armed:
             return gate.let_pass(output)
+        check_rows(self.cut_name, batched_tensor(output), gate.reader.batch_dim, self.enter.rows, self.doubt)
         return self._kept(output, gate.decide(output))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:
-        return tree.select(output, indices, batched_tensor(output).size(0), f"output of {self.cut_name}")
+        dim = self.gate.reader.batch_dim
+        n = batched_tensor(output).size(dim)
+        return tree.select(output, indices, n, f"output of {self.cut_name}", dim, self.gate.lists)
 
 
 class _Catch(_Hook):
@@ -179,7 +246,7 @@ class _Catch(_Hook):
 
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> None:
         _refuse_replica(cut)
-        self.gate.meet_cut()
+        self.gate.meet_cut(training=True)
         if self.gate.scoring:
             raise Reached(output)
 
@@ -189,63 +256,112 @@ class _SelectInputs(_Hook):
     inputs.
     """
 
-    def __init__(self, gate: Gate, cut_name: str, settings: Recompute) -> None:
+    def __init__(self, gate: Gate, cut_name: str, settings: Recompute, doubt: str | None) -> None:
         super().__init__(gate, cut_name)
-        self.settings = settings
+        self.settings, self.trace, self.doubt = settings, Trace(), doubt
+        self.told_apart: set[str] = set()  # inputs that were seen to be no flat targets
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.gate.enter(model.training):
+        gate, shared = self.gate, self.settings.shared
+        if not gate.enter(model.training):
             return None
-        if self.gate.reads == "nothing":
-            output: Any = self._batched_input(model, args, kwargs)
-            batch_size = output.size(0)
+        places = batched_places(model, args, kwargs, shared)
+        if not places:
+            raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to select from")
+        gate.look_at_input(next(tree.leaves(places[0][1])))
+        if gate.reads == "nothing":
+            output, batch_size = self._countable(places[0][1])
         else:
             output = self._scored(model, args, kwargs)
-            batch_size = batched_tensor(output).size(0)
-        indices = self.gate.replay(output) if in_backward() else self.gate.decide(output)
+            x, dim = batched_tensor(output), gate.reader.batch_dim
+            check_rows(self.cut_name, x, dim, possible_rows(places, self.settings.batch_dim), self.doubt)
+            batch_size = x.size(dim)
+        self._refuse_flat_targets(places[1:], batch_size)
+        indices = gate.replay(output) if in_backward() else gate.decide(output)
         return None if indices is None else self._selected(model, args, kwargs, indices, batch_size)
+
+    def _countable(self, value: Any) -> tuple[Tensor, int]:
+        """Of the model's first input, something with as many rows as samples where the cut's output
+        would have them: all that a rule needs which reads nothing.
+        """
+        if not isinstance(value, Tensor):  # one item per sample
+            value = torch.stack([next(tree.leaves(item)).float().mean() for item in value])
+        value = value[:, None] if value.dim() == 1 else value
+        dim = self.settings.batch_dim
+        return value.movedim(dim, self.gate.reader.batch_dim), value.size(dim)
 
     def _scored(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         settings = self.settings
-        if settings.scale < 1:
-            args, kwargs = tree.shrink_images((args, kwargs), settings.scale)
         precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if settings.dtype is not None:
             precision = torch.autocast(next(tree.leaves((args, kwargs))).device.type, settings.dtype)
         mode = scoring_mode(model, settings.batchnorm == "batch")
-        try:
-            with self.gate.scoring_pass(), torch.no_grad(), no_autocast_cache(), mode, precision:
-                model.forward(*args, **kwargs)
-        except Reached as reached:
-            return reached.args[0]
-        except (AssertionError, RuntimeError) as error:
-            if settings.scale == 1:
+        with self.trace.taken_back(model, (args, kwargs)) as (args, kwargs):
+            if settings.scale < 1:
+                args, kwargs = tree.shrink_images((args, kwargs), settings.scale)
+            try:
+                with self.gate.scoring_pass(), torch.no_grad(), as_in_training(), mode, precision:
+                    args, kwargs = self._with_later_hooks(model, args, kwargs)
+                    model.forward(*args, **kwargs)
+            except Reached as reached:
+                return reached.args[0]
+            except Exception as error:
+                error.add_note(
+                    f"pfb: this is the scoring pass of recompute: {type(model).__name__} on the whole batch, without "
+                    "gradients and in evaluation mode, up to the cut."
+                )
+                if settings.scale < 1 and isinstance(error, (AssertionError, RuntimeError)):
+                    raise RuntimeError(
+                        f"{type(model).__name__} does not run on images shrunk by `scale` (got {settings.scale}): "
+                        f"{error}. Leave it at 1 for a model that takes images of one size."
+                    ) from error
                 raise
-            raise RuntimeError(
-                f"{type(model).__name__} does not run on images shrunk by `scale` (got {settings.scale}): {error}. "
-                "Leave it at 1 for a model that takes images of one size."
-            ) from error
         raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut {self.cut_name!r}")
 
-    def _batched_input(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        shared = self.settings.shared
-        names = _argument_names(model, len(args))
-        inputs = [value for name, value in zip(names, args, strict=True) if name not in shared]
-        inputs += [value for name, value in kwargs.items() if name not in shared]
-        x = next((x for x in tree.leaves(inputs) if x.dim() > 0), None)
-        if x is None:
-            raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to select from")
-        return x
+    def _with_later_hooks(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the model's pre-hooks make of its inputs that were registered after this one; from
+        the next forward on they run before it.
+        """
+        if torch.compiler.is_compiling():
+            return args, kwargs
+        hooks = cast("OrderedDict[int, Any]", model._forward_pre_hooks)
+        keys = list(hooks)
+        own = next(key for key in keys if hooks[key] is self)
+        later = [key for key in keys[keys.index(own) + 1 :] if not getattr(hooks[key], "sees_kept_samples", False)]
+        for key in later:
+            hooks.move_to_end(own)
+            if key in model._forward_pre_hooks_with_kwargs:
+                changed = hooks[key](model, args, kwargs)
+                args, kwargs = (args, kwargs) if changed is None else changed
+            else:
+                changed = hooks[key](model, args)
+                args = args if changed is None else changed if isinstance(changed, tuple) else (changed,)
+        return args, kwargs
+
+    def _refuse_flat_targets(self, places: list[tuple[str, Any]], batch_size: int) -> None:
+        """Once per input, since the host has to wait for it."""
+        if torch.compiler.is_compiling():
+            return
+        for name, value in places:
+            if name not in self.told_apart and looks_flat(value, batch_size):
+                raise ValueError(
+                    f"the input {name!r} of shape {tuple(value.shape)} looks like a flat list of targets whose first "
+                    "column counts the images of the batch: selecting its rows would pair them with the wrong images. "
+                    "Pass one tensor per image in a list, or compute the loss outside the model with `blocker.select`."
+                )
+            self.told_apart.add(name)
 
     def _selected(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Tensor, batch_size: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        shared = self.settings.shared
-        names = _argument_names(model, len(args)) if shared else [f"argument {i}" for i in range(len(args))]
+        shared, dim = self.settings.shared, self.settings.batch_dim
 
         def keep(name: str, value: Any) -> Any:
-            return value if name in shared else tree.select(value, indices, batch_size, f"input {name}")
+            if name in shared:
+                return value
+            return tree.select(value, indices, batch_size, f"input {name}", dim, self.gate.lists)
 
+        names = argument_names(model, len(args))
         return (
             tuple(keep(name, value) for name, value in zip(names, args, strict=True)),
             {name: keep(name, value) for name, value in kwargs.items()},
@@ -255,9 +371,3 @@ class _SelectInputs(_Hook):
 def _refuse_replica(cut: nn.Module) -> None:
     if getattr(cut, "_is_replica", False):
         raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
-
-
-def _argument_names(model: nn.Module, n: int) -> list[str]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names + [f"argument {i}" for i in range(len(names), n)] if len(names) < n else names[:n]

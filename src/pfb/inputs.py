@@ -1,0 +1,136 @@
+"""What a model is called with: where its samples are, and what looks like rows but is none."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfb import tree
+
+LEAST_FLAT = 4  # rows; of fewer it cannot be told whether their first column counts images
+
+
+def argument_names(model: nn.Module, n: int) -> list[str]:
+    """Names of a forward's first n positional arguments."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [f"argument {i}" for i in range(len(names), n)] if len(names) < n else names[:n]
+
+
+def batched_places(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, Any]]:
+    """Name and value of each input that holds samples: tensors, and lists with one item each.
+
+    Looks into mappings, tuples and dataclasses; numbers, 0-d tensors and what is ``shared`` by all
+    samples do not count.
+    """
+    names = argument_names(model, len(args))
+    places: list[tuple[str, Any]] = []
+
+    def look(name: str, value: Any) -> None:
+        if name in shared or not any(x.dim() > 0 for x in tree.leaves(value)):
+            return
+        if isinstance(value, Tensor) or (isinstance(value, list) and not _is_list_of_batches(value)):
+            places.append((name, value))
+            return
+        for place, inner in tree.children(value) or ():
+            look(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner)
+
+    for name, value in [*zip(names, args, strict=True), *kwargs.items()]:
+        look(name, value)
+    return places
+
+
+def possible_rows(places: list[tuple[str, Any]], batch_dim: int) -> tuple[int, ...]:
+    """How many samples there may be by the first input: its first dimension, or ``batch_dim``."""
+    if not places:
+        return ()
+    value = places[0][1]
+    if not isinstance(value, Tensor):
+        return (len(value),)
+    return tuple(value.size(d) for d in sorted({0, batch_dim}) if d < value.dim())
+
+
+def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], doubt: str | None) -> None:
+    """The cut's samples must be the model's.
+
+    Raises:
+        ValueError: the cut's output has another number of rows, or there is doubt of the dimension
+            that holds them; the message names the cut.
+    """
+    if doubt is not None and output.dim() > 2:
+        raise ValueError(doubt)
+    if batch_dim >= output.dim() or (rows and output.size(batch_dim) not in rows):
+        raise ValueError(
+            f"the cut {cut!r} has an output of shape {tuple(output.shape)}, whose dimension {batch_dim} is not the "
+            f"model's batch of {rows[0] if rows else '?'}. If another dimension holds the samples, say which: "
+            "`batch_dim=1` for [T, N, C]. If the model folds others into its batch (frames, crops, windows), cut where "
+            "it does not."
+        )
+
+
+def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
+    """What to ask if layers inside the cut say that their batch is not in dimension 0."""
+    for name, m in module.named_modules():
+        if getattr(m, "batch_first", None) is False:
+            return (
+                f"the cut {cut!r} holds a {type(m).__name__} with batch_first=False ({name or 'itself'}), so samples may "
+                "lie in dimension 1 of its output. Say which: `batch_dim=1` for [T, N, C], `batch_dim=0` for [N, ...]."
+            )
+    return None
+
+
+def looks_flat(value: Any, batch_size: int) -> bool:
+    """Whether a tensor is a flat list of targets whose first column says which image each is in.
+
+    ``[M, 2 or more]`` with M = N by chance: a sorted column of whole numbers below N, of which at
+    least half occur. Synchronises the device.
+
+    Example:
+        >>> looks_flat(torch.tensor([[0, 7], [0, 9], [2, 7], [3, 1]]), 4)
+        True
+    """
+    if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != batch_size or value.size(1) < 2:
+        return False
+    if batch_size < LEAST_FLAT or value.is_complex() or value.dtype == torch.bool:
+        return False
+    first = value.reshape(batch_size, -1)[:, 0].detach().double()
+    whole = bool((first == first.round()).all() and (first.diff() >= 0).all())
+    return (
+        whole and float(first[0]) >= 0 and float(first[-1]) < batch_size and len(set(first.tolist())) * 2 >= batch_size
+    )
+
+
+def checked_dim(dim: int) -> int:
+    """A dimension given by the user.
+
+    Raises:
+        ValueError: no whole number of at least 0.
+    """
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 0:
+        raise ValueError(f"`batch_dim` must be a whole number of at least 0 (got {dim!r})")
+    return dim
+
+
+def checked_names(shared: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """Names given by the user.
+
+    Raises:
+        TypeError: one name, or things that are no names.
+    """
+    if isinstance(shared, str):
+        raise TypeError(f"`shared` must be a tuple of input names: write shared=({shared!r},)")
+    if not all(isinstance(name, str) for name in shared):
+        raise TypeError(f"`shared` must be a tuple of input names (got {shared!r})")
+    return tuple(shared)
+
+
+def _is_list_of_batches(value: list[Any]) -> bool:
+    """Several tensors of as many rows as each other, and not as many as they are."""
+    sizes = {len(x) for x in tree.leaves(value) if x.dim() > 0}
+    return len(sizes) == 1 and sizes != {len(value)} and all(isinstance(x, Tensor) for x in value)

@@ -1,0 +1,171 @@
+"""The scoring pass must leave no trace: what it writes to inputs, buffers and modules is taken
+back.
+
+It runs the user's forward on the user's own objects. Nothing is copied that need not be: the first
+passes look at everything, and from then on only what was seen to change is saved before each pass.
+Containers are copied always, which is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pfb import tree
+
+FIRST_LOOKS = 3  # passes in which all modules are looked at; a cache may fill at the second only
+OWN = {"training", "track_running_stats", "_parameters", "_buffers", "_modules"}
+"""Attributes of a module that the pass itself sets, or that are looked at one by one."""
+
+
+class Trace:
+    """What the scoring pass of one model writes. Nothing is done inside ``torch.compile``."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._writes_inputs = False
+        self._written_buffers: set[tuple[nn.Module, str]] = set()
+        self._written_modules: set[nn.Module] = set()
+
+    @contextlib.contextmanager
+    def taken_back(self, model: nn.Module, arguments: Any) -> Iterator[Any]:
+        """Arguments for a pass inside this context, after which model and arguments are what they
+        were.
+
+        Raises:
+            RuntimeError: the pass wrote to an input or a buffer that it had left alone before, so
+                that it cannot be taken back.
+        """
+        if torch.compiler.is_compiling():
+            yield arguments
+            return
+        first = self._looks < FIRST_LOOKS
+        self._looks += 1
+        given = tree.copied(arguments)
+        if first or self._writes_inputs:
+            given = tree.copied(arguments, lambda x: x.clone())
+        inputs = [(x, _version(x)) for x in tree.leaves(given)]
+        buffers = [
+            (m, name, x, _version(x)) for m in model.modules() for name, x in m._buffers.items() if x is not None
+        ]
+        saved = {(m, name): x.clone() for m, name, x, _ in buffers if first or (m, name) in self._written_buffers}
+        modules = {m: _attributes(m) for m in (model.modules() if first else self._written_modules) if not _is_lazy(m)}
+        try:
+            yield given
+        finally:
+            for m, before in modules.items():
+                if _restore(m, before):
+                    self._written_modules.add(m)
+            unknown = self._restore_buffers(buffers, saved)
+            if any(_version(x) != version for x, version in inputs):
+                unknown += [] if first or self._writes_inputs else ["an input"]
+                self._writes_inputs = True
+            if unknown:
+                raise RuntimeError(
+                    f"pfb: the scoring pass of recompute wrote to {', '.join(unknown)}, which it had left alone until "
+                    "now, so this step would see it twice. Write in the model's training forward only, under "
+                    '`if torch.is_grad_enabled():`, or use `shallow="reuse"`.'
+                )
+
+    def _restore_buffers(
+        self, buffers: list[tuple[nn.Module, str, Tensor, int]], saved: dict[tuple[nn.Module, str], Tensor]
+    ) -> list[str]:
+        """Put back what was written; returns the names of buffers that cannot be."""
+        unknown = []
+        for m, name, x, version in buffers:
+            if m._buffers.get(name) is not x:
+                m._buffers[name] = x
+                self._written_buffers.add((m, name))
+            if _version(x) != version:
+                self._written_buffers.add((m, name))
+                if (m, name) in saved:
+                    with torch.no_grad():
+                        x.copy_(saved[m, name])
+                else:
+                    unknown.append(f"the buffer {name!r} of a {type(m).__name__}")
+        return unknown
+
+
+@contextlib.contextmanager
+def as_in_training() -> Iterator[None]:
+    """Switch off what PyTorch does only without gradients or in evaluation mode.
+
+    The fused paths of attention layers (which turn padded batches into nested tensors), and caches
+    that would keep what was computed without graph: of autocast and of parametrizations. Of the
+    latter there is no public switch: ``parametrize._cache_enabled`` counts the open ``cached()``.
+    """
+    if torch.compiler.is_compiling():
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        return
+    fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
+    parametrized = parametrize._cache_enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.set_autocast_cache_enabled(cached)
+        parametrize._cache_enabled = parametrized
+        if cached:
+            torch.clear_autocast_cache()  # an autocast inside the model has switched the cache on again
+
+
+def _is_lazy(m: nn.Module) -> bool:
+    """Whether its first forward makes its parameters, which must stay."""
+    return isinstance(m, nn.modules.lazy.LazyModuleMixin) and m.has_uninitialized_params()
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _attributes(m: nn.Module) -> dict[str, Any]:
+    """Attributes, and copies of what is inside containers."""
+    kept = {}
+    for name, value in m.__dict__.items():
+        if name not in OWN and not name.startswith("_forward") and not name.startswith("_backward"):
+            kept[name] = (value, value.copy() if type(value) in (dict, list, set) else None)
+    return kept
+
+
+def _restore(m: nn.Module, before: dict[str, Any]) -> bool:
+    """Put attributes back; whether any had changed."""
+    changed = False
+    now = _attributes(m)
+    for name in now.keys() - before.keys():
+        del m.__dict__[name]
+        changed = True
+    for name, (value, content) in before.items():
+        if name not in now or now[name][0] is not value:
+            m.__dict__[name] = value
+            changed = True
+        if content is not None and not _same(value, content):
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
+            changed = True
+    return changed
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two containers of one kind hold the same objects; tensors must not be compared by
+    value.
+    """
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(k in b and b[k] is v for k, v in a.items())
+    if isinstance(a, set):
+        return {id(v) for v in a} == {id(v) for v in b}
+    return all(x is y for x, y in zip(a, b, strict=True))

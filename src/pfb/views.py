@@ -1,0 +1,88 @@
+"""Rows of a batch that belong together: views of one image, pairs, triplets.
+
+Shape suffixes: N rows, V views, G groups of V rows, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST_ROWS = 16  # fewer tell nothing about undeclared views
+
+
+@dataclass(frozen=True)
+class Views:
+    """How rows belong together; all of a group go on, or none.
+
+    Attributes:
+        count: V, rows of one group.
+        interleaved: ``False``: row i, i + N / V, ... are one group, as ``torch.cat([a, b])`` builds
+            them; ``True``: V rows in succession are, as ``torch.stack([a, b], 1).flatten(0, 1)``.
+
+    Raises:
+        ValueError: ``count`` is no whole number of at least 1.
+
+    Example:
+        >>> import torch
+        >>> Views(2).rows(torch.tensor([0, 2]), batch_size=6)
+        tensor([0, 2, 3, 5])
+        >>> Views(2, interleaved=True).rows(torch.tensor([0, 2]), batch_size=6)
+        tensor([0, 1, 4, 5])
+    """
+
+    count: int = 1
+    interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
+            raise ValueError(f"`views` must be a whole number of at least 1, or pfb.Views(...) (got {self.count!r})")
+
+    def pooled(self, features_ND: Tensor) -> Tensor:
+        """The mean of each group's features, ``[G, D]``.
+
+        Raises:
+            ValueError: the rows are no whole number of groups.
+        """
+        if self.count == 1:
+            return features_ND
+        n, d = features_ND.shape
+        if n % self.count:
+            raise ValueError(f"a batch of {n} rows holds no whole number of groups of `views` = {self.count} rows")
+        groups = n // self.count
+        if self.interleaved:
+            return features_ND.view(groups, self.count, d).mean(1)
+        return features_ND.view(self.count, groups, d).mean(0)
+
+    def rows(self, groups_K: Tensor, batch_size: int) -> Tensor:
+        """The rows of some groups (ascending), ascending."""
+        if self.count == 1:
+            return groups_K
+        view_V = torch.arange(self.count, device=groups_K.device)
+        if self.interleaved:
+            return (groups_K[:, None] * self.count + view_V).flatten()
+        return (view_V[:, None] * (batch_size // self.count) + groups_K).flatten()
+
+
+def undeclared(features_ND: Tensor) -> Views | None:
+    """Pairs of rows that are so alike that they look like views; ``None`` if there are none.
+
+    A row is matched with the nearest of the other half. Without views it hits its own partner once
+    in a batch, whatever the batch's size. Synchronises the device.
+    """
+    n = len(features_ND) // 2 * 2
+    if n < LEAST_ROWS:
+        return None
+    x_ND = features_ND[:n] / features_ND[:n].std(0).clamp_min(1e-12)
+    for views in (Views(2), Views(2, interleaved=True)):
+        a_GD, b_GD = (x_ND[0::2], x_ND[1::2]) if views.interleaved else x_ND.chunk(2)
+        place_G = torch.arange(n // 2, device=x_ND.device)
+        nearest_G = torch.cdist(a_GD, b_GD).argmin(1)
+        hits, hits_before = (nearest_G == place_G).sum(), (nearest_G == place_G - 1).sum()
+        hits, hits_before = torch.stack([hits, hits_before]).tolist()
+        # In a stream that is not shuffled, the row before is as near as the row after.
+        if hits >= max(6, n // 8) and hits_before < hits / 4:
+            return views
+    return None
