@@ -9,22 +9,22 @@ import pfb
 from pfb.gate import Importance
 from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop, Skip
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.tree import shrink_images
 from pfb.wiring import output_of
 
 
 def importance(config: TrainConfig) -> Importance | None:
-    """The criterion at the cut; ``None`` for methods that stop nothing there."""
-    criteria: dict[str, Importance] = {
+    """The importance of samples at the cut; ``None`` for methods that stop nothing there."""
+    rules: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
         "tempered": pfb.Tempered(config.gamma),
         "stratified": pfb.Stratified(),
         "uniform": pfb.Uniform(),
         "release": Release(),
     }
-    criterion = criteria.get(config.method)
-    return pfb.PerClass(criterion) if config.per_class and criterion is not None else criterion
+    rule = rules.get(config.method)
+    return pfb.PerClass(rule) if config.per_class and rule is not None else rule
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
@@ -51,17 +51,17 @@ def method(config: TrainConfig, samples: int, device: torch.device, processes: i
     return made
 
 
-def attach(model: nn.Module, config: TrainConfig, criterion: Importance | None, total_steps: int) -> pfb.Blocker:
-    """The blocker of a run; one that stops nothing for methods without a criterion at the cut.
+def attach(model: nn.Module, config: TrainConfig, importance: Importance | None, total_steps: int) -> pfb.Blocker:
+    """The blocker of a run; one that stops nothing for methods without an importance at the cut.
 
     Raises:
         RunError: the cut does not exist or cannot be found, or another setting is refused.
     """
     # A blocker that stops nothing only counts steps, at whatever layer.
-    cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
+    cut = next(name for name, _ in model.named_children()) if importance is None else config.cut
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)
-    prune = 0.0 if criterion is None else config.schedule()
-    return attach_as(model, config, cut, prune, criterion, estimator, total_steps)
+    prune = 0.0 if importance is None else config.schedule()
+    return attach_as(model, config, cut, prune, importance, estimator, total_steps)
 
 
 def attach_as(
@@ -69,11 +69,11 @@ def attach_as(
     config: TrainConfig,
     cut: str | None,
     prune: float | pfb.Schedule,
-    criterion: Importance | None,
+    importance: Importance | None,
     estimator: pfb.DensityEstimator,
     total_steps: int | None = None,
 ) -> pfb.Blocker:
-    """``pfb.attach`` with a run's wiring."""
+    """``pfb.attach`` with a run's wiring; raises ``RunError`` for what it refuses."""
     recompute = config.shallow == "recompute"
     try:
         return pfb.attach(
@@ -84,12 +84,12 @@ def attach_as(
             channel_dim=config.channel_dim,
             batchnorm=config.batchnorm if recompute else None,
             scoring_scale=config.scoring_scale if recompute else 1.0,
-            importance=criterion,
+            importance=importance,
             estimator=estimator,
             total_steps=total_steps,
         )
     except ValueError as error:
-        raise _in_flags(error) from error
+        raise in_flags(error) from error
 
 
 def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float) -> None:
@@ -112,22 +112,9 @@ def check(model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float
     try:
         blocker._gate.features(output_of(model, cut, (x,), {}))
     except (ValueError, TypeError) as error:
-        raise _in_flags(error) from error
+        raise in_flags(error) from error
     if scale < 1:
         try:
             output_of(model, cut, shrink_images((x,), scale), {})
         except (AssertionError, RuntimeError, ValueError) as error:
             raise RunError(f"the model does not run on images shrunk by --scoring-scale {scale}: {error}") from error
-
-
-def _in_flags(error: Exception) -> RunError:
-    """An error of the library, in the words of the command line."""
-    message = str(error)
-    for argument, flag in {
-        "`cut=`": "--cut",
-        "`scoring_scale`": "--scoring-scale",
-        "`channel_dim=1`": "--channel-dim 1",
-        "`channel_dim=-1`": "--channel-dim -1",
-    }.items():
-        message = message.replace(argument, flag)
-    return RunError(message)
