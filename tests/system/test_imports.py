@@ -74,7 +74,7 @@ def test_the_library_imports_downwards():
 
 def test_the_laboratory_imports_downwards():
     for place, name in enumerate(FLOORS):
-        files = [LAB / f"{name}.py"] if (LAB / f"{name}.py").exists() else (LAB / name).glob("*.py")
+        files = [LAB / f"{name}.py"] if (LAB / f"{name}.py").exists() else (LAB / name).rglob("*.py")
         for path in files:
             assert not ours(path, "pfb.lab") & set(FLOORS[place + 1 :]), path
 

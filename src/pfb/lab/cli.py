@@ -1,11 +1,14 @@
 """The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the
 dataclasses they configure.
+
+What a command needs is imported when it runs, so that help comes at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import errno
+import importlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -15,23 +18,27 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from pfb.lab.bench import accuracy, memory, profile, speed
+import pfb
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.config import TrainConfig, in_flags, settings_in
+
+BENCHMARKS = ("accuracy", "speed", "memory", "profile")
 
 app = tyro.extras.SubcommandApp()
-bench_app = tyro.extras.SubcommandApp()
 
 
 @app.command
 def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")], resume: Path | None = None, dry_run: bool = False
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    config: Path | None = None,
+    resume: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Train a model and show what pruning saved. Settings in a file: pfb train --config FILE (.toml
-    or .json), flags win.
+    """Train a model and show what pruning saved.
 
     Args:
-        config: all settings.
+        settings: all settings.
+        config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
@@ -40,15 +47,25 @@ def train(
     from pfb.lab.train.loop import train as run
 
     if resume is None:
-        (check if dry_run else run)(config)
+        (check if dry_run else run)(settings)
         return
     if dry_run:
         raise RunError("--dry-run checks a run that has not begun; leave out --resume")
-    if changed := config.changed():
-        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(changed)}")
-    if not (resume / "config.json").is_file():
-        raise RunError(f"--resume {resume}: there is no run (no config.json)")
-    run(TrainConfig.from_json((resume / "config.json").read_text()).moved_to(resume), resume=True)
+    given = ["config"] if config is not None else [name.replace("_", "-") for name in settings.changed()]
+    if given:
+        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(given)}")
+    run(_settings_of(resume), resume=True)
+
+
+def _settings_of(run: Path) -> TrainConfig:
+    file = run / "config.json"
+    if not file.is_file():
+        raise RunError(f"--resume {run}: there is no run (no config.json)")
+    try:
+        text = file.read_text()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error})") from error
+    return TrainConfig.from_json(text).moved_to(run)
 
 
 @app.command
@@ -94,9 +111,11 @@ def plan(
     import torch
     from rich.progress import Progress
 
-    import pfb
     from pfb.lab.train.models import build
 
+    for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
+        if value < 1:
+            raise RunError(f"--{name} must be at least 1 (got {value})")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -106,13 +125,21 @@ def plan(
         try:
             found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: progress.advance(task))
         except ValueError as error:
-            raise RunError(str(error)) from error
+            raise in_flags(error) from error
     print(found)
 
 
 @app.command
 def bench() -> None:
     """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
+    # Listed only: they have a command line of their own, below.
+
+
+def _benchmarks(args: list[str]) -> None:
+    benchmarks = tyro.extras.SubcommandApp()
+    for name in BENCHMARKS:
+        add_benchmark(benchmarks, importlib.import_module(f"pfb.lab.bench.{name}"))
+    benchmarks.cli(prog="pfb bench", args=args)
 
 
 def add_benchmark(app: tyro.extras.SubcommandApp, module: ModuleType) -> None:
@@ -127,26 +154,21 @@ def add_benchmark(app: tyro.extras.SubcommandApp, module: ModuleType) -> None:
     app.command(name=module.__name__.rpartition(".")[2])(command)
 
 
-for _module in (accuracy, speed, memory, profile):
-    add_benchmark(bench_app, _module)
-
-
-def _train_from_file(args: list[str]) -> None:
-    """``pfb train`` with the defaults that a file gives."""
-    place = args.index("--config")
-    if place + 1 == len(args):
-        raise RunError("--config needs a file (.toml or .json)")
-    base = TrainConfig.from_file(Path(args[place + 1]))
-
-    def train_from_file(
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = base,
-        resume: Path | None = None,
-        dry_run: bool = False,
-    ) -> None:
-        train(config, resume, dry_run)
-
-    train_from_file.__doc__ = train.__doc__
-    tyro.cli(train_from_file, prog="pfb train", args=args[:place] + args[place + 2 :])
+def _with_file(args: list[str]) -> list[str]:
+    """Arguments of ``pfb train`` with the settings of its ``--config`` in front, where flags win
+    over them.
+    """
+    parser = argparse.ArgumentParser(prog="pfb train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    file = parser.parse_known_args(args)[0].config
+    flags: list[str] = []
+    for name, value in (settings_in(file) if file else {}).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags.append(f"--{flag}={value}")
+    return [*flags, *args]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -155,12 +177,14 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     with exit_codes():
-        if args[:1] == ["bench"]:
-            bench_app.cli(prog="pfb bench", args=args[1:])
-        elif args[:1] == ["train"] and "--config" in args:
-            _train_from_file(args[1:])
+        if args == ["--version"]:
+            print(f"pfb {pfb.__version__}")
+        elif args[:1] == ["bench"]:
+            _benchmarks(args[1:])
+        elif args[:1] == ["train"]:
+            app.cli(prog="pfb", args=["train", *_with_file(args[1:])])
         else:
-            app.cli(prog="pfb", args=args)
+            app.cli(prog="pfb", description="Partial Forward Blocking; pfb --version tells which.", args=args)
 
 
 @contextlib.contextmanager
@@ -173,16 +197,6 @@ def exit_codes() -> Iterator[None]:
     except RunError as error:
         print(f"pfb: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(
-            f"pfb: {error}. All finished epochs are on disk; free space, then continue with: pfb train --resume RUN",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "pfb: interrupted. All finished epochs are on disk; continue with: pfb train --resume RUN", file=sys.stderr
-        )
+    except KeyboardInterrupt as stopped:
+        print(f"pfb: {str(stopped) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)

@@ -6,13 +6,33 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pfb
 from pfb.lab.errors import RunError
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("epochs", "batch_size", "log_every", "eval_every", "train_samples", "image_size"),
+        (lambda n: n >= 1, "at least 1"),
+    ),
+    "workers": (lambda n: n >= 0, "at least 0"),
+    "seed": (lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)"),
+    "gamma": (math.isfinite, "a finite number"),
+    "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
+    "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
+    "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
+    "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
+    "weight_decay": (lambda decay: 0 <= decay < math.inf, "at least 0 and finite"),
+    "label_smoothing": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
+    "scoring_scale": (lambda scale: 0 < scale <= 1, "a part of the images' resolution in (0, 1]"),
+}
+"""What a setting must be, if it is not ``None``; NaN passes none."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +42,17 @@ class TrainConfig:
     data: str = "digits"
     """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes
     (generated pictures, to be segmented); text (documentation of Python's standard library, to be
-    continued).
+    continued byte by byte).
     """
     data_root: Path = Path("data")
     """Where cifar10 and cifar100 lie or are downloaded to."""
-    model: str = "resnet8"
-    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For
-    shapes: a segmentation model of torchvision, or segformer. For text: gpt.
+    model: str = ""
+    """A classifier of torchvision by its name there; timm:NAME; or cifar-resnet8, 14, 20, ... (6 n
+    + 2 layers), the ResNets of He et al. for CIFAR. A ResNet of torchvision gets the CIFAR stem for
+    images of at most 64 pixels: a 3x3 convolution of stride 1 and no max-pool. For shapes: a
+    segmentation model of torchvision, or segformer (0.7 M parameters, narrower than SegFormer-B0).
+    For text: gpt (GPT-2's architecture, 6 layers of width 96). By default cifar-resnet8, segformer
+    or gpt, as the data asks.
     """
     method: Literal[
         "pfb",
@@ -41,9 +65,10 @@ class TrainConfig:
         "orderdp",
         "selective-backprop",
     ] = "pfb"
-    """pfb: the paper's criterion; tempered and stratified: softer ones, see pfb.importance.
-    uniform: stop random samples, the baseline to beat. full: stop none. The others are published
-    methods to compare with, see pfb.lab.baselines.
+    """What decides which samples are stopped. pfb: the paper's importance; tempered and stratified:
+    softer ones. uniform: random samples are stopped, the baseline to beat. full: none is. release:
+    as in the code that the paper's authors published. infobatch, orderdp, selective-backprop:
+    published methods to compare with, which stop nothing at the cut.
     """
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
@@ -76,24 +101,31 @@ class TrainConfig:
     gamma: float = 0.5
     """tempered: how strongly rare samples are favoured; negative favours dense ones."""
     per_class: bool = False
-    """Apply the criterion within each class, so that all classes keep the same share."""
+    """Apply the importance within each class, so that all classes keep the same share."""
     n_centers: int = 64
     """Centers of the density estimate."""
     beta: float = 0.01
     """How far a center moves per step."""
     epochs: int = 20
+    """Passes over the training set."""
     batch_size: int = 128
     """Samples per step and process."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: momentum without Nesterov's step. adamw: no decay of norms and biases."""
     lr: float = 0.05
     """Peak learning rate."""
     lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to 0 after 5 % linear warm-up."""
     momentum: float = 0.9
+    """Momentum of SGD, beta1 of AdamW; with onecycle the middle of a cycle of 0.05 to either side.
+    """
     weight_decay: float = 5e-4
+    """Decay of all weights with sgd, of the matrices with adamw."""
     label_smoothing: float = 0.1
+    """Share of the label that is spread over all classes, in training and test loss."""
     augment: bool = True
-    """Flip and 4-pixel reflect crop for small images; random resized crop and flip for large ones.
+    """Small images: shift by up to an eighth of the side (reflected) and flip; digits are not
+    flipped. Large ones: random resized crop and flip. Shapes and text are left as they are.
     """
     mix: Literal["none", "mixup", "cutmix", "both"] = "none"
     """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two
@@ -102,14 +134,17 @@ class TrainConfig:
     ema: float | None = None
     """Decay of a moving average of the weights, which is evaluated beside them; 0.999 is usual."""
     image_size: int | None = None
-    """Side to which an image folder is resized; by default that of its first image if at most 64,
-    else 224.
+    """Side of an image folder's images; by default that of its first image if at most 64, else 224.
+    Up to 64 an image is resized to a square, above it is resized and cropped.
     """
     train_samples: int | None = None
-    """Train on so many samples only, equally many of every class."""
+    """Train on so many samples only, equally many of every class; of shapes, draw so many."""
     seed: int = 0
+    """Decides weights, order and augmentation."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision, as Accelerate names it."""
     channels_last: bool = False
+    """Keep images as [N, H, W, C] in memory, which many convolutions run faster on."""
     workers: int = 2
     """Loader processes for images too large to be kept in memory."""
     log_every: int = 50
@@ -124,25 +159,20 @@ class TrainConfig:
     """Replace the run that is in --out already."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "eval_every"):
-            if getattr(self, name) < 1:
-                raise RunError(f"--{name.replace('_', '-')} must be at least 1 (got {getattr(self, name)})")
-        if self.train_samples is not None and self.train_samples < 1:
-            raise RunError(f"--train-samples must be at least 1 (got {self.train_samples})")
-        if not 0 <= self.skip < 1:
-            raise RunError(f"--skip must be a share in [0, 1) (got {self.skip})")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise RunError(f"--ema must be a decay in (0, 1) (got {self.ema})")
-        if self.lr <= 0:
-            raise RunError(f"--lr must be positive (got {self.lr})")
-        if not math.isfinite(self.gamma):
-            raise RunError(f"--gamma must be a finite number (got {self.gamma})")
+        if not self.model:
+            object.__setattr__(self, "model", default_model(self.data))
+        for name, (allowed, what) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not allowed(value):
+                raise RunError(f"--{name.replace('_', '-')} must be {what} (got {value})")
+        if self.image_size is not None and not self.data.startswith("imagefolder:"):
+            raise RunError(f"--image-size is for image folders (got --data {self.data}); leave it out")
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
             pfb.DensityEstimator(self.n_centers, self.beta)
         except ValueError as error:
-            raise RunError(str(error)) from error
+            raise in_flags(error) from error
 
     def schedule(self) -> pfb.Schedule:
         """The pruned share over training."""
@@ -150,7 +180,8 @@ class TrainConfig:
 
     def changed(self) -> list[str]:
         """Names of the settings that differ from their defaults."""
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"model": default_model(self.data)}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def moved_to(self, run: Path) -> TrainConfig:
         """The same settings for a run whose folder was moved."""
@@ -161,50 +192,86 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> TrainConfig:
-        """Read settings from a .toml or .json file that names some of them; the others keep their
+        """The settings of :func:`settings_in`; those that the file does not name keep their
         defaults.
-
-        Raises:
-            RunError: no such file, not readable as its ending says, or a name or value that is no
-                setting.
         """
-        try:
-            text = path.read_text()
-            values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except (OSError, ValueError) as error:
-            raise RunError(f"--config {path} cannot be read ({error})") from error
-        if not isinstance(values, dict):
-            raise RunError(f"--config {path} must hold names and values (got a {type(values).__name__})")
-        known = {f.name for f in dataclasses.fields(cls)}
-        settings = {name.replace("-", "_"): value for name, value in values.items()}
-        if unknown := sorted(settings.keys() - known):
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RunError(f"--config {path}: {', '.join(map(repr, unknown))} is no setting.{hint}")
-        for name in settings.keys() & {"data_root", "out"}:
-            settings[name] = Path(settings[name])
-        hints = get_type_hints(cls)
-        for name, value in settings.items():
-            if not _fits(value, hints[name]):
-                wanted = str(hints[name] if get_args(hints[name]) else hints[name].__name__).replace("typing.", "")
-                raise RunError(f"--config {path}: {name} must be {wanted} (got {value!r})")
-        return cls(**settings)
+        return cls(**settings_in(path))
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """Read back what :meth:`to_json` wrote; raises ``RunError`` for anything else."""
         try:
-            values: dict[str, Any] = json.loads(text)
-            for name in ("data_root", "out"):
-                values[name] = Path(values[name])
-            return cls(**values)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            settings = _settings(json.loads(text), "it")
+            if "out" not in settings:
+                raise RunError("it names no folder")
+            return cls(**settings)
+        except (ValueError, RunError) as error:
             raise RunError(f"the run's config.json was not written by this version of pfb train ({error})") from error
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """Settings that a .toml or .json file names, as arguments of :class:`TrainConfig`.
+
+    Raises:
+        RunError: no such file, not readable as its ending says, or a name or type that is no
+            setting's.
+    """
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--config {path} cannot be read ({error})") from error
+    return _settings(values, f"--config {path}")
+
+
+def default_model(data: str) -> str:
+    """The model for data that come without ``--model``: of their task, and small."""
+    return {"shapes": "segformer", "text": "gpt"}.get(data, "cifar-resnet8")
+
+
+ALIASES = {"scale": "scoring_scale"}
+"""Arguments of the library whose flag has another name."""
+
+
+def in_flags(error: Exception) -> RunError:
+    """An error of the library as the command line says it: `name` of a setting is its flag there.
+
+    Example:
+        >>> str(in_flags(ValueError("pass `channel_dim=1`, or another `cut=`, to `pfb.attach`")))
+        'pass --channel-dim 1, or another --cut, to `pfb.attach`'
+    """
+    settings = {f.name for f in dataclasses.fields(TrainConfig)}
+
+    def flag(code: re.Match[str]) -> str:
+        name, value = ALIASES.get(code[1], code[1]), code[2] or ""
+        return f"--{name.replace('_', '-')} {value}".strip() if name in settings else code[0]
+
+    return RunError(re.sub(r"`(\w+)(?:=([^`]*))?`", flag, str(error)))
+
+
+def _settings(values: Any, origin: str) -> dict[str, Any]:
+    """Values read from a file as arguments of :class:`TrainConfig`; raises ``RunError`` where one
+    is none.
+    """
+    if not isinstance(values, dict):
+        raise RunError(f"{origin} must hold names and values (got a {type(values).__name__})")
+    hints = get_type_hints(TrainConfig)
+    settings = {name.replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(settings.keys() - hints.keys()):
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RunError(f"{origin}: {', '.join(map(repr, unknown))} is no setting.{hint}")
+    for name, value in settings.items():
+        hint = hints[name]
+        if not _fits(value, hint):
+            wanted = str(hint if get_args(hint) else hint.__name__).replace("typing.", "")
+            raise RunError(f"{origin}: {name} must be {wanted} (got {value!r})")
+    return {name: Path(value) if hints[name] is Path else value for name, value in settings.items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value read from a file is of a setting's type; whole numbers may stand for any
-    number.
+    number, text for a path.
     """
     if get_origin(hint) is Literal:
         return value in get_args(hint)
@@ -212,7 +279,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    accepted: dict[Any, Any] = {float: (int, float), Path: str}
+    return isinstance(value, accepted.get(hint, hint))
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:

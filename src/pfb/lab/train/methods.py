@@ -21,21 +21,21 @@ from pfb.lab.baselines import (
     Tempered,
 )
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.tree import shrink_images
 
 
 def importance(config: TrainConfig) -> Importance | None:
-    """The criterion at the cut; ``None`` for methods that stop nothing there."""
-    criteria: dict[str, Importance] = {
+    """The importance of samples at the cut; ``None`` for methods that stop nothing there."""
+    rules: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
         "tempered": Tempered(config.gamma),
         "stratified": Stratified(),
         "uniform": pfb.Uniform(),
         "release": Release(),
     }
-    criterion = criteria.get(config.method)
-    return PerClass(criterion) if config.per_class and criterion is not None else criterion
+    rule = rules.get(config.method)
+    return PerClass(rule) if config.per_class and rule is not None else rule
 
 
 def method(config: TrainConfig, samples: int, device: torch.device, processes: int) -> Method:
@@ -62,17 +62,17 @@ def method(config: TrainConfig, samples: int, device: torch.device, processes: i
     return made
 
 
-def attach(model: nn.Module, config: TrainConfig, criterion: Importance | None, total_steps: int) -> pfb.Blocker:
-    """The blocker of a run; one that stops nothing for methods without a criterion at the cut.
+def attach(model: nn.Module, config: TrainConfig, importance: Importance | None, total_steps: int) -> pfb.Blocker:
+    """The blocker of a run; one that stops nothing for methods without an importance at the cut.
 
     Raises:
         RunError: the cut does not exist or cannot be found, or another setting is refused.
     """
     # A blocker that stops nothing only counts steps, at whatever layer.
-    cut = next(name for name, _ in model.named_children()) if criterion is None else config.cut
+    cut = next(name for name, _ in model.named_children()) if importance is None else config.cut
     estimator = pfb.DensityEstimator(config.n_centers, config.beta)
-    prune = 0.0 if criterion is None else config.schedule()
-    return attach_as(model, config, cut, prune, criterion, estimator, total_steps)
+    prune = 0.0 if importance is None else config.schedule()
+    return attach_as(model, config, cut, prune, importance, estimator, total_steps)
 
 
 def wiring(config: TrainConfig) -> pfb.Reuse | pfb.Recompute:
@@ -87,7 +87,7 @@ def attach_as(
     config: TrainConfig,
     cut: str | None,
     prune: float | pfb.Schedule,
-    criterion: Importance | None,
+    importance: Importance | None,
     estimator: pfb.DensityEstimator,
     total_steps: int | None = None,
 ) -> pfb.Blocker:
@@ -99,12 +99,12 @@ def attach_as(
             prune,
             channel_dim=config.channel_dim,
             shallow=wiring(config),
-            importance=criterion,
+            importance=importance,
             estimator=estimator,
             total_steps=total_steps,
         )
     except ValueError as error:
-        raise _in_flags(error) from error
+        raise in_flags(error) from error
 
 
 def check(
@@ -129,22 +129,9 @@ def check(
     try:
         FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))
     except (ValueError, TypeError) as error:
-        raise _in_flags(error) from error
+        raise in_flags(error) from error
     if scale < 1:
         try:
             output_of(model, cut, shrink_images((x,), scale), {})
         except (AssertionError, RuntimeError, ValueError) as error:
             raise RunError(f"the model does not run on images shrunk by --scoring-scale {scale}: {error}") from error
-
-
-def _in_flags(error: Exception) -> RunError:
-    """An error of the library, in the words of the command line."""
-    message = str(error)
-    for argument, flag in {
-        "`cut=`": "--cut",
-        "`scale`": "--scoring-scale",
-        "`channel_dim=1`": "--channel-dim 1",
-        "`channel_dim=-1`": "--channel-dim -1",
-    }.items():
-        message = message.replace(argument, flag)
-    return RunError(message)

@@ -1,32 +1,51 @@
-"""Models by name: small CIFAR ResNets of our own, all models of torchvision and timm, small
-transformers.
+"""Models by name. A name of torchvision or timm is that library's model; what is ours has a name
+that neither has.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import re
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import distributed, nn
 
 from pfb.lab.errors import RunError
+from pfb.lab.train.cifar_resnet import CifarResNet
 from pfb.lab.train.data import SMALL_IMAGE, Source
+
+logger = logging.getLogger(__name__)
+
+CIFAR = "cifar-resnet"
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+"""The usual ones, for suggestions; any 6 n + 2 is built."""
 
 
 def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
-    """A model with ``classes`` outputs for images ``[N, channels, image_size, image_size]``.
+    """A classifier with ``classes`` outputs for images ``[N, channels, image_size, image_size]``.
+
+    Args:
+        name: ``cifar-resnet8``, ``cifar-resnet14``, ... (:class:`CifarResNet`); ``timm:`` and a
+            name of timm; or a classifier of torchvision by its name there. A ResNet of torchvision
+            gets the CIFAR stem for images of at most 64 pixels, which is logged: a 3x3 convolution
+            of stride 1, and no max-pool.
+        classes: outputs of the model.
+        channels: of the images.
+        image_size: their side.
 
     Raises:
         RunError: no library knows the name, or the model cannot take such images.
+
+    Example:
+        >>> sum(p.numel() for p in build("cifar-resnet20", 10, 3, 32).parameters())
+        272474
     """
-    if match := re.fullmatch(r"resnet(\d+)", name):
-        blocks, rest = divmod(int(match[1]) - 2, 6)
-        if rest == 0 and blocks >= 1:
-            return CifarResNet(blocks, classes, channels)
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), classes, channels, image_size)
+    if match := re.fullmatch(rf"{CIFAR}(\d+)", name):
+        return CifarResNet(_cifar_blocks(int(match[1])), classes, channels)
     return _from_torchvision(name, classes, channels, image_size)
 
 
@@ -39,49 +58,14 @@ def build_for(source: Source, name: str) -> nn.Module:
     return build(name, len(source.classes), source.channels, source.image_size)
 
 
-class CifarResNet(nn.Module):
-    """The ResNet of He et al. (2016), section 4.2: three stages of 16, 32 and 64 channels, ``6 n +
-    2`` layers.
-    """
-
-    def __init__(self, blocks: int, classes: int, channels: int = 3) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
-        self.fc = nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
-
-
-class _BasicBlock(nn.Module):
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and width_in == width
-            else nn.Sequential(nn.Conv2d(width_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+def _cifar_blocks(depth: int) -> int:
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        lower = 6 * max(1, blocks) + 2
+        raise RunError(
+            f"--model {CIFAR}N needs a depth N of 6 n + 2 layers (got {depth}): {CIFAR}{lower} or {CIFAR}{lower + 6}"
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
-
-
-def _stage(width_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        _BasicBlock(width_in, width, stride), *(_BasicBlock(width, width, 1) for _ in range(blocks - 1))
-    )
+    return blocks
 
 
 def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
@@ -89,23 +73,57 @@ def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -
 
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        near = difflib.get_close_matches(name, ["resnet8", "resnet20", *names], n=3)
-        raise RunError(
-            f"--model must be resnet8, resnet20, ... , a classifier of torchvision, or timm:NAME (got {name!r})."
-            + (f" Did you mean {' or '.join(near)}?" if near else "")
-        )
+        raise RunError(_unknown(name, names))
     model: nn.Module = torchvision.models.get_model(name, num_classes=classes)
-    if isinstance(model, torchvision.models.ResNet) and (image_size <= SMALL_IMAGE or channels != 3):
-        small = image_size <= SMALL_IMAGE
-        model.conv1 = nn.Conv2d(channels, 64, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
-        if small:
-            model.maxpool = nn.Identity()
-    elif channels != 3:
+    if channels != 3 and not isinstance(model, torchvision.models.ResNet):
         raise RunError(f"torchvision's {name} takes images of 3 channels (got {channels}); use a ResNet or timm:NAME")
+    if isinstance(model, torchvision.models.ResNet):
+        if image_size <= SMALL_IMAGE:
+            model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+            model.maxpool = nn.Identity()
+            _say_once(
+                f"{name}: at {image_size} pixels with the CIFAR stem, a 3x3 convolution of stride 1 and no max-pool"
+            )
+        elif channels != 3:
+            model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return model
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    small = re.fullmatch(r"resnet(\d+)", name)
+    if small and int(small[1]) % 6 == 2 and int(small[1]) > 2:
+        return (
+            f"--model {name}: torchvision has no ResNet of that depth; "
+            f"the one for CIFAR (He et al., 2016) is {CIFAR}{small[1]}"
+        )
+    near = difflib.get_close_matches(name, [*(f"{CIFAR}{depth}" for depth in CIFAR_DEPTHS), *names], n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"--model must be a classifier of torchvision, timm:NAME, or {CIFAR}8, 14, 20, ... (got {name!r}).{hint}"
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Log what a name leaves unsaid, on one process, and not for every model of a benchmark."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
+        logger.info(text)
+
+
+def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(f'timm:{n}' for n in near)}?" if near else ""
+        raise RunError(f"timm has no model {name!r}.{hint}")
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=channels, img_size=image_size)
+    except TypeError:  # most convolutional models take any size and no such argument
+        model = timm.create_model(name, num_classes=classes, in_chans=channels)
     return model
 
 
 def _segmenter(name: str, classes: int) -> nn.Module:
+    """A segmentation model of torchvision, or ``segformer``: SegFormer at widths below B0's."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models.segmentation)
@@ -121,26 +139,10 @@ def _segmenter(name: str, classes: int) -> nn.Module:
 
 
 def _language_model(name: str, tokens: int, length: int) -> nn.Module:
+    """``gpt``: GPT-2's architecture with 6 layers of width 96, a byte a token."""
     if name != "gpt":
         raise RunError(f"--model must be gpt for this data (got {name!r})")
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=tokens, n_positions=length, n_embd=96, n_layer=6, n_head=4, use_cache=False)
-    )
-
-
-def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise RunError(
-            f"timm has no model {name!r}."
-            + (f" Did you mean {' or '.join(f'timm:{n}' for n in near)}?" if near else "")
-        )
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=channels, img_size=image_size)
-    except TypeError:  # most convolutional models take any size and no such argument
-        model = timm.create_model(name, num_classes=classes, in_chans=channels)
-    return model
+    sizes: dict[str, Any] = {"vocab_size": tokens, "n_positions": length, "n_embd": 96, "n_layer": 6, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, use_cache=False))

@@ -8,9 +8,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, O
 
 from pfb.lab.train.config import TrainConfig
 
+MOMENTUM_SWING = 0.05
+"""How far OneCycle moves the momentum to either side, as by PyTorch's default of 0.85 to 0.95."""
+
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD, or AdamW without decay of norms and biases."""
+    """SGD with momentum, or AdamW without decay of norms and biases and with the momentum
+    as beta1.
+    """
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -18,15 +23,23 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
 
 def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
-    """OneCycle (div 25, final div 1e4, 30 % warm-up), cosine after 5 % linear warm-up, or
-    constant.
+    """OneCycle (div 25, final div 1e4, 30 % warm-up, momentum against the rate), cosine after 5 %
+    linear warm-up, or constant.
     """
     if config.lr_schedule == "onecycle":
-        return OneCycleLR(of, max_lr=config.lr, total_steps=total_steps)
+        swing = min(MOMENTUM_SWING, config.momentum, (1 - config.momentum) / 2)
+        return OneCycleLR(
+            of,
+            max_lr=config.lr,
+            total_steps=total_steps,
+            cycle_momentum=config.momentum > 0,
+            base_momentum=round(config.momentum - swing, 12),
+            max_momentum=round(config.momentum + swing, 12),
+        )
     if config.lr_schedule == "cosine":
         warmup = max(1, total_steps // 20)
         parts = [LinearLR(of, 0.01, total_iters=warmup), CosineAnnealingLR(of, max(1, total_steps - warmup))]

@@ -1,0 +1,56 @@
+"""From figures to one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import jinja2
+import matplotlib.image
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pfb.lab.report.run import HEADINGS, Run
+
+DPI = 110
+GAP = 20
+"""Pixels between two figures of a picture."""
+
+
+def html(runs: list[Run], figures: dict[str, Figure]) -> str:
+    """The page ``page.html.j2`` with a table of the runs and the figures under their titles."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("pfb.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    pictures = {title: base64.b64encode(png([figure])).decode() for title, figure in figures.items()}
+    rows = [run.row() for run in runs]
+    return templates.get_template("page.html.j2").render(headings=HEADINGS, rows=rows, pictures=pictures)
+
+
+def png(figures: list[Figure]) -> bytes:
+    """Figures below each other."""
+    pixels = [_rendered(figure) for figure in figures]
+    width = max(picture.shape[1] for picture in pixels)
+    padded = [_on_white(picture, width, GAP if picture is not pixels[-1] else 0) for picture in pixels]
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, np.concatenate(padded), format="png")
+    return buffer.getvalue()
+
+
+def _rendered(figure: Figure) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
+    """Its pixels ``[H, W, 4]``."""
+    figure.set(dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def _on_white(
+    picture: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]], width: int, below: int
+) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
+    height, own_width, _ = picture.shape
+    left = (width - own_width) // 2
+    sheet = np.full((height + below, width, 4), 255, dtype=np.uint8)
+    sheet[:height, left : left + own_width] = picture
+    return sheet

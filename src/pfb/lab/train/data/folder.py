@@ -1,0 +1,167 @@
+"""Image folders in the layout of ImageNet: ``PATH/train/CLASS/IMAGE`` and ``PATH/val/CLASS/IMAGE``
+(or ``test``).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pfb.lab.errors import RunError
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import pixels
+from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
+from pfb.lab.train.data.source import InMemory, Source
+
+logger = logging.getLogger(__name__)
+
+LARGE_IMAGE = 224
+SHOWN = 20
+"""So many damaged files are named."""
+Files = list[tuple[str, int]]
+"""A path and its class, for each image."""
+
+
+def load(root: Path, config: TrainConfig) -> Source:
+    """A source of the images under ``root``, in memory if they are small.
+
+    Raises:
+        RunError: a folder is missing, a class is empty or of the test set only, there is but one
+            class, or images cannot be read.
+    """
+    train_root = root / "train"
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for folder in (root, train_root, test_root):
+        if not folder.is_dir():
+            raise RunError(
+                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing"
+            )
+    classes = _classes(train_root)
+    if len(classes) < 2:
+        raise RunError(f"{train_root} needs at least two classes (got {classes[0]!r} only): of one there is no choice")
+    if foreign := sorted(set(_classes(test_root)) - set(classes)):
+        raise RunError(f"{test_root} holds classes that {train_root} does not: {', '.join(foreign[:5])}")
+    train_files, test_files = _files(train_root, classes), _files(test_root, classes)
+    if config.train_samples is not None:
+        labels = torch.tensor([label for _, label in train_files])
+        train_files = [train_files[i] for i in class_balanced(labels, config.train_samples, len(classes)).tolist()]
+    side = config.image_size or _usual_side(train_files)
+    if side <= SMALL_IMAGE:
+        return in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
+    return _on_disk(train_files, test_files, classes, side, config.augment)
+
+
+def _classes(folder: Path) -> list[str]:
+    from torchvision.datasets.folder import find_classes
+
+    try:
+        classes: list[str] = find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE") from error
+    return classes
+
+
+def _files(folder: Path, classes: list[str]) -> Files:
+    """All images of those classes that have a folder; what lies beside them is told."""
+    from torchvision.datasets.folder import make_dataset
+
+    images, others = pixels.endings(), []
+
+    def is_image(path: str) -> bool:
+        name = Path(path)
+        if name.name.startswith("."):  # what a system or an editor leaves behind
+            return False
+        if name.suffix.lower() not in images:
+            others.append(name)
+        return name.suffix.lower() in images
+
+    present = {name: label for label, name in enumerate(classes) if (folder / name).is_dir()}
+    files: Files = make_dataset(folder, present, is_valid_file=is_image, allow_empty=True)
+    if others:
+        kinds = Counter(path.suffix.lower() or "none" for path in others)
+        logger.warning(
+            "%s: %d files are skipped, no image has their ending: %s",
+            folder,
+            len(others),
+            ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())),
+        )
+    filled = {label for _, label in files}
+    if empty := [name for name, label in present.items() if label not in filled]:
+        raise RunError(f"{folder / empty[0]} holds no images that Pillow can open; remove the folder or fill it")
+    return files
+
+
+def _usual_side(files: Files) -> int:
+    """The first image's larger side if it is small, else 224."""
+    for file, _ in files:
+        try:
+            with Image.open(file) as image:
+                return max(image.size) if max(image.size) <= SMALL_IMAGE else LARGE_IMAGE
+        except OSError:  # it is named together with all others when they are read
+            continue
+    return SMALL_IMAGE
+
+
+def _decoded(files: Files, side: int) -> InMemory:
+    images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+    damaged = []
+    for i, (file, _) in enumerate(files):
+        try:
+            image = pixels.read(file)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if damaged:
+        more = [f"and {len(damaged) - SHOWN} more"] if len(damaged) > SHOWN else []
+        shown = "\n  ".join([*damaged[:SHOWN], *more])
+        raise RunError(f"{len(damaged)} of {len(files)} images cannot be read:\n  {shown}")
+    return InMemory(images, torch.tensor([label for _, label in files]))
+
+
+class OnDisk(Dataset[dict[str, Any]]):
+    """Images that are read and transformed one by one in the loader's processes."""
+
+    def __init__(self, files: Files, transform: Callable[[Any], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        return torch.tensor([label for _, label in self.files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, label = self.files[index]
+        return {"input": self.transform(pixels.read(file)), "label": label, "index": index}
+
+
+def _on_disk(train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool) -> Source:
+    """As ImageNet is usually trained on: random resized crops and flips, tested on the center."""
+    from torchvision.transforms import v2
+
+    to_tensor = [v2.PILToTensor()]
+    whole = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
+    random = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
+    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor))
+    test = OnDisk(test_files, v2.Compose(whole + to_tensor))
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+    def normalise(images: Tensor) -> Tensor:
+        return (images.float() / 255 - mean.to(images.device)) / std.to(images.device)
+
+    return Source(train, test, classes, 3, side, normalise, normalise, collate=None)

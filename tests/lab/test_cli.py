@@ -1,0 +1,120 @@
+"""The command line: what it says, and how it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import pfb
+from pfb.lab import cli
+from pfb.lab.train import loop
+from pfb.lab.train.config import TrainConfig
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The settings that a command trains with, without the training."""
+    configs = []
+    monkeypatch.setattr(loop, "train", lambda config, resume=False: configs.append((config, resume)))
+    monkeypatch.setattr(loop, "dry_run", lambda config: configs.append((config, "dry")))
+    return configs
+
+
+@pytest.fixture
+def file(tmp_path):
+    place = tmp_path / "run.toml"
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nshallow = "recompute"\n')
+    return place
+
+
+def refused(capsys, *args, code=1):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(arg) for arg in args])
+    assert stopped.value.code == code
+    error = capsys.readouterr().err
+    if code == 1:
+        assert error.startswith("pfb: ")
+        assert error.count("\n") == 1
+    return error
+
+
+class TestConfigFile:
+    @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
+    def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
+        cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
+        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, shallow="recompute", augment=True, lr=0.5)
+        assert trained == [(expected, False)]
+        cli.main(["train", *form(file)])
+        assert not trained[-1][0].augment
+
+    def test_the_default_model_follows_the_data_of_a_flag(self, trained, file):
+        cli.main(["train", "--config", str(file), "--data", "text"])
+        assert trained[-1][0].model == "gpt"
+
+    def test_it_is_listed_in_the_help(self, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--help"])
+        assert "--config" in capsys.readouterr().out
+
+    def test_what_is_wrong_with_it_is_one_line(self, capsys, file):
+        assert "nowhere.toml cannot be read" in refused(capsys, "train", "--config", "nowhere.toml")
+        file.write_text("prune = 2.0")
+        assert "[0, 1)" in refused(capsys, "train", "--config", file)
+        refused(capsys, "train", "--config", code=2)
+
+
+class TestResume:
+    def test_a_run_goes_on_where_it_lies_now(self, trained, tmp_path):
+        (tmp_path / "config.json").write_text(TrainConfig(epochs=7).to_json())
+        cli.main(["train", "--resume", str(tmp_path)])
+        assert trained == [(TrainConfig(epochs=7, out=tmp_path), True)]
+
+    def test_with_settings_of_its_own_only(self, capsys, trained, file, tmp_path):
+        flags = ["--batch-size", "7", "--data", "text"]
+        assert "leave out --data, --batch-size" in refused(capsys, "train", "--resume", tmp_path, *flags)
+        assert "leave out --config" in refused(capsys, "train", "--resume", tmp_path, "--config", file)
+        assert "leave out --resume" in refused(capsys, "train", "--resume", tmp_path, "--dry-run")
+        assert trained == []
+
+    def test_a_damaged_config(self, capsys, tmp_path):
+        (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+        assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
+        (tmp_path / "config.json").write_text("5")
+        assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
+
+
+class TestEnds:
+    def test_version(self, capsys):
+        cli.main(["--version"])
+        assert capsys.readouterr().out == f"pfb {pfb.__version__}\n"
+
+    @pytest.mark.parametrize("flags", [["--image-size", "0"], ["--workers", "-1"], ["--classes", "0"]])
+    def test_what_no_setting_can_be_is_refused(self, capsys, flags):
+        command = "plan" if "--classes" in flags else "train"
+        assert f"{flags[0]} must be at least" in refused(capsys, command, *flags)
+
+    def test_ctrl_c_says_what_the_run_says(self, capsys, monkeypatch):
+        for told, said in ((("interrupted. Continue with: pfb train --resume runs/7",), "runs/7"), ((), "interrupted")):
+
+            def stop(config, told=told):
+                raise KeyboardInterrupt(*told)
+
+            monkeypatch.setattr(loop, "train", stop)
+            assert said in refused(capsys, "train", code=130)
+
+    def test_help_loads_nothing_that_it_does_not_need(self):
+        code = """
+import contextlib, json, sys
+from pfb.__main__ import main
+for args in ["--version"], ["--help"], ["train", "--help"]:
+    sys.argv[1:] = args
+    with contextlib.suppress(SystemExit):
+        main()
+print(json.dumps(sorted(sys.modules)))
+"""
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        *said, loaded = run.stdout.splitlines()
+        assert any("--channels-last" in line for line in said)
+        needless = {"accelerate", "matplotlib", "PIL", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+        assert not needless & set(json.loads(loaded))

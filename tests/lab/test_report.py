@@ -1,0 +1,115 @@
+"""The report reads what is whole, and says what is not."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pfb.lab.errors import RunError
+from pfb.lab.report import figures, page, write
+from pfb.lab.report.run import HEADINGS, Run
+from pfb.lab.train.config import TrainConfig
+
+
+def make_run(folder, **changes):
+    """A finished run's files, as a short training on digits would leave them."""
+    folder.mkdir()
+    config = TrainConfig(**{"train_samples": 40, "out": folder, "prune": 0.5, **changes})
+    (folder / "config.json").write_text(config.to_json())
+    metrics = {"train_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.25, "pruned_share": 0.5}
+    lines = [{"epoch": epoch, "step": 10 * epoch, **metrics} for epoch in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"full_samples": 80, "trained_samples": 40, "cut": "layer1", "test_accuracy": 0.25}
+    summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    records = {"seen": torch.full((40,), 2), "kept": torch.arange(40) % 3, "log_density": torch.linspace(-3, 3, 40)}
+    torch.save(records, folder / "records.pt")
+    return folder
+
+
+def test_the_page_shows_each_run_and_every_figure(tmp_path):
+    runs = [make_run(tmp_path / "<a>"), make_run(tmp_path / "b", method="full")]
+    text = write(runs).read_text()
+    assert "&lt;a&gt;" in text
+    assert "<a>" not in text
+    for heading in (*HEADINGS, "Learning curves", "What was pruned", "Kept most and pruned most often"):
+        assert heading in text
+    assert text.count("data:image/png;base64,") == 3
+    assert "40 of 80 (50.0%)" in text
+    assert "12.5%" in text
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "summary.json").unlink()
+    (run / "records.pt").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_lo')
+    text = write([run]).read_text()
+    assert "25.00% so far" in text
+    assert text.count("data:image/png;base64,") == 1
+
+
+class _Executed:
+    def __reduce__(self):
+        return print, ("a pickle of the report was executed",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("records.pt", b"no archive", "records.pt is damaged or cannot be read"),
+        ("records.pt", "pickle", "records.pt is damaged or cannot be read"),
+        ("records.pt", "tensor", "records.pt is damaged or cannot be read .it is not of a run"),
+        ("summary.json", b"{", "summary.json is damaged"),
+        ("summary.json", b"[]", "summary.json is damaged"),
+        ("summary.json", b"\xff\xfe", "summary.json is damaged"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl is damaged .*line 1 is not of a run"),
+        ("metrics.jsonl", b'{"epoch": 1}\n{"epo\n{"epoch": 2}\n', "metrics.jsonl is damaged .*line 2"),
+        ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
+        ("config.json", b"\xff\xfe", "config.json is damaged"),
+        ("config.json", b"5", "config.json was not written by this version"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
+    run = make_run(tmp_path / "a")
+    if isinstance(content, str):
+        torch.save({"pickle": _Executed(), "tensor": torch.zeros(3)}[content], run / name)
+    else:
+        (run / name).write_bytes(content)
+    with pytest.raises(RunError, match=said) as raised:
+        write([run])
+    assert "\n" not in str(raised.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "records.pt").unlink()  # nor does it take long
+    with pytest.raises(RunError, match=r"--out .*config.json/x.html cannot be written \(.*\)"):
+        write([run], run / "config.json" / "x.html")
+
+
+def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
+    runs = [Run(make_run(tmp_path / name)) for name in "ab"]
+    runs[1].source = None
+    ten = figures.pruning(runs).axes[2]
+    assert len(ten.patches) == 10
+    assert [label.get_text() for label in ten.get_yticklabels()] == [str(c) for c in range(10)]
+    shares = figures.kept_by_class(runs[0])
+    assert [patch.get_width() for patch in ten.patches] == pytest.approx([100 * share for share in shares.values()])
+    assert figures.kept_by_class(runs[1]) == {}
+
+
+def test_figures_stand_below_each_other_and_lose_nothing():
+    drawn = [Figure(figsize=size) for size in ((4, 1), (2, 3))]
+    for figure in drawn:
+        figure.add_axes((0, 0, 1, 1)).set(facecolor="black", xticks=[], yticks=[])
+    image = Image.open(io.BytesIO(page.png(drawn))).convert("L")
+    assert image.size == (4 * page.DPI, 4 * page.DPI + page.GAP)
+    black = np.asarray(image) < 128
+    assert black.mean() == pytest.approx(10 / (4 * (4 + page.GAP / page.DPI)), abs=0.01)

@@ -1,0 +1,32 @@
+"""``pfb train --dry-run``."""
+
+import pytest
+
+from pfb.lab.errors import RunError
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.loop import dry_run, train
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
+
+SMALL = {"epochs": 2, "train_samples": 256, "batch_size": 64, "cpu": True, "n_centers": 16}
+
+
+def config(run, **changes):
+    return TrainConfig(**{**SMALL, "out": run, **changes})
+
+
+def test_it_writes_nothing(tmp_path, capsys, shallow):
+    dry_run(config(tmp_path / "run", shallow=shallow))
+    assert not (tmp_path / "run").exists()
+    assert "4 steps in each of 2 epochs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_refuses_what_the_run_would(tmp_path):
+    with pytest.raises(RunError, match="layer9"):
+        dry_run(config(tmp_path / "run", cut="layer9"))
+    train(config(tmp_path / "run", epochs=1))
+    with pytest.raises(RunError, match="not empty"):
+        dry_run(config(tmp_path / "run"))
