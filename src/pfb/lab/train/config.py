@@ -26,8 +26,8 @@ class TrainConfig:
     """
     data_root: Path = Path("data")
     """Where cifar10 and cifar100 lie or are downloaded to."""
-    model: str = "resnet8"
-    """resnet8, resnet14, resnet20, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For
+    model: str = "cifar-resnet8"
+    """cifar-resnet8, cifar-resnet14, ... (CIFAR kind), any torchvision classifier, or timm:NAME. For
     shapes: a segmentation model of torchvision, or segformer. For text: gpt.
     """
     method: Literal[

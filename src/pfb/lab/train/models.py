@@ -21,7 +21,7 @@ def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
     Raises:
         RunError: no library knows the name, or the model cannot take such images.
     """
-    if match := re.fullmatch(r"resnet(\d+)", name):
+    if match := re.fullmatch(r"cifar-resnet(\d+)", name):
         blocks, rest = divmod(int(match[1]) - 2, 6)
         if rest == 0 and blocks >= 1:
             return CifarResNet(blocks, classes, channels)
@@ -89,9 +89,9 @@ def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -
 
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        near = difflib.get_close_matches(name, ["resnet8", "resnet20", *names], n=3)
+        near = difflib.get_close_matches(name, ["cifar-resnet8", "cifar-resnet20", *names], n=3)
         raise RunError(
-            f"--model must be resnet8, resnet20, ... , a classifier of torchvision, or timm:NAME (got {name!r})."
+            f"--model must be cifar-resnet8, cifar-resnet20, ... , a classifier of torchvision, or timm:NAME (got {name!r})."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
     model: nn.Module = torchvision.models.get_model(name, num_classes=classes)
