@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import pfb
 from pfb.features import batched_tensor, pool
 from pfb.forward import output_of, scoring_mode
-from pfb.lab.bench import output
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import EpochSampler, Source, load
 from pfb.lab.train.models import build
@@ -29,29 +30,36 @@ RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the larges
 
 
 @dataclass(frozen=True)
-class CriterionConfig:
-    """Train on full data, watch the density at several cuts, and relate it to what a criterion
-    would want to know.
+class DensityConfig:
+    """Train on full data, watch the density at several cuts, and relate it to what a measure of
+    importance would want to know.
     """
 
-    recipe: TrainConfig = field(default_factory=lambda: TrainConfig(model="resnet14"))
+    recipe: TrainConfig = field(default_factory=lambda: TrainConfig(model="cifar-resnet14"))
     cuts: tuple[str, ...] = ("bn1", "layer1", "layer2", "layer3")
     prune: float = 0.5
     every: int = 5
     """Epochs between two looks."""
-    out: Path = Path("runs/criterion")
-    """Folder of the numbers, the table and the figure."""
+    out: Path = Path("runs/density.json")
+    """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
+
+    def __post_init__(self) -> None:
+        checks.given(cuts=self.cuts)
+        checks.shares(prune=self.prune)
+        checks.at_least(1, every=self.every)
 
 
-def run(config: CriterionConfig) -> Path:
+def run(config: DensityConfig) -> Path:
     """Train, look, write; returns the table's path."""
     from rich.progress import track
 
     recipe = config.recipe
     torch.manual_seed(recipe.seed)
     source = load(recipe)
-    device = output.device_of("cpu" if recipe.cpu else None)
+    device = Device("cpu" if recipe.cpu else None).place
     model = build(recipe.model, len(source.classes), source.channels, source.image_size).to(device)
+    layers = [name for name, _ in model.named_modules() if name]
+    checks.known(layers, cuts=config.cuts)
     estimators = {cut: pfb.DensityEstimator(recipe.n_centers, recipe.beta) for cut in config.cuts}
     dataset: Any = source.train
     sampler = EpochSampler(len(dataset), recipe.seed)
@@ -81,33 +89,28 @@ def run(config: CriterionConfig) -> Path:
         "classes": source.classes,
         "looks": looks,
     }
-    return output.write(config.out / "criterion.json", numbers, render(numbers), draw(numbers))
+    return output.write(config.out, numbers, render, draw)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table of the first, a middle and the last look."""
+    header = ["cut", "epoch", "rank correlation of rareness with loss", "with gradient norm", "std of log f, nats"]
     looks = numbers["looks"]
-    lines = [
-        "| cut | epoch | rank correlation of rareness with loss | with gradient norm | std of log f, nats | decided by the "
-        "random term | kept by class, lowest to highest |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for cut in looks[0]["cuts"]:
         for look in (looks[0], looks[len(looks) // 2], looks[-1]):
             row = look["cuts"][cut]
-            lines.append(
-                f"| `{cut}` | {look['epoch']} | {row['loss']:+.2f} | {row['gradient']:+.2f} | {row['spread']:.1f} | "
-                f"{row['random']:.0%} | {min(row['kept_by_class']):.0%} to {max(row['kept_by_class']):.0%} |"
-            )
-    return "\n".join(lines) + "\n"
+            known = [f"{row['loss']:+.2f}", f"{row['gradient']:+.2f}", f"{row['spread']:.1f}", f"{row['random']:.0%}"]
+            kept = f"{min(row['kept_by_class']):.0%} to {max(row['kept_by_class']):.0%}"
+            rows.append([f"`{cut}`", look["epoch"], *known, kept])
+    return output.table([*header, "decided by the random term", "kept by class, lowest to highest"], rows)
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
     """Correlation with the loss over training for each cut, and what strict rarest-first would keep
     of each class.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    over_time, by_class = figure.subplots(1, 2)
+    figure, (over_time, by_class) = output.panels(12, 4, 2)
     looks = numbers["looks"]
     epochs = [look["epoch"] for look in looks]
     for color, cut in enumerate(looks[0]["cuts"]):
@@ -130,9 +133,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
     by_class.axhline(100 * (1 - numbers["prune"]), color="black", linewidth=0.8, linestyle=":")
     by_class.set_xticks([i + 0.4 for i in range(len(numbers["classes"]))], numbers["classes"], rotation=40, ha="right")
     by_class.set(title="Kept by strict rarest-first at the end, by class", ylabel="% (dotted: average)")
-    for axes in (over_time, by_class):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -142,7 +142,7 @@ def _look(
     source: Source,
     dataset: Any,
     estimators: dict[str, pfb.DensityEstimator],
-    config: CriterionConfig,
+    config: DensityConfig,
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """Over the training set as it is, in evaluation mode."""
