@@ -105,7 +105,8 @@ def _row(config: MemoryConfig, device: torch.device, name: str, kind: str) -> di
     small, whole = (step.saved_bytes(*step.batch(n)) for n in (half, config.batch_size))
     per_sample = (whole - small) / (config.batch_size - half)
     parameter_bytes = sum(p.numel() * p.element_size() for p in step.model.parameters())
-    fixed = whole - per_sample * config.batch_size + 4 * parameter_bytes  # weights, gradients, momentum, updates
+    # Beside the weights, which the graph keeps as well: gradients, momentum, updates.
+    fixed = whole - per_sample * config.batch_size + 3 * parameter_bytes
     tried = None
     if device.type == "cuda":
         tried = _largest_tried(step, config, device)
