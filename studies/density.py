@@ -124,7 +124,7 @@ def draw(numbers: dict[str, Any]) -> Figure:
             )
     over_time.axhline(0, color="black", linewidth=0.8)
     over_time.set(title="Rareness and loss (solid), gradient norm (dashed)", xlabel="epoch", ylabel="rank correlation")
-    over_time.legend(title="cut", fontsize=8)
+    figure.legend(*over_time.get_legend_handles_labels(), title="cut", fontsize=8, loc="outside right upper")
     cuts = list(looks[0]["cuts"])
     width = 0.8 / len(cuts)
     for color, cut in enumerate(cuts):

@@ -126,7 +126,7 @@ def learning_curves(runs: list[Run]) -> Figure:
     """Mean test accuracy over the epochs, one panel per share."""
     groups = grouped(runs)
     prunes = sorted({prune for _, prune in groups if prune > 0}) or [0.0]
-    figure, panels = output.panels(5 * len(prunes), 4.2, len(prunes), sharey=True)
+    figure, panels = output.panels(2 + 4.5 * len(prunes), 4.2, len(prunes), sharey=True)
     methods = list(dict.fromkeys(name for name, _ in groups))
     for axes, prune in zip(panels, prunes, strict=True):
         for (method, share), group in groups.items():
@@ -147,7 +147,7 @@ def learning_curves(runs: list[Run]) -> Figure:
         axes.set(title=f"{prune:.0%} pruned", xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].set_ylabel("test accuracy, mean over seeds, %")
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 

@@ -19,7 +19,7 @@ from pfb.lab.origin import processor, versions
 
 DIGITS = 9
 """Significant digits of published numbers, more than any table shows; tables are made from them."""
-COLOURS = 64
+COLOURS = 256
 """Of a published figure: it stays small enough for a repository, and no line looks different."""
 
 
@@ -80,6 +80,7 @@ def panels(width: float, height: float, number: int = 1, sharey: bool = False) -
     axes = list(figure.subplots(1, number, squeeze=False, sharey=sharey).flat)
     for panel in axes:
         panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
