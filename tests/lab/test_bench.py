@@ -206,6 +206,7 @@ def test_unknown_names_end_a_benchmark_before_anything_is_measured(tmp_path, cap
         (["speed", "--variants", "reuze"], "Did you mean 'reuse'?"),
         (["speed", "--model", "cifar-resnet8", "--cut", "layer9"], "layer9"),
         (["memory", "--models", "cifar-resnet8", "resnet19"], "resnet19"),
+        (["profile", "--model", "cifar-resnet8", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     ):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["bench", *command, "--batch-size", "4", "--out", str(tmp_path / "numbers.json")])
@@ -251,7 +252,7 @@ def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
 
 
 def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path, capsys):
-    step = ["--model", "timm:vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "4"]
+    step = ["--model", "timm:vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "32"]
     rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
     cli.main(["bench", "speed", *step, *rounds, "--variants", "recompute", "recompute-half"])
     (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
@@ -266,6 +267,19 @@ def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path,
     decided = {name for name, (_, choice, *_) in medians.items() if choice > 0}
     assert scored == {"recompute"}
     assert decided == {"reuse", "recompute"}, "uniform blocking asks for no density"
+
+
+def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
+    """By a compiler that only follows the Python code, which is what may mix up two models."""
+    compile, settings = torch.nn.Module.compile, torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic, mode: compile(self, backend="eager"))
+    step = ["--model", "cifar-resnet8", "--image-size", "8", "--batch-size", "64", "--compile", "default"]
+    rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
+    cli.main(["bench", "speed", *step, *rounds, "--variants", "reuse"])
+    (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
+    assert result["steps"]["reuse"]["cut"] == "layer1"
+    assert result["steps"]["reuse"]["saved_bytes"] is None, "of a compiled model it cannot be told"
+    assert torch._dynamo.config.recompile_limit == settings
 
 
 def test_a_variant_asks_for_what_its_name_says():

@@ -53,9 +53,17 @@ class Device:
         return torch.device(self.device or "cpu")
 
     def start(self) -> torch.device:
-        """Set the number of threads of this process; returns the place."""
+        """Set the number of threads of this process; returns the place.
+
+        Raises:
+            RunError: there is no such device in this machine.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        try:
+            torch.empty(0, device=self.place)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise RunError(f"--device {self.device} cannot be used here ({str(error).splitlines()[0]})") from error
         return self.place
 
     def refuse(self, *names: str) -> None:

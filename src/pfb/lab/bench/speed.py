@@ -63,11 +63,10 @@ def run(config: SpeedConfig) -> Path:
     from rich.progress import Progress
 
     device = config.on.start()
-    if config.compile != "no":  # plain and pruned models of one class stand side by side here
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.config.recompile_limit = 64
+    # Plain and pruned models of one class stand side by side here: their hooks tell them apart.
+    side_by_side = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64)
     measured = []
-    with Progress() as progress:
+    with Progress() as progress, side_by_side:
         for prune in config.prunes:
             task = progress.add_task(f"prune {prune:g}", total=_warmup(config, prune) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
