@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import pfb
 from pfb.features import batched_tensor, pool, random_projection
 from pfb.forward import output_of, scoring_mode
-from pfb.lab.bench import output
-from pfb.lab.bench.step import first_block
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, first_block
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.models import build_for
@@ -46,6 +46,9 @@ class AgreementConfig:
     out: Path = Path("runs/agreement.json")
     """All numbers (.json) and, beside it, the table (.md)."""
 
+    def __post_init__(self) -> None:
+        checks.at_least(1, dims=self.dims, repeats=self.repeats)
+
 
 def run(config: AgreementConfig) -> Path:
     """Train, measure, write the numbers and the table; returns the table's path."""
@@ -54,7 +57,7 @@ def run(config: AgreementConfig) -> Path:
     recipe = config.recipe
     torch.manual_seed(recipe.seed)
     source = load(recipe)
-    device = output.device_of("cpu" if recipe.cpu else None)
+    device = Device("cpu" if recipe.cpu else None).place
     model = build_for(source, recipe.model).to(device)
     with pfb.attach(model, recipe.cut) as blocker:
         cut = blocker.cut
@@ -90,23 +93,24 @@ def run(config: AgreementConfig) -> Path:
         "batches": len(densities["plain"]) - len(densities["plain"]) // 2,
         "ways": {name: _row(densities[name], densities["plain"], recipe.prune, costs[name]) for name in ways},
     }
-    return output.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table; medians over the batches of the second half of training."""
-    recipe = numbers["config"]["recipe"]
-    lines = [
-        f"| features of `{numbers['cut']}` | rank correlation with plain | same samples kept at {recipe['prune']:g} | "
-        "std of log f, nats | pass and density, ms |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {row['rank_correlation']['median']:.3f} | {row['same_kept']['median']:.1%} | "
-        f"{row['spread']['median']:.1f} | {1000 * row['seconds']['median']:.1f} |"
+    kept = f"same samples kept at {numbers['config']['recipe']['prune']:g}"
+    header = [f"features of `{numbers['cut']}`", "rank correlation with plain", kept, "std of log f, nats"]
+    rows = [
+        [
+            name,
+            f"{row['rank_correlation']['median']:.3f}",
+            f"{row['same_kept']['median']:.1%}",
+            f"{row['spread']['median']:.1f}",
+            f"{1000 * row['seconds']['median']:.1f}",
+        ]
         for name, row in numbers["ways"].items()
     ]
-    return "\n".join(lines) + "\n"
+    return output.table([*header, "pass and density, ms"], rows)
 
 
 def _ways(model: nn.Module, cut: str, dims: tuple[int, ...], image: Tensor) -> dict[str, Way]:

@@ -16,19 +16,20 @@ import torch
 from rich.console import Console
 
 from pfb.lab import files
-from pfb.lab.bench import memory, output, profile, speed
+from pfb.lab.bench import memory, profile, speed
+from pfb.lab.bench.setup import Device
 from pfb.lab.errors import RunError
 from studies import goals, predictions, scoring
 
-IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256, "precision": "bf16", "channels_last": True}
+IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256}
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
 PRUNES = (0.3, 0.4, 0.5, 0.7)
-ONE_CORE = {"threads": 1, "clock": "cpu"}
 TINY = {
-    "model": "resnet8",
-    "models": ("resnet8",),
+    "model": "cifar-resnet8",
+    "models": ("cifar-resnet8",),
     "cut": None,
-    "image_size": 32,
+    "prunes": (0.4,),
+    "image_size": 8,
     "classes": 4,
     "batch_size": 8,
     "repeats": 1,
@@ -64,7 +65,7 @@ def run(config: MeasureConfig) -> Path:
         RunError: parts failed; the others are there all the same.
     """
     console, failed = Console(), []
-    kind = output.device_of(config.device).type if config.sizes == "auto" else config.sizes
+    kind = Device(config.device).place.type if config.sizes == "auto" else config.sizes
     parts = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
     place = config.out / "goals.md"
     for number, (name, measure) in enumerate(parts, start=1):
@@ -99,33 +100,35 @@ Part = tuple[str, Callable[[Path], Any]]
 
 
 def _on_gpu(config: MeasureConfig) -> Iterator[Part]:
+    plain, mixed = Device(config.device), Device(config.device, precision="bf16", channels_last=True)
     rounds = {"repeats": 20, "warmup": 5}
     for name, model in itertools.islice(MODELS.items(), 1 if config.tiny else None):
-        settings = {"model": model, **IMAGENET, **rounds}
+        settings = {"model": model, "on": mixed, **IMAGENET, **rounds}
         yield f"speed-{name}", _of(speed, config, prunes=PRUNES, **settings)
         yield f"speed-{name}-compiled", _compiled(config, "default", **settings)
         if name == "resnet50":
             yield f"speed-{name}-graphs", _compiled(config, "reduce-overhead", **settings)
             yield f"speed-{name}-stem", _of(speed, config, prunes=PRUNES, cut="maxpool", **settings)
         yield f"profile-{name}", _of(profile, config, **settings)
-    yield "memory", _of(memory, config, models=tuple(MODELS.values()), **IMAGENET)
+    yield "memory", _of(memory, config, models=tuple(MODELS.values()), on=mixed, **IMAGENET)
     planned = (*MODELS.values(), "convnext_tiny", "efficientnet_b0", "regnet_y_1_6gf")
-    yield "plan", _of(predictions, config, models=planned, repeats=15, **IMAGENET)
-    yield "scoring", _of(scoring, config)
-    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **rounds)
+    yield "plan", _of(predictions, config, models=planned, repeats=15, on=mixed, **IMAGENET)
+    yield "scoring", _of(scoring, config, on=plain)
+    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, on=plain, **rounds)
 
 
 def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
-    settings = {"batch_size": 64, "repeats": 7, "warmup": 1, **ONE_CORE}
+    plain, one_core = Device(config.device), Device(config.device, threads=1, clock="cpu")
+    settings = {"batch_size": 64, "repeats": 7, "warmup": 1, "on": one_core}
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
     yield "speed-resnet18-cifar-compiled", _compiled(config, "default", **settings)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
-    yield "plan", _of(predictions, config, **ONE_CORE)
-    yield "scoring", _of(scoring, config, **ONE_CORE)
-    yield "memory", _of(memory, config, models=("resnet18", "resnet50"), batch_size=32)
+    yield "plan", _of(predictions, config, on=one_core)
+    yield "scoring", _of(scoring, config, on=one_core)
+    yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)
     large = {"image_size": 224, "classes": 1000, "batch_size": 10, "repeats": 5, "warmup": 1}
     for name in ("swin-t", "vit-s"):
-        yield f"speed-{name}", _of(speed, config, model=MODELS[name], prunes=(0.4,), **large, **ONE_CORE)
+        yield f"speed-{name}", _of(speed, config, model=MODELS[name], prunes=(0.4,), on=one_core, **large)
 
 
 def _compiled(config: MeasureConfig, mode: str, **settings: Any) -> Callable[[Path], Any]:
@@ -136,7 +139,7 @@ def _compiled(config: MeasureConfig, mode: str, **settings: Any) -> Callable[[Pa
 
 def _of(benchmark: Any, config: MeasureConfig, **settings: Any) -> Callable[[Path], Any]:
     """A benchmark with these settings, and where the study is tiny with tiny ones instead."""
-    made = get_type_hints(benchmark.run)["config"](device=config.device, **settings)
+    made = get_type_hints(benchmark.run)["config"](**settings)
     if config.tiny:
         known = {field.name for field in dataclasses.fields(made)}
         made = dataclasses.replace(made, **{name: value for name, value in TINY.items() if name in known})

@@ -4,15 +4,15 @@ pruned steps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 import pfb
-from pfb.lab.bench import output
-from pfb.lab.bench.step import Step
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On, Step, check_models
 from pfb.measure import Spread, clock_of, interleaved_seconds
 
 
@@ -33,50 +33,46 @@ class PlanConfig:
     batch_size: int = 32
     prune: float = 0.4
     repeats: int = 9
-    device: str | None = None
-    """By default the accelerator if there is one, else the CPU."""
-    threads: int | None = None
-    clock: Literal["wall", "cpu"] = "wall"
-    """Elapsed seconds, or CPU seconds of this process."""
-    precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/plan.json")
     """All numbers (.json) and, beside it, the table (.md)."""
+
+    def __post_init__(self) -> None:
+        checks.given(models=self.models)
+        checks.shares(prune=self.prune)
+        checks.at_least(1, image_size=self.image_size, classes=self.classes, repeats=self.repeats)
+        checks.at_least(1, batch_size=self.batch_size)
 
 
 def run(config: PlanConfig) -> Path:
     """Plan, measure, write the numbers and the table; returns the table's path."""
     from rich.progress import track
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = output.device_of(config.device)
+    device = config.on.start()
+    check_models(config.models, config)
     rows = [_row(name, config, device) for name in track(config.models, "models")]
     numbers = {**output.origin(asdict(config), device), "rows": rows}
-    return output.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table; time saved in percent of a full step, and the prediction's error in
     points.
     """
-    lines = [
-        "| model | cut | wiring | saved, predicted | saved, measured (quartiles) | error, points | recommended |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    header = ["model", "cut", "wiring", "saved, predicted", "saved, measured (quartiles)", "error, points"]
+    rows = []
     for row in numbers["rows"]:
         for wiring, measured in row["measured"].items():
             predicted = row["predicted"][wiring]
-            lines.append(
-                f"| {row['model']} | `{row['cut']}` | {wiring} | {1 - predicted:.1%} | {1 - measured['median']:.1%} "
-                f"({1 - measured['high']:.1%} to {1 - measured['low']:.1%}) | "
-                f"{100 * (measured['median'] - predicted):+.1f} | {'yes' if wiring == row['recommended'] else ''} |"
-            )
-    return "\n".join(lines) + "\n"
+            median, low, high = (1 - measured[place] for place in ("median", "high", "low"))
+            saved = [f"{1 - predicted:.1%}", f"{median:.1%} ({low:.1%} to {high:.1%})"]
+            error, recommended = f"{100 * (measured['median'] - predicted):+.1f}", wiring == row["recommended"]
+            rows.append([row["model"], f"`{row['cut']}`", wiring, *saved, error, "yes" if recommended else ""])
+    return output.table([*header, "recommended"], rows)
 
 
 def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
-    step, clock = Step(config, device, name), clock_of(config.clock)
+    step, clock = Step(config, name), clock_of(config.on.clock)
     image, label = step.batch(config.batch_size)
     with step.autocast:
         found = pfb.plan(step.model, image, config.prune, repeats=config.repeats, clock=clock)

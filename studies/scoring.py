@@ -5,16 +5,18 @@ of the equations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.lab.bench import output
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On
+from pfb.lab.errors import RunError
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count, keep_largest
 
@@ -31,22 +33,23 @@ class ScoringConfig:
     base: tuple[int, int, int] = (256, 64, 128)
     """Samples, centers and dimensions where another of the three is varied."""
     repeats: int = 20
-    device: str | None = None
-    """By default the accelerator if there is one, else the CPU."""
-    threads: int | None = None
-    clock: Literal["wall", "cpu"] = "wall"
-    """Elapsed seconds, or CPU seconds of this process."""
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/scoring.json")
     """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
+
+    def __post_init__(self) -> None:
+        self.on.refuse("precision", "channels_last")
+        checks.at_least(1, samples=self.samples, dims=self.dims, repeats=self.repeats, base=self.base)
+        checks.at_least(2, centers=self.centers)
+        if self.base[1] < 2:
+            raise RunError(f"--base needs at least 2 centers, its second number (got {self.base[1]})")
 
 
 def run(config: ScoringConfig) -> Path:
     """Measure, write the numbers, the table and the figure; returns the table's path."""
     from rich.progress import track
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = output.device_of(config.device)
+    device = config.on.start()
     n, c, d = config.base
     sizes = {
         "samples": [(size, c, d) for size in config.samples],
@@ -58,32 +61,24 @@ def run(config: ScoringConfig) -> Path:
         for varied, size in track([(v, s) for v, some in sizes.items() for s in some], "sizes")
     ]
     numbers = {**output.origin(asdict(config), device), "rows": rows}
-    return output.write(config.out, numbers, render(numbers), draw(numbers))
+    return output.write(config.out, numbers, render, draw)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table of both forms and the factor between them, taken round by round."""
-    lines = [
-        "| samples | centers | dimensions | pfb, ms (quartiles) | literal, ms (quartiles) | literal / pfb |",
-        "|---|---|---|---|---|---|",
-    ]
-    shown = []
-    for row in numbers["rows"]:
-        if row["size"] not in shown:  # the base size stands in each series
-            shown.append(row["size"])
-            n, c, d = row["size"]
-            lines.append(
-                f"| {n} | {c} | {d} | {_milliseconds(row['pfb'])} | {_milliseconds(row['literal'])} | "
-                f"{row['factor']['median']:.0f} |"
-            )
-    return "\n".join(lines) + "\n"
+    header = ["samples", "centers", "dimensions", "pfb, ms (quartiles)", "literal, ms (quartiles)", "literal / pfb"]
+    shown: dict[tuple[int, ...], list[object]] = {}
+    for row in numbers["rows"]:  # the base size stands in each series, and is shown once
+        forms = [_milliseconds(row["pfb"]), _milliseconds(row["literal"])]
+        shown.setdefault(tuple(row["size"]), [*row["size"], *forms, f"{row['factor']['median']:.0f}"])
+    return output.table(header, shown.values())
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
     """Milliseconds on logarithmic axes, one panel for each of the three sizes."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure, panels = output.panels(12, 4, 3, sharey=True)
     names = {"samples": "samples N", "centers": "centers C", "dims": "dimensions D"}
-    for place, (axes, varied) in enumerate(zip(figure.subplots(1, 3, sharey=True), names, strict=True)):
+    for place, (axes, varied) in enumerate(zip(panels, names, strict=True)):
         rows = [row for row in numbers["rows"] if row["varied"] == varied]
         sizes = [row["size"][place] for row in rows]
         for form, label in (("literal", "literal: float64 differences, Cholesky"), ("pfb", "pfb")):
@@ -96,8 +91,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set(xlabel=names[varied])
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("ms per step")
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(f"Scoring, choosing and moving the centers on {numbers['device']}", fontsize=10)
@@ -116,15 +109,15 @@ def _measure(size: tuple[int, int, int], config: ScoringConfig, device: torch.de
     estimator.accumulate(torch.randn(max(c, n), d, device=device))
     estimator.apply()
     k = keep_count(n, 0.4)
-    criterion = pfb.RareFirst()
+    importance = pfb.RareFirst()
 
     def fast() -> None:
-        kept = keep_largest(criterion(x_ND, estimator), k)
+        kept = keep_largest(importance(x_ND, estimator), k)
         estimator.accumulate(x_ND.index_select(0, kept))
         estimator.apply()
 
     timed: dict[str, Callable[[], object]] = {"pfb": fast, "literal": _Literal(x_ND, estimator, k)}
-    seconds = interleaved_seconds(timed, device, config.repeats, clock=clock_of(config.clock))
+    seconds = interleaved_seconds(timed, device, config.repeats, clock=clock_of(config.on.clock))
     return {
         "pfb": asdict(Spread.of(seconds["pfb"])),
         "literal": asdict(Spread.of(seconds["literal"])),

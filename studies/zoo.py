@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pfb
 from pfb.lab import files
+from pfb.lab.bench import output
 from pfb.wiring import is_wired
 
 SAMPLES = 4
@@ -77,27 +78,47 @@ TIMM = {
     "mixer_s32_224": {"img_size": 64},
 }
 _TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+_IMAGE, _SEQUENCE = "ForImageClassification", "ForSequenceClassification"
 TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "vit": {"kind": "ForImageClassification", "config": {**_TINY, "image_size": 32, "patch_size": 8}},
+    # kind of model, and the configuration's values
+    "vit": {"kind": _IMAGE, "config": {**_TINY, "image_size": 32, "patch_size": 8}},
     "swin": {
-        "kind": "ForImageClassification",
-        "config": {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+        "kind": _IMAGE,
+        "config": {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [1, 1]}
+        | {"num_heads": [2, 2], "window_size": 4},
     },
-    "convnext": {"kind": "ForImageClassification", "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [12, 16, 24, 32]}},
-    "resnet": {"kind": "ForImageClassification", "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40], "embedding_size": 16}},
-    "bert": {"kind": "ForSequenceClassification", "config": {**_TINY, "vocab_size": 50}},
-    "distilbert": {"kind": "ForSequenceClassification", "config": {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48, "vocab_size": 50}},
+    "convnext": {"kind": _IMAGE, "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [12, 16, 24, 32]}},
+    "resnet": {
+        "kind": _IMAGE,
+        "config": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40], "embedding_size": 16},
+    },
+    "bert": {"kind": _SEQUENCE, "config": {**_TINY, "vocab_size": 50}},
+    "distilbert": {
+        "kind": _SEQUENCE,
+        "config": {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48, "vocab_size": 50},
+    },
     "gpt2": {"kind": "LMHeadModel", "config": {"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 50}},
     "llama": {"kind": "ForCausalLM", "config": {**_TINY, "vocab_size": 50}},
     "wav2vec2": {
-        "kind": "ForSequenceClassification",
-        "config": {**_TINY, "conv_dim": [16, 16], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_conv_pos_embeddings": 16},
+        "kind": _SEQUENCE,
+        "config": {**_TINY, "conv_dim": [16, 16], "conv_stride": [5, 4], "conv_kernel": [10, 8]}
+        | {"num_conv_pos_embeddings": 16},
     },
     "whisper": {
         "kind": "ForAudioClassification",
-        "config": {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 8, "max_source_positions": 20},
+        "config": {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
+        | {"num_mel_bins": 8, "max_source_positions": 20},
     },
-}  # fmt: skip
+}
+
+
+class Misfit(Exception):
+    """What a model does with a blocker attached is not what it should."""
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Misfit(otherwise)
 
 
 @dataclass(frozen=True)
@@ -129,8 +150,8 @@ def check(member: Member, shallow: str) -> str:
     """Attach with ``cut=None``, train two steps, detach; returns the cut that was found.
 
     Raises:
-        AssertionError: outputs or gradients of another size or not finite, or a model that
-            detaching does not restore.
+        Misfit: outputs or gradients of another size or not finite, or a model that detaching does
+            not restore.
     """
     torch.manual_seed(0)
     model = member.make()
@@ -139,18 +160,19 @@ def check(member: Member, shallow: str) -> str:
     for _ in range(2):
         model.zero_grad()
         loss, outputs = _loss(model, batch, blocker)
-        assert loss.isfinite(), f"loss is {loss}"
-        assert outputs == SAMPLES // 2, f"{outputs} of {SAMPLES} samples came out"
+        _require(bool(loss.isfinite()), f"loss is {loss}")
+        _require(outputs == SAMPLES // 2, f"{outputs} of {SAMPLES} samples came out")
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        assert gradients, "no gradients"
-        assert all(g.isfinite().all() for g in gradients), "a gradient is not finite"
+        _require(bool(gradients), "no gradients")
+        _require(all(bool(g.isfinite().all()) for g in gradients), "a gradient is not finite")
         blocker.step()
     blocker.detach()
-    assert not is_wired(model), "hooks are left behind"
+    _require(not is_wired(model), "hooks are left behind")
     model.eval()
     with torch.no_grad():
-        assert _forward(model, batch, labels=False)[1] == SAMPLES
+        outputs = _forward(model, batch, labels=False)[1]
+    _require(outputs == SAMPLES, f"{outputs} of {SAMPLES} samples came out after detaching")
     return blocker.cut
 
 
@@ -168,7 +190,7 @@ def run(config: ZooConfig) -> Path:
     """Check every member in both wirings and write the table."""
     from rich.progress import track
 
-    lines = ["| library | model | cut found | reuse | recompute |", "|---|---|---|---|---|"]
+    rows = []
     failures = 0
     for member in track(members(), "models"):
         cells: dict[str, str] = {}
@@ -180,11 +202,11 @@ def run(config: ZooConfig) -> Path:
                     cut = check(member, shallow)
                 cells[shallow] = "yes"
             except Exception as error:
-                cells[shallow] = f"no: {str(error).splitlines()[0][:90]}"
+                cells[shallow] = f"no: {(str(error) or type(error).__name__).splitlines()[0][:90]}"
                 failures += 1
-        lines.append(f"| {member.library} | {member.name} | `{cut}` | {cells['reuse']} | {cells['recompute']} |")
-    files.write_text(config.out, "\n".join(lines) + "\n")
-    print(f"{len(lines) - 2} models, {failures} failures")
+        rows.append([member.library, member.name, f"`{cut}`", cells["reuse"], cells["recompute"]])
+    files.write_text(config.out, output.table(["library", "model", "cut found", "reuse", "recompute"], rows))
+    print(f"{len(rows)} models, {failures} failures")
     return config.out
 
 

@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
+import pfb
 from pfb.lab import cli
-from pfb.lab.bench import accuracy, comparison, memory, speed
+from pfb.lab.bench import accuracy, comparison, memory, output, profile, speed
+from pfb.lab.bench.setup import Device
+from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
@@ -35,15 +38,13 @@ def run(method, prune, seed, accuracy, seconds=10.0, trained=500):
         "pruned_steps": 100,
         "samples": 1000,
         "deep_samples": trained,
-        "device": "some CPU, 1 threads",
         "test_accuracy": accuracy,
         "train_accuracy": 0.99,
-        "train_cpu_seconds": seconds,
-        "train_seconds": 99.0,
+        "seconds": seconds,
         "full_samples": 1000,
         "trained_samples": trained,
-        "kept_share_quantiles": {"0.05": 0.1, "0.95": 0.9} if trained < 1000 else None,
-        "epochs": [{"epoch": 1, "train_loss": 1.0, "test_accuracy": accuracy}],
+        "kept_share_quantiles": [0.1, 0.9] if trained < 1000 else None,
+        "curve": [[1, accuracy]],
     }
 
 
@@ -99,6 +100,7 @@ def test_one_more_column_compares_with_any_method():
         ("full", {"trained_samples": 1000, "deep_samples": 1000}, 0.0),
         ("pfb-half-recompute", {}, 0.5 - 0.1 / 4),  # a scoring pass over a quarter of the pixels
         ("uniform-recompute", {}, 0.5),  # no scoring pass
+        ("pfb-recompute", {"trained_samples": 1000, "deep_samples": 1000, "pruned_steps": 0}, 0.0),
         ("uniform-reuse", {}, 0.5 * 0.7),  # those stopped pay the shallow part
         ("selective-backprop", {"cut": None, "deep_samples": 500 + 1000}, 0.5 - 1 / 3),  # a forward of all
         ("infobatch", {"cut": None, "samples": 500}, 0.5),  # what is not loaded costs nothing
@@ -112,7 +114,7 @@ def test_the_overview_has_a_row_per_method():
     rows = comparison.overview(RUNS).splitlines()
     assert rows[0] == "| method | 50% pruned | minus full |"
     assert rows[2:] == [
-        "| full | 81.00 ± 1.41 (n = 2) | |",
+        "| full | 81.00 ± 1.41 (n = 2) |  |",
         "| uniform-recompute | 79.00 ± 1.41 (n = 2) | -2.00 ± 0.00 |",
         "| pfb-recompute | 79.00 ± 0.00 (n = 2) | -2.00 ± 12.71 |",
     ]
@@ -142,12 +144,12 @@ def test_the_cells_of_a_grid():
 
 
 def test_an_early_cut_lies_after_the_first_block_of_the_stage():
-    recipe = TrainConfig(model="resnet14", train_samples=100)
+    recipe = TrainConfig(model="cifar-resnet14", train_samples=100)
     methods = ("pfb-recompute", "pfb-recompute-early")
     grid = accuracy.cells(accuracy.AccuracyConfig(recipe, methods, (0.5,), (0,)), load(recipe))
     assert [cell.config.cut for cell in grid] == [None, "layer1.0"]
-    shallow = TrainConfig(model="resnet8", train_samples=100)
-    with pytest.raises(RunError, match="'layer1' of resnet8 is a single block"):
+    shallow = TrainConfig(model="cifar-resnet8", train_samples=100)
+    with pytest.raises(RunError, match="'layer1' of cifar-resnet8 is a single block"):
         accuracy.cells(accuracy.AccuracyConfig(shallow, methods, (0.5,), (0,)), load(shallow))
 
 
@@ -162,11 +164,55 @@ def test_two_levels_leave_out_the_share_together():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"methods": ("magic",)}, "magic"), ({"against": "magic"}, "magic"), ({"shard": (2, 2)}, "shard")],
+    [
+        ({"methods": ("magic",)}, "--methods: no 'magic' among full"),
+        ({"against": "pfb-recomputed"}, "--against: no .* Did you mean 'pfb-recompute'"),
+        ({"methods": ()}, "--methods needs at least one value"),
+        ({"prunes": (0.3, 1.0)}, r"--prunes must be in \[0, 1\) \(got 1.0\)"),
+        ({"prunes": ()}, "--prunes needs at least one value"),
+        ({"seeds": (0, -1)}, r"--seeds must be at least 0 \(got -1\)"),
+        ({"shard": (2, 2)}, "shard"),
+    ],
 )
-def test_bad_settings(change, message):
+def test_a_grid_refuses(change, message):
     with pytest.raises(RunError, match=message):
         accuracy.AccuracyConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        (speed.SpeedConfig, {"variants": ("reuse", "reuze")}, "--variants: no 'reuze' .* Did you mean 'reuse'"),
+        (speed.SpeedConfig, {"prunes": (0.4, float("nan"))}, r"--prunes must be in \[0, 1\) \(got nan\)"),
+        (speed.SpeedConfig, {"repeats": 0}, "--repeats must be at least 1"),
+        (speed.SpeedConfig, {"warmup": -1}, "--warmup must be at least 0"),
+        (speed.SpeedConfig, {"batch_size": 0}, "--batch-size must be at least 1"),
+        (profile.ProfileConfig, {"image_size": -8}, "--image-size must be at least 1"),
+        (profile.ProfileConfig, {"prune": 1.5}, "--prune must be in"),
+        (memory.MemoryConfig, {"models": ()}, "--models needs at least one value"),
+        (memory.MemoryConfig, {"budget_gib": 0}, "--budget-gib must be positive"),
+        (memory.MemoryConfig, {"on": Device(clock="cpu")}, "--clock has no effect here"),
+        (Device, {"threads": 0}, "--threads must be at least 1"),
+        (Device, {"device": "gpu"}, "--device gpu: "),
+    ],
+)
+def test_a_benchmark_refuses(settings, change, message):
+    with pytest.raises(RunError, match=message):
+        settings(**change)
+
+
+def test_unknown_names_end_a_benchmark_before_anything_is_measured(tmp_path, capsys):
+    for command, said in (
+        (["speed", "--variants", "reuze"], "Did you mean 'reuse'?"),
+        (["speed", "--model", "cifar-resnet8", "--cut", "layer9"], "layer9"),
+        (["memory", "--models", "cifar-resnet8", "resnet19"], "resnet19"),
+        (["profile", "--model", "cifar-resnet8", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["bench", *command, "--batch-size", "4", "--out", str(tmp_path / "numbers.json")])
+        assert stopped.value.code == 1
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
@@ -175,14 +221,14 @@ def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     grid += ["--recipe.cpu", "--recipe.n-centers", "8", "--prunes", "0.5", "--methods", *methods]
     grid += ["--root", str(tmp_path)]
     cli.main([*grid, "--seeds", "0"])
-    first = json.loads((tmp_path / "runs.json").read_text())
+    first = comparison.read(tmp_path / "runs.jsonl")
     assert {r["method"] for r in first} == set(methods)
-    assert "tmp" not in (tmp_path / "runs.json").read_text(), "no folder of this machine in the results"
+    assert "tmp" not in (tmp_path / "runs.jsonl").read_text(), "no folder of this machine in the results"
     by_method = {r["method"]: r for r in first}
     assert by_method["full-short"]["config"]["epochs"] < 3
     for method in ("pfb-recompute", "orderdp", "selective-backprop", "release-reuse"):
         assert by_method[method]["trained_samples"] < by_method["full"]["trained_samples"], method
-    low, high = (by_method["pfb-recompute"]["kept_share_quantiles"][place] for place in ("0.05", "0.95"))
+    low, high = by_method["pfb-recompute"]["kept_share_quantiles"]
     assert 0 <= low < 0.5 < high <= 1
     assert by_method["full"]["kept_share_quantiles"] is None
     assert by_method["orderdp"]["samples"] < by_method["full"]["samples"]
@@ -192,7 +238,7 @@ def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/summary.json")}
     cli.main([*grid, "--seeds", "0", "1", "--shard", "0", "2"])
     assert all(p.stat().st_mtime_ns == t for p, t in times.items()), "finished cells are not run again"
-    again = json.loads((tmp_path / "runs.json").read_text())
+    again = comparison.read(tmp_path / "runs.jsonl")
     assert len(first) < len(again) < 2 * len(first)
     for name in ("tradeoff.png", "curves.png", "table.md"):
         assert (tmp_path / name).stat().st_size > 0
@@ -206,24 +252,74 @@ def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
 
 
 def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path, capsys):
-    vit = [
-        "--model",
-        "timm:vit_tiny_patch16_224",
-        "--image-size",
-        "32",
-        "--batch-size",
-        "4",
-        "--repeats",
-        "1",
-        "--warmup",
-        "0",
-    ]
-    cli.main(
-        ["bench", "speed", *vit, "--variants", "recompute", "recompute-half", "--out", str(tmp_path / "speed.json")]
-    )
-    (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
+    step = ["--model", "timm:vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "32"]
+    rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
+    cli.main(["bench", "speed", *step, *rounds, "--variants", "recompute", "recompute-half"])
+    (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
     assert set(result["steps"]) == {"full", "ideal", "recompute"}
     assert "16 pixels are too few" in capsys.readouterr().out
+    cli.main(["bench", "profile", *step, *rounds])
+    parts = json.loads((tmp_path / "numbers.json").read_text())["parts"]
+    assert set(parts) == set(profile.STEPS) - {"recompute-half"}
+    medians = {name: [parts[name][part]["median"] for part in profile.PARTS] for name in parts}
+    assert all(seconds >= 0 for times in medians.values() for seconds in times)
+    scored = {name for name, (first_pass, *_) in medians.items() if first_pass > 0}
+    decided = {name for name, (_, choice, *_) in medians.items() if choice > 0}
+    assert scored == {"recompute"}
+    assert decided == {"reuse", "recompute"}, "uniform blocking asks for no density"
+
+
+def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
+    """By a compiler that only follows the Python code, which is what may mix up two models."""
+    compile, settings = torch.nn.Module.compile, torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic, mode: compile(self, backend="eager"))
+    step = ["--model", "cifar-resnet8", "--image-size", "8", "--batch-size", "64", "--compile", "default"]
+    rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
+    cli.main(["bench", "speed", *step, *rounds, "--variants", "reuse"])
+    (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
+    assert result["steps"]["reuse"]["cut"] == "layer1"
+    assert result["steps"]["reuse"]["saved_bytes"] is None, "of a compiled model it cannot be told"
+    assert torch._dynamo.config.recompile_limit == settings
+
+
+def test_a_variant_asks_for_what_its_name_says():
+    arguments = {name: variant.attach("layer1", 0.4) for name, variant in VARIANTS.items()}
+    assert arguments["reuse"] == {"cut": "layer1", "prune": 0.4, "shallow": pfb.Reuse()}
+    assert arguments["recompute-half"]["shallow"] == pfb.Recompute(scale=0.5)
+    assert arguments["recompute-bf16"]["shallow"] == pfb.Recompute(dtype=torch.bfloat16)
+    assert {name for name, given in arguments.items() if "importance" in given} == {
+        "uniform-reuse",
+        "uniform-recompute",
+    }
+    assert {name for name, variant in VARIANTS.items() if variant.early} == {"recompute-early", "recompute-early-half"}
+    assert not VARIANTS["recompute-filled"].scores
+
+
+def test_a_tables_rows_are_as_long_as_its_header():
+    with pytest.raises(ValueError, match="2 cells"):
+        output.table(["a", "b"], [["1", "2"], ["1", "2", "3"]])
+
+
+def test_settings_of_the_device_stand_among_the_others_in_a_result():
+    config = output.origin({"model": "m", "out": "x", "on": {"device": "cpu", "threads": 1}}, torch.device("cpu"))[
+        "config"
+    ]
+    assert config == {"model": "m", "device": "cpu", "threads": 1}
+
+
+def test_one_table_shows_several_models():
+    def result(name, **medians):
+        steps = {step: {"ratio": {"median": m, "low": m - 0.1, "high": m + 0.1}} for step, m in medians.items()}
+        return {"config": {"model": name}, "results": [{"prune": 0.4, "steps": steps}]}
+
+    assert speed.overview(
+        result("a", full=1.0, reuse=0.7), result("b", full=1.0, reuse=0.8, recompute=0.6)
+    ).splitlines() == [
+        "| time of a step saved, % (quartiles) | a, 40% pruned | b, 40% pruned |",
+        "|---|---|---|",
+        "| reuse | 30.0 (20.0 to 40.0) | 20.0 (10.0 to 30.0) |",
+        "| recompute |  | 40.0 (30.0 to 50.0) |",
+    ]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 100, 511, 512])

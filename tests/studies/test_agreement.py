@@ -13,7 +13,15 @@ pytestmark = [
 
 
 def test_agreement_of_cheaper_features(tmp_path):
-    grid = ["--recipe.model", "resnet14", "--recipe.train-samples", "512", "--recipe.batch-size", "64", "--recipe.cpu"]
+    grid = [
+        "--recipe.model",
+        "cifar-resnet14",
+        "--recipe.train-samples",
+        "512",
+        "--recipe.batch-size",
+        "64",
+        "--recipe.cpu",
+    ]
     grid += ["--recipe.n-centers", "8", "--recipe.epochs", "2", "--dims", "8", "--repeats", "1"]
     studies.main(["agreement", *grid, "--out", str(tmp_path / "agreement.json")])
     ways = json.loads((tmp_path / "agreement.json").read_text())["ways"]

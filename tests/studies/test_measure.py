@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 import pfb
 from pfb.lab import cli
+from pfb.lab.train.models import build
 from studies import __main__ as studies
 from studies import goals, measure
 
@@ -22,12 +24,15 @@ pytestmark = [
         ("cpu", {"resnet18-cifar", "resnet18-cifar-compiled", "swin-t", "vit-s"}),
     ],
 )
-def test_everything_is_measured_on_a_device(tmp_path, capsys, sizes, speeds):
+def test_everything_is_measured_on_a_device(tmp_path, monkeypatch, capsys, sizes, speeds):
     """One command measures everything; a second one finds it there, and the report draws what was
-    saved.
+    saved. Compiling is only asked for: it takes longer than all the rest.
     """
+    modes = set()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic, mode: modes.add(mode))
     command = ["measure", "--tiny", "--sizes", sizes, "--device", "cpu", "--out", str(tmp_path)]
     studies.main(command)
+    assert modes == {"gpu": {None, "reduce-overhead"}, "cpu": {None}}[sizes]
     results = {p.stem: json.loads(p.read_text()) for p in tmp_path.glob("*.json")}
     profiled = {"gpu": "profile-resnet50", "cpu": "profile-resnet18-cifar"}[sizes]
     assert set(results) == {f"speed-{name}" for name in speeds} | {profiled, "memory", "plan", "scoring"}
@@ -35,7 +40,7 @@ def test_everything_is_measured_on_a_device(tmp_path, capsys, sizes, speeds):
         assert {"config", "versions", "device", "device_type", "threads"} <= numbers.keys(), name
         assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
         assert (tmp_path / f"{name}.md").read_text().startswith("|")
-    steps = results["speed-resnet18-cifar"]["results"][1]["steps"]
+    steps = results["speed-resnet18-cifar"]["results"][0]["steps"]
     assert steps["recompute-filled"]["samples"] == pfb.batch_size_for(8, 0.4)
     assert steps["recompute"]["saved_bytes"] < steps["reuse"]["saved_bytes"] < steps["full"]["saved_bytes"]
     goals = (tmp_path / "goals.md").read_text()
@@ -49,6 +54,12 @@ def test_everything_is_measured_on_a_device(tmp_path, capsys, sizes, speeds):
     with pytest.raises(SystemExit):
         cli.main(["report", str(tmp_path / "plan.json"), "--out", str(page)])
     assert "no result of pfb bench speed" in capsys.readouterr().err
+
+
+def test_the_layers_and_settings_of_the_published_parts_exist():
+    parts = dict(measure._on_gpu(measure.MeasureConfig())) | dict(measure._on_cpu(measure.MeasureConfig()))
+    assert {"speed-resnet50-stem", "profile-vit-s", "speed-swin-t", "memory", "plan", "scoring"} <= parts.keys()
+    assert isinstance(build("resnet50", 1000, 3, 224).maxpool, torch.nn.MaxPool2d), "the stem's cut"
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):

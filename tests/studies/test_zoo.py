@@ -3,8 +3,10 @@ wirings.
 """
 
 import pytest
+import torch
 
-from studies.zoo import check, members
+from studies.zoo import Member, Misfit, check, members
+from tests.zoo import SmallNet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -20,3 +22,21 @@ def test_two_steps(member, shallow):
             check(member, shallow)
     else:
         check(member, shallow)
+
+
+class Lost(SmallNet):
+    def forward(self, x):
+        return super().forward(x) * torch.nan
+
+
+class Forgetful(SmallNet):
+    def forward(self, x):
+        return super().forward(x if self.training else x[:2])
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Lost, "loss is nan"), (Forgetful, "2 of 4 samples came out after")])
+def test_a_model_that_does_not_fit_is_no_success(kind, message):
+    """By an error that does not depend on asserts, which ``python -O`` leaves out."""
+    inputs = {"image": torch.randn(4, 3, 8, 8), "labels": torch.arange(4)}
+    with pytest.raises(Misfit, match=message):
+        check(Member("own", kind.__name__, kind, lambda: inputs), "reuse")

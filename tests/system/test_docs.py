@@ -12,25 +12,27 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import comparison, memory, profile, speed
 from pfb.lab.train.config import TrainConfig
-from studies import agreement, criterion, goals, predictions, scoring
+from studies import agreement, density, goals, predictions, scoring
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
-    "README.md": ["cpu/goals.md", "accuracy-saturated/overview.md", "accuracy-augmented/overview.md"],
+    "README.md": ["measure-cpu/goals.md", "saturated-cpu/overview.md", "augmented-cpu/overview.md"],
     "docs/cost.md": [
-        "cpu/goals.md",
-        "cpu/profile-resnet18-cifar.md",
-        "cpu/scoring.md",
-        "cpu/memory.md",
-        "cpu/plan.md",
-        "agreement/resnet18-layer1.md",
+        "measure-cpu/goals.md",
+        "measure-cpu/profile-resnet18-cifar.md",
+        "measure-cpu/scoring.md",
+        "measure-cpu/memory.md",
+        "measure-cpu/plan.md",
+        "agreement-cpu/resnet18-layer1.md",
     ],
-    "docs/accuracy.md": ["accuracy-saturated/table.md", "accuracy-augmented/table.md", "criterion/criterion.md"],
+    "docs/accuracy.md": ["saturated-cpu/table.md", "augmented-cpu/table.md", "density-cpu/density.md"],
 }
 """Result tables that stand on a page word by word."""
-AGAINST = {"accuracy-augmented": "pfb-recompute"}
+AGAINST = {"augmented-cpu": "pfb-recompute"}
 """The method that a grid's table compares with beside full data and uniform blocking."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPEEDS = ("resnet18-cifar", "swin-t", "vit-s")
+"""Results of which a page shows what each variant saves."""
+PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -90,21 +92,26 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
+BENCHMARKS = {
+    m.__name__.rpartition(".")[2]: m for m in (agreement, density, memory, predictions, profile, scoring, speed)
+}
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file):
-    numbers, table = json.loads(file.read_text()), file.with_suffix(".md")
-    if file.name == "runs.json":
-        against = AGAINST.get(file.parent.name)
-        assert comparison.render(numbers, against) == (file.parent / "table.md").read_text()
-        assert comparison.overview(numbers) == (file.parent / "overview.md").read_text()
-        return
-    benchmarks = {
-        m.__name__.rpartition(".")[2]: m for m in (agreement, criterion, memory, predictions, profile, scoring, speed)
-    }
-    kind = benchmarks.get(file.parent.name) or benchmarks[file.stem.split("-")[0].replace("plan", "predictions")]
-    assert kind.render(numbers) == table.read_text()
+    assert file.read_text().count("\n") == 1, "a result is a line"
+    table = file.with_suffix(".md")
+    kind = BENCHMARKS.get(file.parent.name.removesuffix("-cpu"))
+    kind = kind or BENCHMARKS[file.stem.split("-")[0].replace("plan", "predictions")]
+    rendered = kind.render(json.loads(file.read_text()))
+    assert not table.exists() or table.read_text() == rendered
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/runs.jsonl")), ids=lambda f: f.parent.name)
+def test_published_comparisons_are_what_the_code_makes_of_the_published_runs(file):
+    runs = comparison.read(file)
+    assert comparison.render(runs, AGAINST.get(file.parent.name)) == (file.parent / "table.md").read_text()
+    assert comparison.overview(runs) == (file.parent / "overview.md").read_text()
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/goals.md")), ids=lambda f: f.name)
@@ -117,6 +124,31 @@ def test_pages_show_the_published_tables_as_they_are(page, tables):
     text = (ROOT / page).read_text()
     for table in tables:
         assert (RESULTS / table).read_text().strip() in text, table
+
+
+def test_tables_of_a_part_of_a_result_are_what_the_code_makes_of_it():
+    numbers = [json.loads((RESULTS / f"measure-cpu/speed-{name}.json").read_text()) for name in SPEEDS]
+    resnet, *transformers = numbers
+    text = (ROOT / "docs/cost.md").read_text()
+    assert speed.overview(resnet).strip() in text
+    assert speed.overview(*transformers).strip() in text
+
+
+def test_the_method_cards_rows_are_some_of_what_the_code_makes():
+    made = agreement.render(json.loads((RESULTS / "agreement-cpu/resnet18-layer3.json").read_text())).splitlines()
+    page = (ROOT / "docs/method.md").read_text()
+    shown = page[page.index(made[0]) :].split("\n\n")[0].splitlines()
+    assert len(shown) == 7
+    assert set(shown) <= set(made)
+
+
+def test_nothing_is_published_that_no_page_shows():
+    text = "".join(page.read_text() for page in PAGES)
+    shown = {table for tables in SHOWN.values() for table in tables} | {"README.md"}
+    of_goals = {f"measure-cpu/{file.name}" for file in RESULTS.glob("measure-cpu/speed-*.json")}
+    for file in RESULTS.rglob("*.*"):
+        name = file.relative_to(RESULTS).as_posix()
+        assert name in shown | of_goals or f"results/{name})" in text, name
 
 
 def test_no_gaps_are_left():

@@ -19,42 +19,15 @@ from torch import Tensor, nn
 
 import pfb
 from pfb.cost import shallow_share, step_cost
-from pfb.lab.bench import comparison
-from pfb.lab.bench.step import first_block
+from pfb.lab.bench import checks, comparison
+from pfb.lab.bench.methods import METHODS
+from pfb.lab.bench.setup import first_block
 from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.models import build
 from pfb.lab.train.records import kept_share
-
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {"method": "full"},
-    "full-short": {"method": "full"},  # fewer epochs, at the compute of pfb in its better wiring: see _short_epochs
-    "full-short-uniform": {"method": "full"},  # at the compute of uniform-recompute
-    "uniform-reuse": {"method": "uniform", "shallow": "reuse"},
-    "uniform-recompute": {"method": "uniform", "shallow": "recompute"},
-    "pfb-reuse": {"method": "pfb", "shallow": "reuse"},
-    "pfb-recompute": {"method": "pfb", "shallow": "recompute"},
-    "pfb-recompute-batch": {"method": "pfb", "shallow": "recompute", "batchnorm": "batch"},
-    "strict-recompute": {"method": "pfb", "shallow": "recompute", "alpha": 0.0},
-    "tempered-recompute": {"method": "tempered", "shallow": "recompute"},
-    "tempered-dense-recompute": {"method": "tempered", "shallow": "recompute", "gamma": -0.5},
-    "stratified-recompute": {"method": "stratified", "shallow": "recompute"},
-    "stratified-per-class-recompute": {"method": "stratified", "shallow": "recompute", "per_class": True},
-    "pfb-recompute-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
-    "pfb-recompute-early": {"method": "pfb", "shallow": "recompute"},  # cut after the first block: see cells
-    "pfb-recompute-early-half": {"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5},
-    "pfb-per-class-recompute": {"method": "pfb", "shallow": "recompute", "per_class": True},
-    "uniform-per-class-recompute": {"method": "uniform", "shallow": "recompute", "per_class": True},
-    # Skipping and blocking leave out the share together: see cells.
-    "two-level-recompute": {"method": "uniform", "shallow": "recompute", "skip": 0.2},
-    "release-reuse": {"method": "release", "shallow": "reuse"},
-    "infobatch": {"method": "infobatch"},
-    "orderdp": {"method": "orderdp"},
-    "selective-backprop": {"method": "selective-backprop"},
-}
-"""What each name changes in the common recipe."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +37,7 @@ class AccuracyConfig:
     """
 
     recipe: TrainConfig = field(default_factory=TrainConfig)
-    methods: tuple[str, ...] = tuple(name for name in METHODS if "early" not in name)
+    methods: tuple[str, ...] = tuple(name for name, method in METHODS.items() if not method.early)
     """All of them, but for the cuts after the first block, which need a first stage of several."""
     prunes: tuple[float, ...] = (0.3, 0.5, 0.7)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -80,9 +53,9 @@ class AccuracyConfig:
     """One more column: differences to this method at the same share."""
 
     def __post_init__(self) -> None:
-        for method in (*self.methods, self.against):
-            if method is not None and method not in METHODS:
-                raise RunError(f"--methods and --against know {', '.join(METHODS)} (got {method!r})")
+        checks.known(METHODS, methods=self.methods, against=self.against)
+        checks.shares(prunes=self.prunes)
+        checks.at_least(0, seeds=self.seeds)
         if not 0 <= self.shard[0] < self.shard[1]:
             raise RunError(f"--shard takes part and parts, such as 0 2 and 1 2 (got {self.shard})")
 
@@ -126,59 +99,64 @@ def cells(config: AccuracyConfig, source: Source) -> list[Cell]:
         RunError: a cut after the first block where the stage has only one, or a share that skipping
             alone exceeds.
     """
-    shallow = {}
-    for name in set(config.methods) & {"full-short", "full-short-uniform"}:
-        # Uniform blocking under recompute runs no shallow part for the samples it stops.
-        shallow[name] = 0.0 if name.endswith("uniform") else _shallow_share(config.recipe, source)
-    early = _early_cut(config.recipe, source) if any("early" in method for method in config.methods) else None
+    methods = {name: METHODS[name] for name in config.methods}
+    early = _early_cut(config.recipe, source) if any(method.early for method in methods.values()) else None
+    # Uniform blocking under recompute runs no shallow part for the samples it stops.
+    scored = {"uniform": 0.0}
+    if any(method.short == "pfb" for method in methods.values()):
+        scored["pfb"] = _shallow_share(config.recipe, source)
     grid = []
-    for seed, prune, method in itertools.product(config.seeds, config.prunes, config.methods):
-        if method == "full" and prune != config.prunes[0]:
+    for seed, prune, (name, method) in itertools.product(config.seeds, config.prunes, methods.items()):
+        if name == "full" and prune != config.prunes[0]:
             continue
-        share = 0.0 if method == "full" else prune
-        changes = {**METHODS[method], "prune": share, "seed": seed, "overwrite": True}
-        if method in shallow:
-            changes["epochs"] = _short_epochs(config.recipe, prune, shallow[method])
-        if "early" in method:
+        share = 0.0 if name == "full" else prune
+        changes = {**method.settings, "prune": share, "seed": seed, "overwrite": True}
+        if method.short is not None:
+            changes["epochs"] = _short_epochs(config.recipe, prune, scored[method.short])
+        if method.early:
             changes["cut"] = early
         if skip := changes.get("skip", 0.0):
             if prune <= skip:
-                raise RunError(f"--prunes must be above {skip} for {method}, which skips so much (got {prune})")
+                raise RunError(f"--prunes must be above {skip} for {name}, which skips so much (got {prune})")
             changes["prune"] = 1 - (1 - prune) / (1 - skip)
-        out = config.root / f"{method}-prune{share:g}-seed{seed}"
-        grid.append(Cell(method, share, dataclasses.replace(config.recipe, **changes, out=out)))
+        out = config.root / f"{name}-prune{share:g}-seed{seed}"
+        grid.append(Cell(name, share, dataclasses.replace(config.recipe, **changes, out=out)))
     return grid
 
 
+KEPT = (
+    *("versions", "device", "processes", "cut", "pruned_steps", "test_accuracy", "train_accuracy"),
+    *("full_samples", "samples", "deep_samples", "trained_samples"),
+)
+"""What a result takes from a run's summary as it is."""
+
+
 def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, Any]:
-    """All of a run's numbers, without the folders it lay in, and the shallow share of its cut."""
+    """What tables and figures need of a run, and what decided it, without the folders it lay in."""
     summary = json.loads((folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    settings = without_folders(summary.pop("config"))
-    epochs = [line for line in lines if "train_loss" in line]
+    settings = without_folders(summary["config"])
     method, cell = folder.name.split("-prune")
+    on_cpu = "threads" in summary["device"]
     return {
         "method": method,
         "prune": float(cell.split("-seed")[0]),
         "config": settings,
-        **summary,
+        **{name: summary[name] for name in KEPT},
+        "seconds": summary["train_cpu_seconds" if on_cpu else "train_seconds"],
         "shallow_share": shallow(summary["cut"] or settings["cut"]),
         "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
-        "epochs": epochs,
+        "curve": [[line["epoch"], line["test_accuracy"]] for line in lines if "test_accuracy" in line],
     }
 
 
-def _kept_share_quantiles(records: dict[str, Tensor]) -> dict[str, float] | None:
-    """How unequally the samples were treated: quantiles of the share of its pruned batches in which
-    a sample was kept.
+def _kept_share_quantiles(records: dict[str, Tensor]) -> list[float] | None:
+    """How unequally the samples were treated: the share of its pruned batches in which a rarely
+    kept sample (5 %) and an often kept one (95 %) went on.
     """
     share = kept_share(records)
     share = share[share.isfinite()]
-    if not len(share):
-        return None
-    places = (0.05, 0.25, 0.5, 0.75, 0.95)
-    values = torch.quantile(share, torch.tensor(places)).tolist()
-    return {f"{place:g}": value for place, value in zip(places, values, strict=True)}
+    return torch.quantile(share, torch.tensor([0.05, 0.95])).tolist() if len(share) else None
 
 
 def _model_and_cut(recipe: TrainConfig, source: Source) -> tuple[nn.Module, str]:

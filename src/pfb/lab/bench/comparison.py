@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import t
 
+from pfb.cost import step_cost
 from pfb.lab import files
+from pfb.lab.bench import output
+from pfb.lab.bench.methods import UNIFORM
 
 Run = dict[str, Any]
 Group = dict[int, Run]
@@ -20,18 +23,24 @@ Group = dict[int, Run]
 
 
 def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
-    """Write ``runs.json``, ``table.md``, ``overview.md`` and the two figures into a folder; returns
-    the table's path.
+    """Write ``runs.jsonl``, a run a line, and what is made of it into a folder: ``table.md``,
+    ``overview.md`` and the two figures; returns the table's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "runs.json", json.dumps(runs, indent=1))
+    runs = output.rounded(runs)
+    files.write_text(folder / "runs.jsonl", "".join(json.dumps(run) + "\n" for run in runs))
     table = folder / "table.md"
     files.write_text(table, render(runs, against))
     files.write_text(folder / "overview.md", overview(runs))
     if runs:
-        tradeoff(runs).savefig(folder / "tradeoff.png", dpi=120)
-        learning_curves(runs).savefig(folder / "curves.png", dpi=120)
+        output.save(tradeoff(runs), folder / "tradeoff.png")
+        output.save(learning_curves(runs), folder / "curves.png")
     return table
+
+
+def read(file: Path) -> list[Run]:
+    """The runs that :func:`write` left in a file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def render(runs: list[Run], against: str | None = None) -> str:
@@ -42,25 +51,31 @@ def render(runs: list[Run], against: str | None = None) -> str:
     """
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
-    more = "" if against is None else f" minus {against} |"
-    lines = [
-        f"| method | prune | n | test accuracy, % | minus full | minus uniform |{more} training accuracy, % | a sample is kept in (5 % to 95 % of samples) | trained on, of full | "
-        "compute saved | time saved |",
-        "|---" * (11 if against is None else 12) + "|",
-    ]
+    columns = ["method", "prune", "n", "test accuracy, %", "minus full", "minus uniform"]
+    columns += [] if against is None else [f"minus {against}"]
+    columns += ["training accuracy, %", "a sample is kept in (5 % to 95 % of samples)", "trained on, of full"]
+    rows = []
     for (method, prune), group in sorted(groups.items(), key=lambda item: item[0][1]):
-        accuracies = [100 * run["test_accuracy"] for run in group.values()]
+        base = full if method != "full" else {}
+        others = {} if method == against else groups.get((against or "", prune), {})
         trained = statistics.mean(run["trained_samples"] / full_samples(run, full) for run in group.values())
-        uniform = {} if method.startswith("uniform") or method == "full" else uniform_of(method, prune, groups)
-        base = {} if method in ("full", against) else groups.get((against or "", prune), {})
-        other = "" if against is None else f" {_difference(group, base)} |"
-        lines.append(
-            f"| {method} | {prune:g} | {len(group)} | {_mean_std(accuracies)} | "
-            f"{_difference(group, full) if method != 'full' else ''} | {_difference(group, uniform)} |{other} "
-            f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f} | {_kept(group)} | {trained:.1%} | "
-            f"{_percent(compute_saved(group, full))} | {_percent(time_saved(group, full))} |"
+        rows.append(
+            [
+                method,
+                f"{prune:g}",
+                len(group),
+                _mean_std([100 * run["test_accuracy"] for run in group.values()]),
+                _difference(group, base),
+                _difference(group, uniform_of(method, prune, groups)),
+                *([] if against is None else [_difference(group, others)]),
+                f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f}",
+                _kept(group),
+                f"{trained:.1%}",
+                _percent(compute_saved(group, full)),
+                _percent(time_saved(group, full)),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return output.table([*columns, "compute saved", "time saved"], rows)
 
 
 def overview(runs: list[Run]) -> str:
@@ -70,19 +85,16 @@ def overview(runs: list[Run]) -> str:
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
     prunes = sorted({prune for _, prune in groups if prune > 0})
-    lines = ["| method |" + "".join(f" {prune:.0%} pruned | minus full |" for prune in prunes)]
-    lines.append("|---" * (1 + 2 * len(prunes)) + "|")
+    header = ["method"]
+    for prune in prunes:
+        header += [f"{prune:.0%} pruned", "minus full"]
+    rows = []
     if full:
-        accuracies = _mean_std([100 * run["test_accuracy"] for run in full.values()])
-        lines.append("| full |" + f" {accuracies} (n = {len(full)}) | |" + " | |" * (len(prunes) - 1))
+        rows.append(["full", _accuracy(full), *[""] * (len(header) - 2)])
     for method in dict.fromkeys(name for name, _ in groups if name != "full"):
-        cells = []
-        for prune in prunes:
-            group = groups.get((method, prune), {})
-            accuracies = _mean_std([100 * run["test_accuracy"] for run in group.values()]) if group else ""
-            cells.append(f" {accuracies} (n = {len(group)}) | {_difference(group, full)} |" if group else " | |")
-        lines.append(f"| {method} |" + "".join(cells))
-    return "\n".join(lines) + "\n"
+        cells = [groups.get((method, prune), {}) for prune in prunes]
+        rows.append([method, *(text for group in cells for text in (_accuracy(group), _difference(group, full)))])
+    return output.table(header, rows)
 
 
 def tradeoff(runs: list[Run]) -> Figure:
@@ -91,8 +103,7 @@ def tradeoff(runs: list[Run]) -> Figure:
     """
     groups = grouped(runs)
     full = groups.get(("full", 0.0), {})
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = output.panels(8, 5)
     for style, method in enumerate(dict.fromkeys(name for name, _ in groups)):
         points = []
         for (name, _), group in sorted(groups.items()):
@@ -107,8 +118,6 @@ def tradeoff(runs: list[Run]) -> Figure:
                 x, y, error, label=method, color=f"C{style % 10}", marker="o^sDv"[style // 10 + style % 3], capsize=3
             )
     axes.set(xlabel="compute saved against full data (FLOPs), %", ylabel="test accuracy, last epoch, %")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=2)
     return figure
 
@@ -117,16 +126,15 @@ def learning_curves(runs: list[Run]) -> Figure:
     """Mean test accuracy over the epochs, one panel per share."""
     groups = grouped(runs)
     prunes = sorted({prune for _, prune in groups if prune > 0}) or [0.0]
-    figure = Figure(figsize=(5 * len(prunes), 4.2), layout="constrained")
+    figure, panels = output.panels(2 + 4.5 * len(prunes), 4.2, len(prunes), sharey=True)
     methods = list(dict.fromkeys(name for name, _ in groups))
-    for axes, prune in zip(figure.subplots(1, len(prunes), squeeze=False, sharey=True).flat, prunes, strict=True):
+    for axes, prune in zip(panels, prunes, strict=True):
         for (method, share), group in groups.items():
             if share in (0.0, prune):
                 tested: dict[int, list[float]] = {}
                 for run in group.values():
-                    for epoch in run["epochs"]:
-                        if "test_accuracy" in epoch:
-                            tested.setdefault(epoch["epoch"], []).append(100 * epoch["test_accuracy"])
+                    for epoch, accuracy in run["curve"]:
+                        tested.setdefault(epoch, []).append(100 * accuracy)
                 means = {e: statistics.mean(values) for e, values in tested.items() if len(values) == len(group)}
                 style = methods.index(method)
                 axes.plot(
@@ -138,10 +146,8 @@ def learning_curves(runs: list[Run]) -> Figure:
                 )
         axes.set(title=f"{prune:.0%} pruned", xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("test accuracy, mean over seeds, %")
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 
@@ -155,10 +161,13 @@ def grouped(runs: list[Run]) -> dict[tuple[str, float], Group]:
 
 def uniform_of(method: str, prune: float, groups: dict[tuple[str, float], Group]) -> Group:
     """Uniform random blocking at the same share, in the same wiring; recompute for methods that
-    have none.
+    have none. Nothing for full data, and for uniform blocking itself.
     """
-    wiring = "reuse" if "reuse" in method else "recompute"
-    return groups.get((f"uniform-{wiring}", prune), {})
+    if method == "full" or method in UNIFORM.values():
+        return {}
+    run = next(iter(groups[method, prune].values()))
+    wiring = run["config"]["shallow"] if run["cut"] is not None else "recompute"
+    return groups.get((UNIFORM[wiring], prune), {})
 
 
 def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
@@ -182,30 +191,33 @@ def time_saved(group: Group, full: Group) -> float | None:
     seeds = group.keys() & full.keys()
     if not seeds:
         return None
-    return 1 - statistics.mean(_seconds(group[s]) / _seconds(full[s]) for s in seeds)
+    return 1 - float(statistics.mean(group[s]["seconds"] / full[s]["seconds"] for s in seeds))
 
 
 def compute_saved(group: Group, full: Group) -> float | None:
     """1 - FLOPs of the training steps / those of full data, mean over the runs; a backward counts
     as two forwards.
 
-    A sample that trains costs 1. One that is stopped under ``reuse`` costs its shallow part s.
-    Under ``recompute`` every sample of a pruned batch pays s / 3 for the pass that scores, a
-    quarter of that at half the resolution, unless the criterion needs none. A forward of the whole
-    model without gradients, as selective backprop makes, costs 1 / 3.
+    A step costs what :func:`pfb.cost.step_cost` says, with a quarter of the shallow part where
+    the pass that scores is at half the resolution, and none where there is no such pass. A forward
+    of the whole model without gradients, as selective backprop makes, costs 1 / 3 per sample.
     """
-    shares = []
-    for run in group.values():
-        config, trained = run["config"], run["trained_samples"]
-        if run["cut"] is None:
-            extra = (run["deep_samples"] - trained) / 3
-        elif config["shallow"] == "reuse":
-            extra = (run["samples"] - trained) * run["shallow_share"]
-        else:
-            scored = 0 if config["method"] == "uniform" else run["pruned_steps"] * config["batch_size"]
-            extra = scored * run["processes"] * run["shallow_share"] * config["scoring_scale"] ** 2 / 3
-        shares.append((trained + extra) / full_samples(run, full))
+    shares = [_cost(run) / full_samples(run, full) for run in group.values()]
     return 1 - statistics.mean(shares) if shares else None
+
+
+def _cost(run: Run) -> float:
+    """FLOPs of a run, in full steps of one sample."""
+    config, trained = run["config"], run["trained_samples"]
+    if run["cut"] is None:
+        return float(trained + (run["deep_samples"] - trained) / 3)
+    met = run["pruned_steps"] * config["batch_size"] * run["processes"]  # in batches that were pruned
+    if met == 0:
+        return float(run["samples"])
+    shallow = run["shallow_share"]
+    if config["shallow"] == "recompute":
+        shallow *= 0 if config["method"] == "uniform" else config["scoring_scale"] ** 2
+    return float(run["samples"] - met + met * step_cost((run["samples"] - trained) / met, shallow, config["shallow"]))
 
 
 def full_samples(run: Run, full: Group) -> int:
@@ -214,12 +226,12 @@ def full_samples(run: Run, full: Group) -> int:
     return int(reference["full_samples"])
 
 
-def _seconds(run: Run) -> float:
-    return float(run["train_cpu_seconds" if "threads" in run["device"] else "train_seconds"])
-
-
 def _mean_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else math.nan:.2f}"
+
+
+def _accuracy(group: Group) -> str:
+    return f"{_mean_std([100 * run['test_accuracy'] for run in group.values()])} (n = {len(group)})" if group else ""
 
 
 def _difference(group: Group, base: Group) -> str:
@@ -231,10 +243,10 @@ def _kept(group: Group) -> str:
     """In which share of its pruned batches a rarely and an often kept sample went on; empty where
     none is stopped at a cut.
     """
-    spreads = [spread for run in group.values() if (spread := run.get("kept_share_quantiles"))]
+    spreads = [spread for run in group.values() if (spread := run["kept_share_quantiles"])]
     if not spreads:
         return ""
-    low, high = (statistics.mean(spread[place] for spread in spreads) for place in ("0.05", "0.95"))
+    low, high = (statistics.mean(ends) for ends in zip(*spreads, strict=True))
     return f"{low:.0%} to {high:.0%}"
 
 

@@ -5,20 +5,18 @@ fits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from pfb.lab.bench import output
-from pfb.lab.bench.step import Step
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On, Step, check_models
+from pfb.lab.bench.variants import VARIANTS
+from pfb.lab.errors import RunError
 
-WAYS: dict[str, dict[str, Any] | None] = {
-    "full": None,
-    "reuse": {"shallow": "reuse"},
-    "recompute": {"shallow": "recompute"},
-}
+STEPS = ("full", "reuse", "recompute")
 
 
 @dataclass(frozen=True)
@@ -37,43 +35,46 @@ class MemoryConfig:
     """Memory to fill. On a GPU the process is held to it, so that the largest batch is found by
     steps that really run.
     """
-    precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
-    device: str | None = None
-    """By default the accelerator if there is one, else the CPU."""
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/memory.json")
     """All numbers (.json) and, beside it, the table (.md)."""
+
+    def __post_init__(self) -> None:
+        self.on.refuse("clock")
+        checks.shares(prune=self.prune)
+        checks.given(models=self.models)
+        checks.at_least(1, image_size=self.image_size, classes=self.classes)
+        checks.at_least(4, batch_size=self.batch_size)  # two sizes tell what a sample adds
+        if not self.budget_gib > 0:
+            raise RunError(f"--budget-gib must be positive (got {self.budget_gib})")
 
 
 def run(config: MemoryConfig) -> Path:
     """Measure, write the numbers and the table; returns the table's path."""
     from rich.progress import track
 
-    device = output.device_of(config.device)
-    cells = [(model, way) for model in config.models for way in WAYS]
-    rows = [_row(config, device, model, way) for model, way in track(cells, "models")]
+    device = config.on.start()
+    check_models(config.models, config)
+    cells = [(model, step) for model in config.models for step in STEPS]
+    rows = [_row(config, device, model, step) for model, step in track(cells, "models")]
     numbers = {**output.origin(asdict(config), device), "rows": rows}
-    return output.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table; the largest batch is measured or estimated, as its heading says."""
     config = numbers["config"]
     how = "tried" if numbers["rows"][0]["largest_tried"] is not None else "estimated"
-    lines = [
-        f"| model | step | kept for backward at batch {config['batch_size']}, MiB | largest batch in "
-        f"{config['budget_gib']:g} GiB, {how} | of full |",
-        "|---|---|---|---|---|",
-    ]
+    kept = f"kept for backward at batch {config['batch_size']}, MiB"
+    header = ["model", "step", kept, f"largest batch in {config['budget_gib']:g} GiB, {how}", "of full"]
     full: dict[str, int] = {}
+    rows = []
     for row in numbers["rows"]:
         largest = row["largest_tried"] if how == "tried" else row["largest_estimated"]
         full.setdefault(row["model"], largest)
-        lines.append(
-            f"| {row['model']} | {row['step']} | {row['saved_bytes'] / 2**20:.0f} | {largest} | "
-            f"{largest / max(full[row['model']], 1):.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        of_full = f"{largest / max(full[row['model']], 1):.2f}"
+        rows.append([row["model"], row["step"], f"{row['saved_bytes'] / 2**20:.0f}", largest, of_full])
+    return output.table(header, rows)
 
 
 def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
@@ -98,20 +99,20 @@ def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
     return min(low, limit)
 
 
-def _row(config: MemoryConfig, device: torch.device, name: str, way: str) -> dict[str, Any]:
-    arguments = WAYS[way]
-    step = Step(config, device, name, None if arguments is None else {"prune": config.prune, **arguments})
+def _row(config: MemoryConfig, device: torch.device, name: str, kind: str) -> dict[str, Any]:
+    step = Step(config, name, VARIANTS[kind].attach(None, config.prune) if kind in VARIANTS else None)
     half = max(2, config.batch_size // 2)
     small, whole = (step.saved_bytes(*step.batch(n)) for n in (half, config.batch_size))
     per_sample = (whole - small) / (config.batch_size - half)
     parameter_bytes = sum(p.numel() * p.element_size() for p in step.model.parameters())
-    fixed = whole - per_sample * config.batch_size + 4 * parameter_bytes  # weights, gradients, momentum, updates
+    # Beside the weights, which the graph keeps as well: gradients, momentum, updates.
+    fixed = whole - per_sample * config.batch_size + 3 * parameter_bytes
     tried = None
     if device.type == "cuda":
         tried = _largest_tried(step, config, device)
     return {
         "model": name,
-        "step": way,
+        "step": kind,
         "saved_bytes": whole,
         "bytes_per_sample": per_sample,
         "largest_estimated": max(0, int((config.budget_gib * 2**30 - fixed) / per_sample)),

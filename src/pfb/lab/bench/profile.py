@@ -4,17 +4,18 @@ wirings.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import pfb
-from pfb.lab.bench import output
-from pfb.lab.bench.speed import VARIANTS
-from pfb.lab.bench.step import Step
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On, Step
+from pfb.lab.bench.speed import gathering, takes_half
+from pfb.lab.bench.variants import VARIANTS
 from pfb.measure import Clock, Spread, clock_of, synchronize
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
@@ -23,8 +24,7 @@ wiring.
 """
 
 STEPS = ("full", "reuse", "recompute", "recompute-half", "uniform-recompute")
-"""The last two are what was made of ``recompute`` after its first pass had been seen to cost most.
-"""
+"""The last two make the first pass of ``recompute`` cheaper, or do without it."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,31 @@ class ProfileConfig:
     prune: float = 0.4
     repeats: int = 10
     warmup: int = 2
-    precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
-    device: str | None = None
-    """By default the accelerator if there is one, else the CPU."""
-    threads: int | None = None
-    clock: Literal["wall", "cpu"] = "wall"
-    """Elapsed seconds, or CPU seconds of this process."""
+    """Rounds not counted; more of them where it takes longer until there are centers."""
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/profile.json")
     """All numbers (.json) and, beside it, the table (.md)."""
+
+    def __post_init__(self) -> None:
+        checks.shares(prune=self.prune)
+        checks.at_least(1, batch_size=self.batch_size, image_size=self.image_size, classes=self.classes)
+        checks.at_least(1, repeats=self.repeats)
+        checks.at_least(0, warmup=self.warmup)
 
 
 def run(config: ProfileConfig) -> Path:
     """Measure, write the numbers and the table; returns the table's path."""
     from rich.progress import track
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = output.device_of(config.device)
-    steps = {name: _TimedStep(config, device, name) for name in STEPS}
+    device = config.on.start()
+    half = takes_half(Step(config, config.model, {"prune": config.prune}))
+    steps = {name: _TimedStep(config, name) for name in STEPS if half or name != "recompute-half"}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
-    for number in track(range(config.warmup + config.repeats), "rounds"):
+    warmup = max(config.warmup, gathering(config.batch_size, config.prune))
+    for number in track(range(warmup + config.repeats), "rounds"):
         for name, step in steps.items():
             parts = step()
-            if number >= config.warmup:
+            if number >= warmup:
                 rounds[name].append(parts)
     numbers = {
         **output.origin(asdict(config), device),
@@ -70,19 +71,20 @@ def run(config: ProfileConfig) -> Path:
             for name, taken in rounds.items()
         },
     }
-    return output.write(config.out, numbers, render(numbers))
+    return output.write(config.out, numbers, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table of medians in milliseconds and in percent of the full step."""
-    full = sum(part["median"] for part in numbers["parts"]["full"].values())
-    lines = [f"| part | {' | '.join(numbers['parts'])} |", "|---" * (1 + len(numbers["parts"])) + "|"]
-    for part in PARTS:
-        cells = [steps[part]["median"] for steps in numbers["parts"].values()]
-        lines.append(f"| {part} | {' | '.join(_cell(cell, full) for cell in cells)} |")
-    sums = [sum(part["median"] for part in steps.values()) for steps in numbers["parts"].values()]
-    lines.append(f"| all | {' | '.join(_cell(cell, full) for cell in sums)} |")
-    return "\n".join(lines) + "\n"
+    steps = numbers["parts"].values()
+    full = _whole(numbers["parts"]["full"])
+    rows = [[part, *(_cell(parts[part]["median"], full) for parts in steps)] for part in PARTS]
+    return output.table(["part", *numbers["parts"]], [*rows, ["all", *(_cell(_whole(parts), full) for parts in steps)]])
+
+
+def _whole(parts: dict[str, dict[str, float]]) -> float:
+    """Seconds of a step, from its parts."""
+    return sum(part["median"] for part in parts.values())
 
 
 def _cell(seconds: float, full: float) -> str:
@@ -94,11 +96,13 @@ class _TimedStep:
     part.
     """
 
-    def __init__(self, config: ProfileConfig, device: torch.device, name: str) -> None:
-        self.device, self.clock, self.has_first_pass = device, clock_of(config.clock), "recompute" in name
-        self.watch = _Watched(device, self.clock) if name in VARIANTS else None
-        arguments = {"prune": config.prune, "estimator": self.watch, **VARIANTS[name]} if name in VARIANTS else None
-        self.step = Step(config, device, config.model, arguments)
+    def __init__(self, config: ProfileConfig, name: str) -> None:
+        variant, device = VARIANTS.get(name), config.on.place
+        self.device, self.clock = device, clock_of(config.on.clock)
+        self.watch = None if variant is None else _Watched(device, self.clock)
+        arguments = None if variant is None else variant.attach(None, config.prune) | {"estimator": self.watch}
+        self.step = Step(config, config.model, arguments)
+        self.has_first_pass = variant is not None and variant.scores and variant.shallow.name == "recompute"
         self.batch = self.step.batch(config.batch_size)
 
     def __call__(self) -> dict[str, float]:

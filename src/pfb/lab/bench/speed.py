@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,26 +18,14 @@ from torch import Tensor
 import pfb
 from pfb.forward import output_of
 from pfb.gate import gate_for
-from pfb.lab.bench import output
-from pfb.lab.bench.step import Step, first_block
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On, Step, first_block
+from pfb.lab.bench.variants import VARIANTS
 from pfb.measure import Spread, clock_of, interleaved_seconds
 from pfb.selection import keep_count, parts
 from pfb.tree import shrink_images
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "reuse": {"shallow": "reuse"},
-    "recompute": {"shallow": "recompute"},
-    "recompute-half": {"shallow": pfb.Recompute(scale=0.5)},
-    "recompute-bf16": {"shallow": pfb.Recompute(dtype=torch.bfloat16)},
-    "recompute-early": {"shallow": "recompute"},  # cut after the first block of the stage
-    "recompute-early-half": {"shallow": pfb.Recompute(scale=0.5)},
-    "recompute-filled": {"shallow": "recompute"},  # as many samples that the kept ones are a full batch
-    "uniform-reuse": {"shallow": "reuse", "importance": pfb.Uniform()},
-    "uniform-recompute": {"shallow": "recompute", "importance": pfb.Uniform()},
-}
-"""What each variant passes to ``pfb.attach``; ``full`` and ``ideal`` (a step on the kept samples
-alone) come with them.
-"""
+Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,102 +40,88 @@ class SpeedConfig:
     """Layer after which samples are stopped; by default the first stage."""
     prunes: tuple[float, ...] = (0.4,)
     variants: tuple[str, ...] = tuple(VARIANTS)
+    """Beside the full step and the ideal one, which is taken on the kept samples alone."""
     repeats: int = 10
     warmup: int = 2
     """Rounds not counted; more of them where it takes longer until all is compiled."""
-    precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
     compile: Literal["no", "default", "reduce-overhead"] = "no"
     """torch.compile each step's model, with CUDA graphs for reduce-overhead."""
-    device: str | None = None
-    """By default the accelerator if there is one, else the CPU."""
-    threads: int | None = None
-    """CPU threads; 1 with --clock cpu gives the steadiest figures on a busy machine."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """Elapsed seconds, or CPU seconds of this process."""
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/speed.json")
     """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
+
+    def __post_init__(self) -> None:
+        checks.known(VARIANTS, variants=self.variants)
+        checks.shares(prunes=self.prunes)
+        checks.at_least(1, batch_size=self.batch_size, image_size=self.image_size, classes=self.classes)
+        checks.at_least(1, repeats=self.repeats)
+        checks.at_least(0, warmup=self.warmup)
 
 
 def run(config: SpeedConfig) -> Path:
     """Measure, write the numbers, the table and the figure; returns the table's path."""
     from rich.progress import Progress
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.compile != "no":  # plain and pruned models of one class stand side by side here
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        torch._dynamo.config.recompile_limit = 64
-    device = output.device_of(config.device)
+    device = config.on.start()
+    # Plain and pruned models of one class stand side by side here: their hooks tell them apart.
+    side_by_side = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64)
     measured = []
-    with Progress() as progress:
+    with Progress() as progress, side_by_side:
         for prune in config.prunes:
             task = progress.add_task(f"prune {prune:g}", total=_warmup(config, prune) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {**output.origin(asdict(config), device), "results": measured}
-    return output.write(config.out, numbers, render(numbers), draw(numbers))
+    return output.write(config.out, numbers, render, draw)
 
 
-def render(numbers: dict[str, Any]) -> str:
+def render(numbers: Numbers) -> str:
     """Two Markdown tables: what each step saves at each share, and all that was measured of it."""
     return overview(numbers) + "\n" + details(numbers)
 
 
-def overview(numbers: dict[str, Any]) -> str:
-    """Markdown table of a row per step and a column per share: time saved, with quartiles over the
-    rounds.
+def overview(*results: Numbers) -> str:
+    """Markdown table of a row per step and a column per model and share: time saved, with quartiles
+    over the rounds.
     """
-    measured = numbers["results"]
-    lines = [
-        "| time of a step saved, % (quartiles) |" + "".join(f" {r['prune']:.0%} pruned |" for r in measured),
-        "|---" * (1 + len(measured)) + "|",
+    measured = [(numbers["config"]["model"], result) for numbers in results for result in numbers["results"]]
+    several = len(results) > 1
+    header = [
+        f"{model}, {result['prune']:.0%} pruned" if several else f"{result['prune']:.0%} pruned"
+        for model, result in measured
     ]
-    for name in (step for step in measured[0]["steps"] if step != "full"):
-        ratios = [result["steps"][name]["ratio"] for result in measured]
-        cells = [
-            f" {100 - 100 * r['median']:.1f} ({100 - 100 * r['high']:.1f} to {100 - 100 * r['low']:.1f}) |"
-            for r in ratios
-        ]
-        lines.append(f"| {name} |" + "".join(cells))
-    return "\n".join(lines) + "\n"
+    names = dict.fromkeys(name for _, result in measured for name in result["steps"] if name != "full")
+    rows = [[name, *(_saved(result["steps"].get(name)) for _, result in measured)] for name in names]
+    return output.table(["time of a step saved, % (quartiles)", *header], rows)
 
 
-def details(numbers: dict[str, Any]) -> str:
+def details(numbers: Numbers) -> str:
     """Markdown table of the measured steps, ratios to the full step taken round by round."""
-    lines = [
-        "| prune | step | median ms | of a full step (quartiles) | time saved | samples/s | kept for backward, MiB | peak, MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["prune", "step", "median ms", "of a full step (quartiles)", "time saved", "samples/s"]
+    rows: list[list[object]] = []
     for result in numbers["results"]:
+        prune = f"{result['prune']:g}"
         for name, row in result["steps"].items():
-            ratio = row["ratio"]
-            lines.append(
-                f"| {result['prune']:g} | {name} | {1000 * row['seconds']['median']:.1f} | {ratio['median']:.3f} "
-                f"({ratio['low']:.3f} to {ratio['high']:.3f}) | {1 - ratio['median']:.1%} | "
-                f"{row['samples'] / row['seconds']['median']:.0f} | {_mebibytes(row['saved_bytes'])} | "
-                f"{_mebibytes(row['peak_bytes'])} |"
-            )
-        lines.append(
-            f"| {result['prune']:g} | scoring alone | {1000 * result['scoring_seconds']['median']:.2f} | "
-            f"{result['scoring_share']:.4f} | | | | |"
-        )
-    return "\n".join(lines) + "\n"
+            ratio, seconds = row["ratio"], row["seconds"]["median"]
+            quartiles = f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+            memory = [_mebibytes(row["saved_bytes"]), _mebibytes(row["peak_bytes"])]
+            saved, rate = f"{1 - ratio['median']:.1%}", f"{row['samples'] / seconds:.0f}"
+            rows.append([prune, name, f"{1000 * seconds:.1f}", quartiles, saved, rate, *memory])
+        scoring = [f"{1000 * result['scoring_seconds']['median']:.2f}", f"{result['scoring_share']:.4f}"]
+        rows.append([prune, "scoring alone", *scoring, "", "", "", ""])
+    return output.table([*header, "kept for backward, MiB", "peak, MiB"], rows)
 
 
-def draw(numbers: dict[str, Any]) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Time saved against the share pruned, with quartiles, and the line that nothing can pass but a
     faster small batch.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = output.panels(7, 5)
     measured = numbers["results"]
     shares = [100 * result["prune"] for result in measured]
     top = 1.15 * max(shares)
     axes.plot([0, top], [0, top], color="black", linewidth=0.9, linestyle="--", label="limit: the share itself")
-    names = [
-        n for n in measured[0]["steps"] if n != "full" and not n.startswith("uniform") and not n.endswith("filled")
-    ]
-    for style, name in enumerate(names):
+    drawn = [name for name in measured[0]["steps"] if name == "ideal" or (name in VARIANTS and VARIANTS[name].scores)]
+    for style, name in enumerate(drawn):
         rows = [result["steps"][name]["ratio"] for result in measured]
         saved = [100 * (1 - row["median"]) for row in rows]
         spread = [
@@ -160,30 +134,34 @@ def draw(numbers: dict[str, Any]) -> Figure:
     axes.set_title(
         f"{config['model']}, {config['image_size']} px, batch {config['batch_size']}\n{numbers['device']}", fontsize=10
     )
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
     return figure
 
 
+def _saved(row: Numbers | None) -> str:
+    if row is None:
+        return ""
+    median, low, high = (100 - 100 * row["ratio"][place] for place in ("median", "high", "low"))
+    return f"{median:.1f} ({low:.1f} to {high:.1f})"
+
+
 def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: Callable[[], None]) -> dict[str, Any]:
-    wide = pfb.batch_size_for(config.batch_size, prune)
-    sizes = {"ideal": keep_count(config.batch_size, prune), "recompute-filled": wide}
-    first = Step(config, device, config.model, {"cut": config.cut, "prune": prune})
+    kept, wide = keep_count(config.batch_size, prune), pfb.batch_size_for(config.batch_size, prune)
+    variants = {name: VARIANTS[name] for name in config.variants}
+    first = Step(config, config.model, {"cut": config.cut, "prune": prune})
     assert first.blocker is not None
     cut, early = first.blocker.cut, first_block(first.model, first.blocker.cut)
-    image, label = first.batch(wide)
-    steps: dict[str, Step] = {}
-    batches: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in ("full", "ideal", *config.variants):
-        at = early if "early" in name else cut
-        if at is None or (name == "recompute-bf16" and config.precision == "bf16"):
-            continue
-        if name.endswith("half") and not _takes_half(first, image[:2]):
-            continue
-        arguments = {"cut": at, "prune": prune, **VARIANTS[name]} if name in VARIANTS else None
-        n = sizes.get(name, config.batch_size)
-        steps[name] = Step(config, device, config.model, arguments, config.compile)
+    image, label = first.batch(wide if any(variant.filled for variant in variants.values()) else config.batch_size)
+    if any(variant.scale < 1 for variant in variants.values()) and not takes_half(first):
+        variants = {name: variant for name, variant in variants.items() if variant.scale == 1}
+    steps = {name: Step(config, config.model, None, config.compile) for name in ("full", "ideal")}
+    batches = {"full": (image[: config.batch_size], label[: config.batch_size]), "ideal": (image[:kept], label[:kept])}
+    for name, variant in variants.items():
+        at = early if variant.early else cut
+        if at is None or (variant.dtype is torch.bfloat16 and config.on.precision == "bf16"):
+            continue  # no such cut, or bf16 already
+        n = wide if variant.filled else config.batch_size
+        steps[name] = Step(config, config.model, variant.attach(at, prune), config.compile)
         batches[name] = image[:n], label[:n]
     seconds = interleaved_seconds(
         {
@@ -193,7 +171,7 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
         device,
         config.repeats,
         _warmup(config, prune),
-        clock_of(config.clock),
+        clock_of(config.on.clock),
         on_round,
     )
     rows = {}
@@ -206,11 +184,11 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
             # Of a compiled model it cannot be told.
             "saved_bytes": step.saved_bytes(*batches[name]) if config.compile == "no" else None,
             "peak_bytes": _peak_bytes(step, *batches[name]),
-            "raw": seconds[name],
+            "raw": output.rounded(seconds[name], 4),
         }
     return {
         "prune": prune,
-        "kept": keep_count(config.batch_size, prune),
+        "kept": kept,
         "cut": cut,
         "steps": rows,
         "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
@@ -218,18 +196,24 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
     }
 
 
-def _takes_half(step: Step, image: Tensor) -> bool:
-    """Whether the model runs on images of half the size; a ViT with fixed positions does not."""
+def takes_half(step: Step) -> bool:
+    """Whether the model runs up to the cut on images of half the size, a ViT with fixed positions
+    does not; says so where not.
+    """
     assert step.blocker is not None
     try:
-        half = shrink_images(image, 0.5)
+        half = shrink_images(step.batch(2)[0], 0.5)
         output_of(step.model, step.model.get_submodule(step.blocker.cut), (half,), {})
     except (AssertionError, RuntimeError, ValueError) as error:
-        print(
-            f"{step.setup.image_size // 2} pixels are too few for this model, so no variant scores at half size: {error}"
-        )
+        pixels = step.setup.image_size // 2
+        print(f"{pixels} pixels are too few for this model, so no variant scores at half size: {error}")
         return False
     return True
+
+
+def gathering(batch_size: int, prune: float) -> int:
+    """Steps until the centers are there, before which no density is asked for."""
+    return math.ceil(pfb.DensityEstimator().n_centers / keep_count(batch_size, prune))
 
 
 def _warmup(config: SpeedConfig, prune: float) -> int:
@@ -238,8 +222,7 @@ def _warmup(config: SpeedConfig, prune: float) -> int:
     """
     if config.compile == "no":
         return config.warmup
-    gathering = math.ceil(pfb.DensityEstimator().n_centers / keep_count(config.batch_size, prune))
-    return max(config.warmup, gathering + 2)
+    return max(config.warmup, gathering(config.batch_size, prune) + 2)
 
 
 def _mebibytes(size: int | None) -> str:
