@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import pfb
+from pfb.hooks import is_wired
 from pfb.lab import files
 from pfb.lab.bench import output
-from pfb.wiring import is_wired
 
 SAMPLES = 4
 CLASSES = 10

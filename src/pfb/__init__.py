@@ -7,10 +7,11 @@ from pfb.blocker import Blocker
 from pfb.estimator import DensityEstimator
 from pfb.importance import RareFirst, Uniform
 from pfb.planner import Plan, plan
+from pfb.recompute import Recompute
+from pfb.reuse import Reuse
 from pfb.schedule import Schedule, window
 from pfb.selection import Selection, batch_size_for
 from pfb.views import Views
-from pfb.wiring import Recompute, Reuse
 
 __version__ = "0.1.0"
 

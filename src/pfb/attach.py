@@ -15,11 +15,13 @@ from pfb.blocker import Blocker
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, channel_layers
 from pfb.gate import Gate
+from pfb.hooks import is_wired
 from pfb.importance import Importance, RareFirst
 from pfb.inputs import checked_dim, doubt_of_batch_dim
+from pfb.recompute import Recompute
+from pfb.reuse import Reuse
 from pfb.schedule import Schedule, checked_total_steps, constant
 from pfb.views import Views
-from pfb.wiring import Recompute, Reuse, is_wired, wiring_named
 
 log = logging.getLogger("pfb")
 
@@ -98,7 +100,7 @@ def attach(
     _check_model(model)
     checked_total_steps(total_steps)
     schedule = prune if isinstance(prune, Schedule) else constant(prune)
-    wiring = wiring_named(shallow)
+    wiring = _wiring_named(shallow)
     importance = _checked_importance(importance)
     name, module = cuts.resolve(model, cut)
     if cut is None:
@@ -110,6 +112,23 @@ def attach(
     gate = Gate(importance, estimator, reader, views if isinstance(views, Views) else Views(views))
     handles = wiring.wire(model, module, name, gate, doubt)
     return Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
+
+
+def _wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:
+    """The wiring itself, or the one of this name with its default settings.
+
+    Raises:
+        ValueError: another name or kind of thing.
+    """
+    if isinstance(shallow, (Reuse, Recompute)):
+        return shallow
+    if shallow == "reuse":
+        return Reuse()
+    if shallow == "recompute":
+        return Recompute()
+    raise ValueError(
+        f'`shallow` must be "reuse", "recompute", pfb.Reuse() or pfb.Recompute(...) with brackets (got {shallow!r})'
+    )
 
 
 def _checked_importance(importance: Importance | None) -> Importance:

@@ -1,5 +1,5 @@
 """The decision at the cut: from a layer's output to the samples that go on. No hooks here; see
-``wiring``.
+``reuse`` and ``recompute``.
 
 The code below also runs inside ``torch.compile``: while compiling it only reads whole numbers and
 flags that stay fixed within a ratio level, and does not count.

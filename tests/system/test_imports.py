@@ -27,7 +27,9 @@ CORE = [
     "replay",
     "inputs",
     "gate",
-    "wiring",
+    "hooks",
+    "reuse",
+    "recompute",
     "cuts",
     "blocker",
     "attach",
@@ -81,7 +83,7 @@ def test_the_laboratory_imports_downwards():
 
 def test_only_one_file_registers_hooks_that_stay():
     registering = {p.name for p in library() if "register_forward" in p.read_text()}
-    assert registering == {"wiring.py", "forward.py"}
+    assert registering == {"hooks.py", "forward.py"}
     assert "handle.remove()" in (ROOT / "forward.py").read_text()
 
 

@@ -1,15 +1,11 @@
-"""The two ways to stop samples inside a model, as hooks. No other file registers any.
-
-``Reuse`` (the paper): the cut's forward hook returns the kept part of the cut's output, graph and
-all. ``Recompute``: before the model runs, a pass without graph goes up to the cut, decides, and the
-model's own inputs are selected, so that the forward proper sees the kept samples only.
+"""The wiring that scores first: before the model runs, a pass without graph goes up to the cut and
+decides, and the model's own inputs are selected, so that the forward proper sees the kept samples
+only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
-import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -22,6 +18,7 @@ from pfb import tree
 from pfb.features import batched_tensor
 from pfb.forward import Reached, scoring_mode
 from pfb.gate import Gate
+from pfb.hooks import Hook, refuse_replica, register
 from pfb.inputs import (
     argument_names,
     batched_places,
@@ -33,37 +30,6 @@ from pfb.inputs import (
 )
 from pfb.replay import in_backward
 from pfb.trace import Trace, as_in_training
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """One shallow pass, whose kept features go on: the paper's wiring, ``shallow="reuse"``.
-
-    Attributes:
-        shared: names of inputs, beside the one that the cut sees, of which nothing after the cut
-            takes rows. Any other is refused: it would be paired with the wrong samples.
-
-    Raises:
-        TypeError: ``shared`` is one name instead of a tuple.
-    """
-
-    name: ClassVar[Literal["reuse"]] = "reuse"
-    shared: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shared", checked_names(self.shared))
-
-    def wire(
-        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
-    ) -> list[RemovableHandle]:
-        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
-        enter = _Enter(gate, cut_name, self.shared)
-        return [
-            model.register_forward_pre_hook(enter, with_kwargs=True),
-            # Other hooks see the kept samples only.
-            cut.register_forward_hook(_Stop(gate, cut_name, enter, doubt), prepend=True),
-            model.register_forward_hook(_Leave(gate, cut_name), always_call=True),
-        ]
 
 
 @dataclass(frozen=True)
@@ -111,147 +77,20 @@ class Recompute:
         self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
     ) -> list[RemovableHandle]:
         """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
-        return [
-            model.register_forward_pre_hook(_SelectInputs(gate, cut_name, self, doubt), with_kwargs=True),
-            cut.register_forward_hook(_Catch(gate, cut_name), prepend=True),  # other hooks see the kept samples only
-        ]
+        return register(model, cut, _SelectInputs(gate, cut_name, self, doubt), _Catch(gate, cut_name))
 
 
-def wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:
-    """The wiring itself, or the one of this name with its default settings.
-
-    Raises:
-        ValueError: another name or kind of thing.
-    """
-    if isinstance(shallow, (Reuse, Recompute)):
-        return shallow
-    if shallow == "reuse":
-        return Reuse()
-    if shallow == "recompute":
-        return Recompute()
-    raise ValueError(
-        f'`shallow` must be "reuse", "recompute", pfb.Reuse() or pfb.Recompute(...) with brackets (got {shallow!r})'
-    )
-
-
-def is_wired(model: nn.Module) -> bool:
-    """Whether a blocker is attached to the model or to a part of it."""
-    return any(isinstance(hook, _Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())
-
-
-class _Inert:
-    """What becomes of our hooks in a copied or unpickled model: nothing. The original alone is
-    pruned.
-    """
-
-    def __call__(self, *args: Any) -> None:
-        return None
-
-
-class _Hook:
-    def __init__(self, gate: Gate, cut_name: str) -> None:
-        self.gate, self.cut_name = gate, cut_name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Inert, ())
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__name__":  # torch.jit.script asks for it, and prints this
-            raise AttributeError("a model with a pfb blocker cannot be scripted: call blocker.detach() first")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-
-class _Enter(_Hook):
-    """Forward pre-hook on the model, for ``Reuse``."""
-
-    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...]) -> None:
-        super().__init__(gate, cut_name)
-        self.shared = shared
-        self.model: weakref.ref[nn.Module] | None = None
-        self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():
-            self.model = weakref.ref(model)
-        if not self.gate.enter(model.training):
-            return
-        places = batched_places(model, args, kwargs, self.shared)
-        self.rows = possible_rows(places, self.gate.reader.batch_dim)
-        if len(places) > 1:
-            (first, _), (second, _), *_ = places
-            raise ValueError(
-                f"{type(model).__name__} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch "
-                'after the cut, where it would be paired with the wrong samples. Use shallow="recompute", which selects '
-                f"both; or name it in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
-            )
-        for _, value in places:
-            self.gate.look_at_input(next(tree.leaves(value)))
-
-    def training(self) -> bool:
-        """Whether the model that was entered last still trains."""
-        model = None if self.model is None else self.model()
-        return model is None or model.training
-
-
-class _Leave(_Hook):
-    """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
-
-    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and output is None and self.gate.selection is not None:
-            self._explain(sys.exc_info()[1])
-        self.gate.leave()
-
-    def _explain(self, error: BaseException | None) -> None:
-        """The sizes in a layer's complaint do not tell where they come from."""
-        if error is not None:
-            error.add_note(
-                f"pfb: samples were stopped at the cut {self.cut_name!r} before this. If the sizes clash, something "
-                "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the "
-                'forward, a remembered batch size): use pfb.attach(..., shallow="recompute"), which selects the '
-                "inputs instead."
-            )
-
-
-class _Stop(_Hook):
-    """Forward hook on the cut, for ``Reuse``."""
-
-    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None) -> None:
-        super().__init__(gate, cut_name)
-        self.enter, self.doubt = enter, doubt
-
-    def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
-        gate = self.gate
-        _refuse_replica(cut)
-        if in_backward():
-            indices = gate.replay(output)
-            return None if indices is None else self._kept(output, indices)
-        if gate.meet_cut(self.enter.training()):
-            raise RuntimeError(
-                f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that "
-                'runs once, use `shallow="recompute"`, and call the model itself rather than its parts.'
-            )
-        if not gate.armed:
-            return gate.let_pass(output)
-        check_rows(self.cut_name, batched_tensor(output), gate.reader.batch_dim, self.enter.rows, self.doubt)
-        return self._kept(output, gate.decide(output))
-
-    def _kept(self, output: Any, indices: Tensor) -> Any:
-        dim = self.gate.reader.batch_dim
-        n = batched_tensor(output).size(dim)
-        return tree.select(output, indices, n, f"output of {self.cut_name}", dim, self.gate.lists)
-
-
-class _Catch(_Hook):
+class _Catch(Hook):
     """Forward hook on the cut, for ``Recompute``: ends the scoring pass there."""
 
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> None:
-        _refuse_replica(cut)
+        refuse_replica(cut)
         self.gate.meet_cut(training=True)
         if self.gate.scoring:
             raise Reached(output)
 
 
-class _SelectInputs(_Hook):
+class _SelectInputs(Hook):
     """Forward pre-hook on the model, for ``Recompute``: score without graph, then keep the chosen
     inputs.
     """
@@ -366,8 +205,3 @@ class _SelectInputs(_Hook):
             tuple(keep(name, value) for name, value in zip(names, args, strict=True)),
             {name: keep(name, value) for name, value in kwargs.items()},
         )
-
-
-def _refuse_replica(cut: nn.Module) -> None:
-    if getattr(cut, "_is_replica", False):
-        raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")

@@ -1,0 +1,132 @@
+"""The paper's wiring: the cut's forward hook returns the kept part of the cut's output, graph and
+all.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pfb import tree
+from pfb.features import batched_tensor
+from pfb.gate import Gate
+from pfb.hooks import Hook, refuse_replica, register
+from pfb.inputs import (
+    batched_places,
+    check_rows,
+    checked_names,
+    possible_rows,
+)
+from pfb.replay import in_backward
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """One shallow pass, whose kept features go on: the paper's wiring, ``shallow="reuse"``.
+
+    Attributes:
+        shared: names of inputs, beside the one that the cut sees, of which nothing after the cut
+            takes rows. Any other is refused: it would be paired with the wrong samples.
+
+    Raises:
+        TypeError: ``shared`` is one name instead of a tuple.
+    """
+
+    name: ClassVar[Literal["reuse"]] = "reuse"
+    shared: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", checked_names(self.shared))
+
+    def wire(
+        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
+    ) -> list[RemovableHandle]:
+        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
+        enter = _Enter(gate, cut_name, self.shared)
+        return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt), _Leave(gate, cut_name))
+
+
+class _Enter(Hook):
+    """Forward pre-hook on the model, for ``Reuse``."""
+
+    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...]) -> None:
+        super().__init__(gate, cut_name)
+        self.shared = shared
+        self.model: weakref.ref[nn.Module] | None = None
+        self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self.model = weakref.ref(model)
+        if not self.gate.enter(model.training):
+            return
+        places = batched_places(model, args, kwargs, self.shared)
+        self.rows = possible_rows(places, self.gate.reader.batch_dim)
+        if len(places) > 1:
+            (first, _), (second, _), *_ = places
+            raise ValueError(
+                f"{type(model).__name__} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch "
+                'after the cut, where it would be paired with the wrong samples. Use shallow="recompute", which selects '
+                f"both; or name it in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
+            )
+        for _, value in places:
+            self.gate.look_at_input(next(tree.leaves(value)))
+
+    def training(self) -> bool:
+        """Whether the model that was entered last still trains."""
+        model = None if self.model is None else self.model()
+        return model is None or model.training
+
+
+class _Leave(Hook):
+    """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and output is None and self.gate.selection is not None:
+            self._explain(sys.exc_info()[1])
+        self.gate.leave()
+
+    def _explain(self, error: BaseException | None) -> None:
+        """The sizes in a layer's complaint do not tell where they come from."""
+        if error is not None:
+            error.add_note(
+                f"pfb: samples were stopped at the cut {self.cut_name!r} before this. If the sizes clash, something "
+                "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the "
+                'forward, a remembered batch size): use pfb.attach(..., shallow="recompute"), which selects the '
+                "inputs instead."
+            )
+
+
+class _Stop(Hook):
+    """Forward hook on the cut, for ``Reuse``."""
+
+    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None) -> None:
+        super().__init__(gate, cut_name)
+        self.enter, self.doubt = enter, doubt
+
+    def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
+        gate = self.gate
+        refuse_replica(cut)
+        if in_backward():
+            indices = gate.replay(output)
+            return None if indices is None else self._kept(output, indices)
+        if gate.meet_cut(self.enter.training()):
+            raise RuntimeError(
+                f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that "
+                'runs once, use `shallow="recompute"`, and call the model itself rather than its parts.'
+            )
+        if not gate.armed:
+            return gate.let_pass(output)
+        check_rows(self.cut_name, batched_tensor(output), gate.reader.batch_dim, self.enter.rows, self.doubt)
+        return self._kept(output, gate.decide(output))
+
+    def _kept(self, output: Any, indices: Tensor) -> Any:
+        dim = self.gate.reader.batch_dim
+        n = batched_tensor(output).size(dim)
+        return tree.select(output, indices, n, f"output of {self.cut_name}", dim, self.gate.lists)
