@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,11 @@ class Hook:
 
 
 def register(
-    model: nn.Module, cut: nn.Module, enter: Hook, meet: Hook, leave: Hook | None = None
+    model: nn.Module,
+    cut: nn.Module,
+    enter: Callable[..., Any],
+    meet: Callable[..., Any],
+    leave: Callable[..., Any] | None = None,
 ) -> list[RemovableHandle]:
     """Register hooks for entering the model, meeting the cut and leaving the model."""
     handles = [
