@@ -7,11 +7,8 @@ import dataclasses
 import itertools
 import json
 import math
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +16,27 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import pfb
 from pfb.lab import files
 from pfb.lab.baselines import Skip
 from pfb.lab.errors import RunError
-from pfb.lab.origin import processor, versions
+from pfb.lab.origin import versions
 from pfb.lab.train import checkpoint, methods, optim, task
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
+from pfb.lab.train.evaluation import averaged, evaluate
+from pfb.lab.train.loaders import length, loaders
 from pfb.lab.train.models import build_for
 from pfb.lab.train.records import Records
-from pfb.lab.train.summary import measure_full_cost, render
+from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
+from pfb.lab.train.terminal import epoch_line, headline, progress_bar
 
 console = Console()
 
-TRAIN_ACCURACY_SAMPLES = 10_000
 TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
 """What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
 
@@ -76,10 +73,10 @@ def dry_run(config: TrainConfig) -> None:
         training.step(next(iter(training.train_loader)))
     training.step(next(iter(training.train_loader)))
     training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
-    training.say(training.headline())
+    training.say_what()
     training.say(
-        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an evaluation "
-        "went well; nothing was written"
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
+        "evaluation went well; nothing was written"
     )
     training.accelerator.free_memory()
 
@@ -95,16 +92,16 @@ class Training:
         set_seed(config.seed)
         self.source = load(config) if source is None else source
         _check_task(config, self.source)
-        samples, processes = _length(self.source.train), self.accelerator.num_processes
+        samples, processes = length(self.source.train), self.accelerator.num_processes
         self.sampler = EpochSampler(samples, config.seed)
-        loaders = _loaders(self.source, config, self.sampler)
-        if len(loaders[0]) == 0:
+        loads = loaders(self.source, config, self.sampler)
+        if len(loads[0]) == 0:
             raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
         model = build_for(self.source, config.model)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model
-        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loaders)
+        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loads)
         self.steps_per_epoch = len(self.train_loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.batch_samples = config.batch_size * processes
@@ -117,7 +114,7 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
         methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale)
-        self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
+        self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
         self.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
@@ -156,18 +153,14 @@ class Training:
             _make_folder(config)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard")
-        self.say(self.headline())
-        with _progress(accelerator) as progress:
-            bar = progress.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
+        self.say_what()
+        with progress_bar(console, accelerator.is_main_process) as bar:
+            steps = bar.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
             for epoch in range(first_epoch, config.epochs):
-                metrics = self.epoch(epoch, lambda position: progress.update(bar, completed=position))
+                metrics = self.epoch(epoch, lambda position: bar.update(steps, completed=position))
                 _log(accelerator, config, metrics)
                 checkpoint.save(accelerator, config.out, epoch + 1, {"totals": self.totals, "metrics": metrics})
-                tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
-                progress.console.print(
-                    f"epoch {epoch + 1:3d}/{config.epochs}  loss {metrics['train_loss']:.3f}{tested}  "
-                    f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
-                )
+                bar.console.print(epoch_line(metrics, config.epochs))
         return self.finish(metrics)
 
     def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
@@ -252,36 +245,10 @@ class Training:
         loaded = len(batch["index"])
         return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
-        """Loss and accuracy over a loader, and what else the task is judged by, all named
-        ``{name}_...``.
-        """
-        model.eval()
-        classes, device = len(self.source.classes), self.accelerator.device
-        sums = torch.zeros(3, device=device, dtype=torch.float64)  # right, loss, samples
-        taken_for = torch.zeros(classes, classes, device=device, dtype=torch.float64)
-        for batch in loader:
-            label = batch["label"]
-            logits = task.logits_of(model(self.source.prepare_test(batch["input"])), label)
-            each = {
-                "right": task.accuracies(logits, label),
-                "loss": task.losses(logits, label, self.config.label_smoothing),
-            }
-            if self.source.task == "segmentation":
-                each["confusion"] = task.confusion(logits, label, classes)
-            # Of all processes, without the samples that only fill their last batch.
-            each = self.accelerator.gather_for_metrics(each)
-            sums += torch.stack([each["right"].sum(), each["loss"].sum(), torch.ones_like(each["loss"]).sum()]).double()
-            if self.source.task == "segmentation":
-                taken_for += each["confusion"].sum(0)
-        right, loss, count = sums.tolist()
-        found = {f"{name}_loss": loss / count, f"{name}_accuracy": right / count}
-        if self.source.task == "segmentation":
-            found[f"{name}_mean_iou"] = task.mean_iou(taken_for)
-        if self.source.task == "language" and self.config.label_smoothing == 0:
-            found[f"{name}_perplexity"] = math.exp(loss / count)
-        return found
+        """Loss, accuracy and what else the task is judged by, all named ``{name}_...``."""
+        found = evaluate(model, loader, self.source, self.config.label_smoothing, self.accelerator)
+        return {f"{name}_{what}": value for what, value in found.items()}
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Look at what was learned and what it cost, and write the summary."""
@@ -293,7 +260,7 @@ class Training:
         summary = {
             "config": json.loads(config.to_json()),
             "versions": versions(),
-            "device": self._device_name(),
+            "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
             "task": self.source.task,
             "cut": self.blocker.cut if self.blocks else None,
@@ -305,7 +272,7 @@ class Training:
             **measure_full_cost(
                 self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
             ),
-            "peak_memory_bytes": _peak_memory(accelerator.device),
+            "peak_memory_bytes": peak_memory(accelerator.device),
         }
         if accelerator.is_main_process:
             files.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
@@ -313,17 +280,10 @@ class Training:
         accelerator.end_training()
         return summary
 
-    def headline(self) -> str:
-        """What is about to be trained, on one or two lines."""
-        config, source = self.config, self.source
-        parameters = sum(p.numel() for p in self.plain_model.parameters())
-        lines = (
-            f"{config.data}: {_length(source.train)} training and {_length(source.test)} test samples, "
-            f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {self.accelerator.device}"
-        )
-        if self.blocks:
-            lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {self.blocker.cut!r}, {config.shallow}"
-        return lines
+    def say_what(self) -> None:
+        """What is about to be trained."""
+        cut = self.blocker.cut if self.blocks else None
+        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut))
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -337,42 +297,12 @@ class Training:
         if selection is not None:
             self.records.add(index, selection.select(index), self.blocker.last_log_density)
 
-    def _device_name(self) -> str:
-        if self.accelerator.device.type == "cuda":
-            return torch.cuda.get_device_name(self.accelerator.device)
-        return f"{processor()}, {torch.get_num_threads()} threads"
-
 
 def _check_task(config: TrainConfig, source: Source) -> None:
     if source.task != "classification":
         for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
             if value != default:
                 raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of weights and BatchNorm statistics; the copy is never pruned."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
-    """For training, for the test, and some training samples in order, to see how well they have
-    been learned.
-    """
-    common: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "num_workers": 0 if source.collate is not None else config.workers,
-        "collate_fn": source.collate,
-        "pin_memory": torch.cuda.is_available() and not config.cpu,
-    }
-    count = min(_length(source.train), TRAIN_ACCURACY_SAMPLES)
-    some = torch.linspace(0, _length(source.train) - 1, count).long().tolist()
-    return (
-        DataLoader(source.train, sampler=sampler, drop_last=True, **common),
-        DataLoader(source.test, shuffle=False, **common),
-        DataLoader(source.train, sampler=some, **common),
-    )
 
 
 def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
@@ -428,29 +358,3 @@ def _make_folder(config: TrainConfig) -> None:
 def _save(state: dict[str, Any], place: Path) -> None:
     with files.replacing(place) as draft:
         torch.save({name: value.cpu() for name, value in state.items()}, draft)
-
-
-@contextlib.contextmanager
-def _progress(accelerator: Accelerator) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not accelerator.is_main_process, transient=True) as progress:
-        yield progress
-
-
-def _length(dataset: Any) -> int:
-    return len(dataset)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Of the device where it can tell, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024
