@@ -36,6 +36,7 @@ def train(
             epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
+    from pfb.lab.train.folder import RunFolder
     from pfb.lab.train.loop import dry_run as check
     from pfb.lab.train.loop import train as run
 
@@ -46,9 +47,7 @@ def train(
         raise RunError("--dry-run checks a run that has not begun; leave out --resume")
     if changed := config.changed():
         raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(changed)}")
-    if not (resume / "config.json").is_file():
-        raise RunError(f"--resume {resume}: there is no run (no config.json)")
-    run(TrainConfig.from_json((resume / "config.json").read_text()).moved_to(resume), resume=True)
+    run(RunFolder(resume).config(), resume=True)
 
 
 @app.command
@@ -176,13 +175,8 @@ def exit_codes() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        print(
-            f"pfb: {error}. All finished epochs are on disk; free space, then continue with: pfb train --resume RUN",
-            file=sys.stderr,
-        )
+        print(f"pfb: {error}. Free space, then try again", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "pfb: interrupted. All finished epochs are on disk; continue with: pfb train --resume RUN", file=sys.stderr
-        )
+    except KeyboardInterrupt as interrupt:
+        print(f"pfb: {interrupt if interrupt.args else 'interrupted'}", file=sys.stderr)
         sys.exit(130)

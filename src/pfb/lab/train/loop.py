@@ -7,9 +7,8 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
+import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import pfb
-from pfb.lab import files
 from pfb.lab.baselines import Skip
 from pfb.lab.errors import RunError
 from pfb.lab.origin import versions
@@ -29,8 +27,10 @@ from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
 from pfb.lab.train.evaluation import averaged, evaluate
+from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loaders import length, loaders
 from pfb.lab.train.models import build_for
+from pfb.lab.train.random_states import RandomStates
 from pfb.lab.train.records import Records
 from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
 from pfb.lab.train.terminal import epoch_line, headline, progress_bar
@@ -56,6 +56,8 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
         RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not
             finite.
     """
+    if resume and (summary := _finished(config)) is not None:
+        return summary
     return Training(config, source).run(resume)
 
 
@@ -66,7 +68,7 @@ def dry_run(config: TrainConfig) -> None:
     Raises:
         RunError: what the run itself would raise.
     """
-    _check_folder(config)
+    RunFolder(config.out).check_free(config.overwrite)
     training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
     training.sampler.set_epoch(0)
     with training.blocker.paused():
@@ -89,6 +91,10 @@ class Training:
         self.accelerator = Accelerator(
             mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
         )
+        if (kind := self.accelerator.distributed_type) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise RunError(f"pfb train keeps a whole model per process (got {kind} from accelerate's configuration)")
+        self.folder = RunFolder(config.out)
+        self.origin = checkpoint.origin(config, self.accelerator.num_processes)
         set_seed(config.seed)
         self.source = load(config) if source is None else source
         _check_task(config, self.source)
@@ -116,8 +122,17 @@ class Training:
         methods.check(self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale)
         self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
-        kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
-        self.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+        parts = {
+            "optimizer": self.optimizer,
+            "lr_schedule": self.lr_schedule,
+            "loss_scaler": self.accelerator.scaler,
+            "blocker": self.blocker,
+            "method": self.method,
+            "records": self.records,
+            "averaged": self.averaged,
+            "random": RandomStates(self.accelerator),
+        }
+        self.parts = {name: part for name, part in parts.items() if part is not None}
         self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
 
     @property
@@ -142,15 +157,25 @@ class Training:
         return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
 
     def run(self, resume: bool) -> dict[str, Any]:
-        config, accelerator = self.config, self.accelerator
+        """Train to the end, from the start or from the latest checkpoint; returns the summary."""
+        main = self.accelerator.is_main_process
+        with self.folder.saying_how_to_go_on():
+            if main and not resume:
+                self.folder.claim(self.config.overwrite)
+            with self.folder.locked() if main else contextlib.nullcontext():
+                if resume and (summary := _finished(self.config)) is not None:  # while we waited for data
+                    return summary
+                return self.finish(self._epochs(resume))
+
+    def _epochs(self, resume: bool) -> dict[str, Any]:
+        """All epochs that are not done yet; returns the last one's metrics."""
+        config, accelerator, folder, model = self.config, self.accelerator, self.folder, self.plain_model
         first_epoch, metrics = 0, {}
         if resume:
-            manifest = checkpoint.load_latest(accelerator, config.out)
-            first_epoch, self.totals, metrics = manifest["epoch"], manifest["totals"], manifest["metrics"]
-            if accelerator.is_main_process:
-                _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
-        elif accelerator.is_main_process:
-            _make_folder(config)
+            first_epoch, progress = checkpoint.load(config.out, model, self.parts, self.origin)
+            self.totals, metrics = progress["totals"], progress["metrics"]
+        if accelerator.is_main_process:
+            folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard")
         self.say_what()
@@ -158,10 +183,11 @@ class Training:
             steps = bar.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
             for epoch in range(first_epoch, config.epochs):
                 metrics = self.epoch(epoch, lambda position: bar.update(steps, completed=position))
-                _log(accelerator, config, metrics)
-                checkpoint.save(accelerator, config.out, epoch + 1, {"totals": self.totals, "metrics": metrics})
+                self._log(metrics)
+                progress = {"totals": self.totals, "metrics": metrics}
+                checkpoint.save(accelerator, config.out, epoch + 1, model, self.parts, progress, self.origin)
                 bar.console.print(epoch_line(metrics, config.epochs))
-        return self.finish(metrics)
+        return metrics
 
     def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
         """Train on one epoch and evaluate; returns its metrics."""
@@ -190,7 +216,7 @@ class Training:
             counts["pruned_steps"] += trained < loaded
             if self.blocker.steps % config.log_every == 0:
                 stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
-                _log(accelerator, config, {"step": position, "epoch": epoch, "loss": loss.item(), **stats})
+                self._log({"step": position, "epoch": epoch, "loss": loss.item(), **stats})
             on_step(position)
         self.records.merge(accelerator)
         counts["train_seconds"] = time.perf_counter() - begin
@@ -254,8 +280,7 @@ class Training:
         """Look at what was learned and what it cost, and write the summary."""
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            _save(self.records.state_dict(), config.out / "records.pt")
-            self.records.write_csv(config.out / "samples.csv", labels_of(self.source.train))
+            self.folder.write_records(self.records, labels_of(self.source.train))
         learned = self.evaluate(self.model, self.learned_loader, "train")
         summary = {
             "config": json.loads(config.to_json()),
@@ -275,7 +300,7 @@ class Training:
             "peak_memory_bytes": peak_memory(accelerator.device),
         }
         if accelerator.is_main_process:
-            files.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            self.folder.write_summary(summary)
             console.print(render(summary))
         accelerator.end_training()
         return summary
@@ -289,6 +314,15 @@ class Training:
         if self.accelerator.is_main_process:
             console.print(text, highlight=False)
 
+    def _log(self, values: dict[str, float]) -> None:
+        """One line in the run's log, and one TensorBoard point per value."""
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.log(values)
+        kind = "epoch" if "train_loss" in values else "step"
+        points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
+        self.accelerator.log(points, step=int(values["step"]))
+
     def _losses(self, output: Any, label: Tensor) -> Tensor:
         return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
 
@@ -298,63 +332,17 @@ class Training:
             self.records.add(index, selection.select(index), self.blocker.last_log_density)
 
 
+def _finished(config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that is finished already, which it shows again; ``None`` for others."""
+    summary = RunFolder(config.out).summary_of(config)
+    if summary is not None and os.environ.get("RANK", "0") == "0":
+        console.print(f"{config.out} is finished already; nothing was changed", highlight=False)
+        console.print(render(summary))
+    return summary
+
+
 def _check_task(config: TrainConfig, source: Source) -> None:
     if source.task != "classification":
         for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
             if value != default:
                 raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")
-
-
-def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
-    """One JSON line, and one TensorBoard point per value."""
-    if not accelerator.is_main_process:
-        return
-    with (config.out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(values) + "\n")
-    kind = "epoch" if "train_loss" in values else "step"
-    points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
-    accelerator.log(points, step=int(values["step"]))
-
-
-def _forget_lines_after(log: Path, epochs: int) -> None:
-    """Drop what was logged after the checkpoint that training continues from."""
-    if not log.exists():
-        return
-    kept = []
-    for line in log.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the interruption
-            values = json.loads(line)
-            finished = values["epoch"] if "train_loss" in values else values["epoch"] + 1
-            if finished <= epochs:
-                kept.append(line + "\n")
-    files.write_text(log, "".join(kept))
-
-
-def _check_folder(config: TrainConfig) -> None:
-    """Refuse a folder that a new run must not take."""
-    run = config.out
-    if run.exists() and any(run.iterdir()):
-        if not (run / "config.json").exists():
-            raise RunError(f"--out {run} holds files of something else; choose another folder")
-        if not config.overwrite:
-            raise RunError(
-                f"--out {run} is not empty, it holds a run already: continue it with --resume {run}, or pass --overwrite"
-            )
-
-
-def _make_folder(config: TrainConfig) -> None:
-    """An empty folder for the run with its configuration in it."""
-    _check_folder(config)
-    run = config.out
-    if (run / "config.json").exists():
-        shutil.rmtree(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        files.write_text(run / "config.json", config.to_json())
-    except OSError as error:
-        raise RunError(f"--out {run} cannot be written ({error})") from error
-
-
-def _save(state: dict[str, Any], place: Path) -> None:
-    with files.replacing(place) as draft:
-        torch.save({name: value.cpu() for name, value in state.items()}, draft)
