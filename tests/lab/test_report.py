@@ -9,10 +9,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.report import figures, page, write
 from pfb.lab.report.run import HEADINGS, Run
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.loop import train
+from tests.lab.train.runs import config as small_run
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def make_run(folder, **changes):
@@ -23,7 +31,14 @@ def make_run(folder, **changes):
     metrics = {"train_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.25, "pruned_share": 0.5}
     lines = [{"epoch": epoch, "step": 10 * epoch, **metrics} for epoch in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {"full_samples": 80, "trained_samples": 40, "cut": "layer1", "test_accuracy": 0.25}
+    summary = {
+        "config": json.loads(config.to_json()),
+        "processes": 1,
+        "full_samples": 80,
+        "trained_samples": 40,
+        "cut": "layer1",
+        "test_accuracy": 0.25,
+    }
     summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0}
     (folder / "summary.json").write_text(json.dumps(summary))
     records = {"seen": torch.full((40,), 2), "kept": torch.arange(40) % 3, "log_density": torch.linspace(-3, 3, 40)}
@@ -64,11 +79,11 @@ class _Executed:
     [
         ("records.pt", b"no archive", "records.pt is damaged or cannot be read"),
         ("records.pt", "pickle", "records.pt is damaged or cannot be read"),
-        ("records.pt", "tensor", "records.pt is damaged or cannot be read .it is not of a run"),
+        ("records.pt", "tensor", "records.pt is damaged or cannot be read .it holds something else"),
         ("summary.json", b"{", "summary.json is damaged"),
         ("summary.json", b"[]", "summary.json is damaged"),
         ("summary.json", b"\xff\xfe", "summary.json is damaged"),
-        ("metrics.jsonl", b"5\n", "metrics.jsonl is damaged .*line 1 is not of a run"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl is damaged .*line 1 is 5"),
         ("metrics.jsonl", b'{"epoch": 1}\n{"epo\n{"epoch": 2}\n', "metrics.jsonl is damaged .*line 2"),
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
         ("config.json", b"\xff\xfe", "config.json is damaged"),
@@ -113,3 +128,29 @@ def test_figures_stand_below_each_other_and_lose_nothing():
     assert image.size == (4 * page.DPI, 4 * page.DPI + page.GAP)
     black = np.asarray(image) < 128
     assert black.mean() == pytest.approx(10 / (4 * (4 + page.GAP / page.DPI)), abs=0.01)
+
+
+def test_of_two_runs(tmp_path):
+    for name, method in (("a", "pfb"), ("b", "full")):
+        train(small_run(tmp_path / name, method=method))
+    cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    page = (tmp_path / "a" / "report.html").read_text()
+    for heading in ("Learning curves", "What was pruned", "Kept most and pruned most often"):
+        assert heading in page
+    assert page.count("data:image/png;base64,") == 3
+    cli.main(["report", str(tmp_path / "b"), "--out", str(tmp_path / "b.png")])
+    assert Image.open(tmp_path / "b.png").size[0] > 500
+
+
+def test_of_an_unfinished_run_and_of_none(tmp_path, capsys):
+    train(small_run(tmp_path / "a"))
+    (tmp_path / "a" / "summary.json").unlink()
+    cli.main(["report", str(tmp_path / "a")])
+    assert "so far" in (tmp_path / "a" / "report.html").read_text()
+    for arguments, message in (
+        ([str(tmp_path)], "there is no run"),
+        ([str(tmp_path / "a"), "--out", "x.pdf"], "end in"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["report", *arguments])
+        assert message in capsys.readouterr().err

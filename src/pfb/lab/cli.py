@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import logging
 import sys
@@ -43,6 +44,7 @@ def train(
             epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
+    from pfb.lab.train.folder import RunFolder
     from pfb.lab.train.loop import dry_run as check
     from pfb.lab.train.loop import train as run
 
@@ -54,18 +56,7 @@ def train(
     given = ["config"] if config is not None else [name.replace("_", "-") for name in settings.changed()]
     if given:
         raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(given)}")
-    run(_settings_of(resume), resume=True)
-
-
-def _settings_of(run: Path) -> TrainConfig:
-    file = run / "config.json"
-    if not file.is_file():
-        raise RunError(f"--resume {run}: there is no run (no config.json)")
-    try:
-        text = file.read_text()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({error})") from error
-    return TrainConfig.from_json(text).moved_to(run)
+    run(RunFolder(resume).config(), resume=True)
 
 
 @app.command
@@ -197,6 +188,11 @@ def exit_codes() -> Iterator[None]:
     except RunError as error:
         print(f"pfb: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as stopped:
-        print(f"pfb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"pfb: {error}. Free space, then try again", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        print(f"pfb: {interrupt if interrupt.args else 'interrupted'}", file=sys.stderr)
         sys.exit(130)

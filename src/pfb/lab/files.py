@@ -8,6 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from pfb.lab.errors import first_line
+
 DRAFT = ".draft"
 
 
@@ -15,6 +19,9 @@ DRAFT = ".draft"
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what shall stand at ``path``: it gets there, durably, once the block ends
     without an error.
+
+    Raises:
+        OSError: it cannot be written; what stood at ``path`` still does.
 
     Example:
         >>> import tempfile
@@ -27,9 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
     draft = path.with_name(path.name + DRAFT)
     try:
         yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(draft)
         draft.replace(path)
+        sync(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -41,7 +48,30 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def as_os_error(path: Path) -> Iterator[None]:
+    """Around what writes to ``path`` through torch or safetensors, which report a full disk each by
+    an error of its own.
+
+    Raises:
+        OSError: instead of it, with its first line.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path} could not be written: {first_line(error)}") from error

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
-
-T = TypeVar("T")
+from pfb.lab.train.folder import RunFolder
 
 
 class Run:
@@ -34,10 +26,9 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
-        self.config = read_config(folder)
-        self.epochs = read_epochs(folder)
-        self.summary = read_summary(folder)
-        self.records = read_records(folder)
+        files = RunFolder(folder)
+        self.config, self.epochs = files.config(), files.epochs()
+        self.summary, self.records = files.summary(), files.records()
 
     @functools.cached_property
     def source(self) -> Source | None:
@@ -86,63 +77,3 @@ HEADINGS = [
     "same on full data",
     "time saved",
 ]
-
-
-def read_config(folder: Path) -> TrainConfig:
-    for name in ("config.json", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder} holds no run of pfb train (no {name})")
-    return _read(folder / "config.json", lambda file: TrainConfig.from_json(file.read_text()))
-
-
-def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in _read(folder / "metrics.jsonl", _json_lines) if "train_loss" in line]
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    file = folder / "summary.json"
-    return _read(file, _summary) if file.exists() else None
-
-
-def read_records(folder: Path) -> dict[str, Tensor] | None:
-    file = folder / "records.pt"
-    return _read(file, _records) if file.exists() else None
-
-
-def _read(file: Path, parse: Callable[[Path], T]) -> T:
-    try:
-        return parse(file)
-    except RunError:
-        raise
-    except Exception as error:  # torch.load has no error of its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RunError(f"{file} is damaged or cannot be read ({reason})") from error
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """All lines but a last one that was cut off while it was written."""
-    text = file.read_text()
-    lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    parsed = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            values["epoch"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"line {number} is not of a run") from error
-        parsed.append(values)
-    return parsed
-
-
-def _summary(file: Path) -> dict[str, Any]:
-    summary = json.loads(file.read_text())
-    if not isinstance(summary, dict) or "full_samples" not in summary:
-        raise ValueError("it is not of a run")
-    return summary
-
-
-def _records(file: Path) -> dict[str, Tensor]:
-    records = torch.load(file, weights_only=True)
-    if not isinstance(records, dict) or records.keys() != {"seen", "kept", "log_density"}:
-        raise ValueError("it is not of a run")
-    return records

@@ -1,86 +1,177 @@
-"""Checkpoints that are either whole or absent: written beside their place, then renamed into it."""
+"""Checkpoints that are either whole or absent: written beside their place, then renamed into it.
+
+A checkpoint holds the model's weights (safetensors), the state of all else as plain numbers, which
+is read back without unpickling objects, and a manifest that says whose it is and what its files
+must hold.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from safetensors.torch import load_model, save_model
+from torch import nn
 
 from pfb.lab import files
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, first_line
+from pfb.lab.train.config import TrainConfig, without_folders
 
-MANIFEST = "manifest.json"
+MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.pt"
+_NAME = re.compile(r"checkpoint_\d{4,}", re.ASCII)
 
 
-def save(accelerator: Accelerator, run: Path, epoch: int, extra: dict[str, Any]) -> Path:
+def save(
+    accelerator: Accelerator,
+    run: Path,
+    epoch: int,
+    model: nn.Module,
+    parts: Mapping[str, Any],
+    progress: dict[str, Any],
+    of: dict[str, Any],
+) -> Path:
     """Write the state after ``epoch`` epochs and drop older ones. All processes call it.
 
+    Args:
+        accelerator: tells which process writes.
+        run: the run's folder.
+        epoch: epochs that are finished.
+        model: its weights.
+        parts: all else with a ``state_dict()`` of tensors and plain numbers.
+        progress: further plain numbers, which :func:`load` returns.
+        of: whose checkpoint it is: its :func:`origin`.
+
     Raises:
-        RunError: the disk is full or not writable; the previous checkpoint is untouched.
+        OSError: the disk is full or not writable; the previous checkpoint is untouched.
     """
     place = run / f"checkpoint_{epoch:04d}"
-    draft = run / f"{place.name}.draft"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(draft, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(draft))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            listed = {p.relative_to(draft).as_posix(): files.digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
-            files.write_text(draft / MANIFEST, json.dumps({"epoch": epoch, "files": listed, **extra}, indent=2))
-            shutil.rmtree(place, ignore_errors=True)
-            draft.rename(place)
-            for old in finished(run)[:-1]:
-                shutil.rmtree(old)
-    except Exception as error:  # torch and safetensors report a full disk each by an error of their own
+    states = {name: part.state_dict() for name, part in parts.items()}
+    if accelerator.is_main_process:
+        draft = run / f"{place.name}{files.DRAFT}"
         shutil.rmtree(draft, ignore_errors=True)
-        previous = finished(run)
-        kept = f"{previous[-1]} is intact" if previous else "no earlier checkpoint exists"
-        raise RunError(
-            f"the checkpoint after epoch {epoch} could not be written to {run} ({error}); {kept}. Free space, then "
-            f"continue with: pfb train --resume {run}"
-        ) from error
+        try:
+            _write(draft, model, {"parts": states, "progress": progress}, {"epoch": epoch, **of})
+            draft.rename(place)
+            files.sync(run)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        drop_before(run, epoch)
     accelerator.wait_for_everyone()
     return place
 
 
+def _write(draft: Path, model: nn.Module, state: dict[str, Any], about: dict[str, Any]) -> None:
+    draft.mkdir()
+    with files.as_os_error(draft):
+        save_model(model, str(draft / MODEL))
+        torch.save(state, draft / STATE)
+    listed = {name: files.digest(draft / name) for name in (MODEL, STATE)}
+    (draft / MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=2))
+    for path in (*draft.iterdir(), draft):
+        files.sync(path)
+
+
 def finished(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    return sorted(p for p in run.glob("checkpoint_*") if p.is_dir() and p.suffix != ".draft")
+    """Whole checkpoints of a run, oldest first; what only resembles their names is left alone."""
+    return sorted((p for p in run.glob("checkpoint_*") if _NAME.fullmatch(p.name) and p.is_dir()), key=_epoch)
 
 
-def load_latest(accelerator: Accelerator, run: Path) -> dict[str, Any]:
-    """Load the newest checkpoint into what the accelerator holds; returns its manifest.
+def drop_before(run: Path, epoch: int) -> None:
+    """Remove older checkpoints, as far as that is allowed: they do no harm."""
+    for old in finished(run):
+        if _epoch(old) < epoch:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _epoch(place: Path) -> int:
+    return int(place.name.removeprefix("checkpoint_"))
+
+
+def load(run: Path, model: nn.Module, parts: Mapping[str, Any], of: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Load the newest checkpoint; returns how many epochs it had finished, and its ``progress``.
+    Arguments as for :func:`save`.
 
     Raises:
-        RunError: there is none, a file is missing or damaged, or it belongs to another model.
+        RunError: there is none, a file is missing or damaged, or it belongs to another run.
     """
     checkpoints = finished(run)
     if not checkpoints:
         raise RunError(f"{run} holds no checkpoint: no epoch was finished. Start again with --overwrite")
     place = checkpoints[-1]
     manifest = verified(place)
+    check_origin(place, manifest, of)
     try:
-        accelerator.load_state(str(place))
-    except Exception as error:
-        raise RunError(f"{place} does not fit this run, or another version wrote it ({error})") from error
-    return manifest
+        load_model(model, place / MODEL)
+        state = torch.load(place / STATE, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"].pop(name))
+        if state["parts"]:
+            raise KeyError(*state["parts"])
+        return manifest["epoch"], state["progress"]
+    except Exception as error:  # whatever a foreign state makes a library raise
+        raise RunError(f"{place} does not fit this run, or another version wrote it ({first_line(error)})") from error
 
 
 def verified(place: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files all have the content that was written."""
+    """The manifest of a checkpoint whose files all have the content that was written.
+
+    Raises:
+        RunError: a file is missing, cannot be read, or is not what the manifest says.
+    """
     way_out = f"Remove {place} to continue from an older one, or start again with --overwrite"
     try:
         manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
-        listed = manifest["files"]
+        listed = {name: manifest["files"][name] for name in (MODEL, STATE)}
+        if manifest["epoch"] != _epoch(place):
+            raise ValueError(f"it is of epoch {manifest['epoch']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{place / MANIFEST} is missing or damaged ({error}). {way_out}") from error
-    for name, digest in listed.items():
-        path = place / name
-        if not path.is_file() or files.digest(path) != digest:
-            raise RunError(f"{path} is {'damaged' if path.is_file() else 'missing'}. {way_out}")
+        raise RunError(f"{place / MANIFEST} is missing or damaged ({first_line(error)}). {way_out}") from error
+    for path, digest in ((place / name, digest) for name, digest in listed.items()):
+        if not path.exists():
+            raise RunError(f"{path} is missing. {way_out}")
+        try:
+            intact = files.digest(path) == digest
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error}). {way_out}") from error
+        if not intact:
+            raise RunError(f"{path} is damaged. {way_out}")
     return manifest
+
+
+def origin(config: TrainConfig, processes: int) -> dict[str, Any]:
+    """What all parts of a run share, wherever its folder and its data lie."""
+    return {"config": without_folders(json.loads(config.to_json())), "processes": processes}
+
+
+def check_origin(place: Path, found: dict[str, Any], of: dict[str, Any]) -> None:
+    """Refuse what another run has written.
+
+    Args:
+        place: the checkpoint or file.
+        found: its ``config`` and number of ``processes``.
+        of: those of this run.
+
+    Raises:
+        RunError: they differ; it names the first setting that does.
+    """
+    there, here = found.get("config"), of["config"]
+    if not isinstance(there, dict):
+        raise RunError(f"{place} does not say of which run it is; another version wrote it")
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise RunError(
+                f"{place} belongs to other settings: --{name.replace('_', '-')} is {there.get(name)} there and "
+                f"{here.get(name)} in this run's config.json"
+            )
+    if (processes := found.get("processes")) != of["processes"]:
+        raise RunError(
+            f"{place} needs as many processes as wrote it, {processes} (got {of['processes']}): "
+            f"accelerate launch --num_processes {processes} -m pfb train --resume ..."
+        )

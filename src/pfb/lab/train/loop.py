@@ -7,38 +7,35 @@ import dataclasses
 import itertools
 import json
 import math
-import resource
-import shutil
-import sys
+import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pfb.lab import files
 from pfb.lab.baselines import PerClass, Skip
 from pfb.lab.errors import RunError
-from pfb.lab.origin import processor, versions
+from pfb.lab.origin import versions
 from pfb.lab.train import checkpoint, methods, optim, task
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
+from pfb.lab.train.evaluation import averaged, evaluate
+from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.loaders import length, loaders
 from pfb.lab.train.models import build_for
+from pfb.lab.train.random_states import RandomStates
 from pfb.lab.train.records import Records
-from pfb.lab.train.summary import measure_full_cost, render
+from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
+from pfb.lab.train.terminal import epoch_line, headline, progress_bar
 
 console = Console()
 
-TRAIN_ACCURACY_SAMPLES = 10_000
 TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
 """What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
 
@@ -58,6 +55,8 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
         RunError: bad settings or data, a full disk, a damaged checkpoint, a loss that is not
             finite.
     """
+    if resume and (summary := _finished(config)) is not None:
+        return summary
     return Training(config, source).run(resume)
 
 
@@ -68,17 +67,17 @@ def dry_run(config: TrainConfig) -> None:
     Raises:
         RunError: what the run itself would raise.
     """
-    _check_folder(config)
+    RunFolder(config.out).check_free(config.overwrite)
     training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
     training.sampler.set_epoch(0)
     with training.blocker.paused():
         training.step(next(iter(training.train_loader)))
     training.step(next(iter(training.train_loader)))
     training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
-    training.say(training.headline())
+    training.say_what()
     training.say(
-        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an evaluation "
-        "went well; nothing was written"
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
+        "evaluation went well; nothing was written"
     )
     training.accelerator.free_memory()
 
@@ -91,19 +90,23 @@ class Training:
         self.accelerator = Accelerator(
             mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
         )
+        if (kind := self.accelerator.distributed_type) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise RunError(f"pfb train keeps a whole model per process (got {kind} from accelerate's configuration)")
+        self.folder = RunFolder(config.out)
+        self.origin = checkpoint.origin(config, self.accelerator.num_processes)
         set_seed(config.seed)
         self.source = load(config) if source is None else source
         _check_task(config, self.source)
-        samples, processes = _length(self.source.train), self.accelerator.num_processes
+        samples, processes = length(self.source.train), self.accelerator.num_processes
         self.sampler = EpochSampler(samples, config.seed)
-        loaders = _loaders(self.source, config, self.sampler)
-        if len(loaders[0]) == 0:
+        loads = loaders(self.source, config, self.sampler)
+        if len(loads[0]) == 0:
             raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
         model = build_for(self.source, config.model)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model
-        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loaders)
+        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loads)
         self.steps_per_epoch = len(self.train_loader)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.batch_samples = config.batch_size * processes
@@ -118,10 +121,19 @@ class Training:
         methods.check(
             self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale, config.channel_dim
         )
-        self.averaged = None if config.ema is None else _averaged(self.plain_model, config.ema)
+        self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
-        kept = [self.lr_schedule, self.blocker, self.method, self.records, self.averaged]
-        self.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+        parts = {
+            "optimizer": self.optimizer,
+            "lr_schedule": self.lr_schedule,
+            "loss_scaler": self.accelerator.scaler,
+            "blocker": self.blocker,
+            "method": self.method,
+            "records": self.records,
+            "averaged": self.averaged,
+            "random": RandomStates(self.accelerator),
+        }
+        self.parts = {name: part for name, part in parts.items() if part is not None}
         self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
 
     @property
@@ -146,30 +158,37 @@ class Training:
         return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
 
     def run(self, resume: bool) -> dict[str, Any]:
-        config, accelerator = self.config, self.accelerator
+        """Train to the end, from the start or from the latest checkpoint; returns the summary."""
+        main = self.accelerator.is_main_process
+        with self.folder.saying_how_to_go_on():
+            if main and not resume:
+                self.folder.claim(self.config.overwrite)
+            with self.folder.locked() if main else contextlib.nullcontext():
+                if resume and (summary := _finished(self.config)) is not None:  # while we waited for data
+                    return summary
+                return self.finish(self._epochs(resume))
+
+    def _epochs(self, resume: bool) -> dict[str, Any]:
+        """All epochs that are not done yet; returns the last one's metrics."""
+        config, accelerator, folder, model = self.config, self.accelerator, self.folder, self.plain_model
         first_epoch, metrics = 0, {}
         if resume:
-            manifest = checkpoint.load_latest(accelerator, config.out)
-            first_epoch, self.totals, metrics = manifest["epoch"], manifest["totals"], manifest["metrics"]
-            if accelerator.is_main_process:
-                _forget_lines_after(config.out / "metrics.jsonl", first_epoch)
-        elif accelerator.is_main_process:
-            _make_folder(config)
+            first_epoch, progress = checkpoint.load(config.out, model, self.parts, self.origin)
+            self.totals, metrics = progress["totals"], progress["metrics"]
+        if accelerator.is_main_process:
+            folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
         accelerator.init_trackers("tensorboard")
-        self.say(self.headline())
-        with _progress(accelerator) as progress:
-            bar = progress.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
+        self.say_what()
+        with progress_bar(console, accelerator.is_main_process) as bar:
+            steps = bar.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
             for epoch in range(first_epoch, config.epochs):
-                metrics = self.epoch(epoch, lambda position: progress.update(bar, completed=position))
-                _log(accelerator, config, metrics)
-                checkpoint.save(accelerator, config.out, epoch + 1, {"totals": self.totals, "metrics": metrics})
-                tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
-                progress.console.print(
-                    f"epoch {epoch + 1:3d}/{config.epochs}  loss {metrics['train_loss']:.3f}{tested}  "
-                    f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
-                )
-        return self.finish(metrics)
+                metrics = self.epoch(epoch, lambda position: bar.update(steps, completed=position))
+                self._log(metrics)
+                progress = {"totals": self.totals, "metrics": metrics}
+                checkpoint.save(accelerator, config.out, epoch + 1, model, self.parts, progress, self.origin)
+                bar.console.print(epoch_line(metrics, config.epochs))
+        return metrics
 
     def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
         """Train on one epoch and evaluate; returns its metrics."""
@@ -198,7 +217,7 @@ class Training:
             counts["pruned_steps"] += trained < loaded
             if self.blocker.steps % config.log_every == 0:
                 stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
-                _log(accelerator, config, {"step": position, "epoch": epoch, "loss": loss.item(), **stats})
+                self._log({"step": position, "epoch": epoch, "loss": loss.item(), **stats})
             on_step(position)
         self.records.merge(accelerator)
         counts["train_seconds"] = time.perf_counter() - begin
@@ -253,48 +272,21 @@ class Training:
         loaded = len(batch["index"])
         return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
-        """Loss and accuracy over a loader, and what else the task is judged by, all named
-        ``{name}_...``.
-        """
-        model.eval()
-        classes, device = len(self.source.classes), self.accelerator.device
-        sums = torch.zeros(3, device=device, dtype=torch.float64)  # right, loss, samples
-        taken_for = torch.zeros(classes, classes, device=device, dtype=torch.float64)
-        for batch in loader:
-            label = batch["label"]
-            logits = task.logits_of(model(self.source.prepare_test(batch["input"])), label)
-            each = {
-                "right": task.accuracies(logits, label),
-                "loss": task.losses(logits, label, self.config.label_smoothing),
-            }
-            if self.source.task == "segmentation":
-                each["confusion"] = task.confusion(logits, label, classes)
-            # Of all processes, without the samples that only fill their last batch.
-            each = self.accelerator.gather_for_metrics(each)
-            sums += torch.stack([each["right"].sum(), each["loss"].sum(), torch.ones_like(each["loss"]).sum()]).double()
-            if self.source.task == "segmentation":
-                taken_for += each["confusion"].sum(0)
-        right, loss, count = sums.tolist()
-        found = {f"{name}_loss": loss / count, f"{name}_accuracy": right / count}
-        if self.source.task == "segmentation":
-            found[f"{name}_mean_iou"] = task.mean_iou(taken_for)
-        if self.source.task == "language" and self.config.label_smoothing == 0:
-            found[f"{name}_perplexity"] = math.exp(loss / count)
-        return found
+        """Loss, accuracy and what else the task is judged by, all named ``{name}_...``."""
+        found = evaluate(model, loader, self.source, self.config.label_smoothing, self.accelerator)
+        return {f"{name}_{what}": value for what, value in found.items()}
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Look at what was learned and what it cost, and write the summary."""
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            _save(self.records.state_dict(), config.out / "records.pt")
-            self.records.write_csv(config.out / "samples.csv", labels_of(self.source.train))
+            self.folder.write_records(self.records, labels_of(self.source.train))
         learned = self.evaluate(self.model, self.learned_loader, "train")
         summary = {
             "config": json.loads(config.to_json()),
             "versions": versions(),
-            "device": self._device_name(),
+            "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
             "task": self.source.task,
             "cut": self.blocker.cut if self.blocks else None,
@@ -306,29 +298,31 @@ class Training:
             **measure_full_cost(
                 self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
             ),
-            "peak_memory_bytes": _peak_memory(accelerator.device),
+            "peak_memory_bytes": peak_memory(accelerator.device),
         }
         if accelerator.is_main_process:
-            files.write_text(config.out / "summary.json", json.dumps(summary, indent=2))
+            self.folder.write_summary(summary)
             console.print(render(summary))
         accelerator.end_training()
         return summary
 
-    def headline(self) -> str:
-        """What is about to be trained, on one or two lines."""
-        config, source = self.config, self.source
-        parameters = sum(p.numel() for p in self.plain_model.parameters())
-        lines = (
-            f"{config.data}: {_length(source.train)} training and {_length(source.test)} test samples, "
-            f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {self.accelerator.device}"
-        )
-        if self.blocks:
-            lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {self.blocker.cut!r}, {config.shallow}"
-        return lines
+    def say_what(self) -> None:
+        """What is about to be trained."""
+        cut = self.blocker.cut if self.blocks else None
+        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut))
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             console.print(text, highlight=False)
+
+    def _log(self, values: dict[str, float]) -> None:
+        """One line in the run's log, and one TensorBoard point per value."""
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.log(values)
+        kind = "epoch" if "train_loss" in values else "step"
+        points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
+        self.accelerator.log(points, step=int(values["step"]))
 
     def _losses(self, output: Any, label: Tensor) -> Tensor:
         return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
@@ -338,10 +332,14 @@ class Training:
         if selection is not None:
             self.records.add(index, selection.select(index), self.blocker.last_log_density)
 
-    def _device_name(self) -> str:
-        if self.accelerator.device.type == "cuda":
-            return torch.cuda.get_device_name(self.accelerator.device)
-        return f"{processor()}, {torch.get_num_threads()} threads"
+
+def _finished(config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that is finished already, which it shows again; ``None`` for others."""
+    summary = RunFolder(config.out).summary_of(config)
+    if summary is not None and os.environ.get("RANK", "0") == "0":
+        console.print(f"{config.out} is finished already; nothing was changed", highlight=False)
+        console.print(render(summary))
+    return summary
 
 
 def _check_task(config: TrainConfig, source: Source) -> None:
@@ -349,109 +347,3 @@ def _check_task(config: TrainConfig, source: Source) -> None:
         for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
             if value != default:
                 raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of weights and BatchNorm statistics; the copy is never pruned."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple[Any, Any, Any]:
-    """For training, for the test, and some training samples in order, to see how well they have
-    been learned.
-    """
-    common: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "num_workers": 0 if source.collate is not None else config.workers,
-        "collate_fn": source.collate,
-        "pin_memory": torch.cuda.is_available() and not config.cpu,
-    }
-    count = min(_length(source.train), TRAIN_ACCURACY_SAMPLES)
-    some = torch.linspace(0, _length(source.train) - 1, count).long().tolist()
-    return (
-        DataLoader(source.train, sampler=sampler, drop_last=True, **common),
-        DataLoader(source.test, shuffle=False, **common),
-        DataLoader(source.train, sampler=some, **common),
-    )
-
-
-def _log(accelerator: Accelerator, config: TrainConfig, values: dict[str, float]) -> None:
-    """One JSON line, and one TensorBoard point per value."""
-    if not accelerator.is_main_process:
-        return
-    with (config.out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(values) + "\n")
-    kind = "epoch" if "train_loss" in values else "step"
-    points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
-    accelerator.log(points, step=int(values["step"]))
-
-
-def _forget_lines_after(log: Path, epochs: int) -> None:
-    """Drop what was logged after the checkpoint that training continues from."""
-    if not log.exists():
-        return
-    kept = []
-    for line in log.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the interruption
-            values = json.loads(line)
-            finished = values["epoch"] if "train_loss" in values else values["epoch"] + 1
-            if finished <= epochs:
-                kept.append(line + "\n")
-    files.write_text(log, "".join(kept))
-
-
-def _check_folder(config: TrainConfig) -> None:
-    """Refuse a folder that a new run must not take."""
-    run = config.out
-    if run.exists() and any(run.iterdir()):
-        if not (run / "config.json").exists():
-            raise RunError(f"--out {run} holds files of something else; choose another folder")
-        if not config.overwrite:
-            raise RunError(
-                f"--out {run} is not empty, it holds a run already: continue it with --resume {run}, or pass --overwrite"
-            )
-
-
-def _make_folder(config: TrainConfig) -> None:
-    """An empty folder for the run with its configuration in it."""
-    _check_folder(config)
-    run = config.out
-    if (run / "config.json").exists():
-        shutil.rmtree(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        files.write_text(run / "config.json", config.to_json())
-    except OSError as error:
-        raise RunError(f"--out {run} cannot be written ({error})") from error
-
-
-def _save(state: dict[str, Any], place: Path) -> None:
-    with files.replacing(place) as draft:
-        torch.save({name: value.cpu() for name, value in state.items()}, draft)
-
-
-@contextlib.contextmanager
-def _progress(accelerator: Accelerator) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not accelerator.is_main_process, transient=True) as progress:
-        yield progress
-
-
-def _length(dataset: Any) -> int:
-    return len(dataset)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Of the device where it can tell, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import resource
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 
 import pfb
 from pfb.lab.baselines import PerClass
+from pfb.lab.origin import processor
 from pfb.lab.train import methods, optim, task
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
@@ -106,6 +109,21 @@ def measure_full_cost(
     }
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many of its threads are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, of the device where it can tell, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
+
+
 def render(summary: dict[str, Any]) -> Table:
     """The summary as a table for the terminal."""
     config = summary["config"]
@@ -127,13 +145,13 @@ def render(summary: dict[str, Any]) -> Table:
         saved = summary["saved_for_backward_bytes"]
         table.add_row(
             "the same on full data",
-            f"{summary['full_train_seconds']:.1f} s, so {summary['time_saved']:.1%} saved (from {steps['pairs']} pairs of "
-            f"a pruned and a full step)",
+            f"{summary['full_train_seconds']:.1f} s, so {summary['time_saved']:.1%} saved "
+            f"(from {steps['pairs']} pairs of a pruned and a full step)",
         )
         table.add_row(
             "one pruned step / one full step",
-            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms = {ratio['median']:.2f} "
-            f"(quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms "
+            f"= {ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
         )
         table.add_row(
             "kept for backward, pruned / full step", f"{saved['pruned'] / 2**20:.1f} / {saved['full'] / 2**20:.1f} MiB"

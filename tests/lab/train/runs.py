@@ -1,0 +1,57 @@
+"""A small run, and what it leaves behind that must not depend on interruptions."""
+
+import hashlib
+
+from pfb.lab.train import loop
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.folder import RunFolder
+
+SMALL = {"epochs": 2, "train_samples": 384, "batch_size": 64, "cpu": True, "n_centers": 16}
+FLAGS = ("--epochs", "2", "--train-samples", "384", "--batch-size", "64", "--cpu", "--n-centers", "16")
+
+
+def config(run, **changes):
+    return TrainConfig(**{**SMALL, "out": run, **changes})
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(RunFolder(run).checkpoints()[-1] / "model.safetensors")
+
+
+def end_of(run):
+    """All that two runs of the same settings have in common, bit by bit."""
+    folder = RunFolder(run)
+    epochs = [{name: value for name, value in line.items() if name != "train_seconds"} for line in folder.epochs()]
+    records = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in folder.records().items()}
+    checkpoints = folder.checkpoints()
+    model = hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()
+    samples = (run / "samples.csv").read_text()
+    summary = {name: folder.summary()[name] for name in ("test_loss", "train_accuracy", "samples", "trained_samples")}
+    return {
+        "checkpoints": [p.name for p in checkpoints],
+        "model": model,
+        "epochs": epochs,
+        "records": records,
+        "samples": samples,
+        "summary": summary,
+    }
+
+
+def content(run):
+    """Every file of a folder, and what is in it."""
+    return {p.relative_to(run).as_posix(): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def interrupt_evaluation(monkeypatch, at):
+    """Ctrl-C at the evaluation of some epoch."""
+    evaluate, calls = loop.Training.evaluate, []
+
+    def interrupting(*arguments):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop.Training, "evaluate", interrupting)
