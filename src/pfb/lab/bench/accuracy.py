@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
+from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.models import build
 from pfb.lab.train.records import kept_share
 
@@ -133,8 +133,9 @@ KEPT = (
 
 def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, Any]:
     """What tables and figures need of a run, and what decided it, without the folders it lay in."""
-    summary = json.loads((folder / "summary.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    files = RunFolder(folder)
+    summary, records = files.summary(), files.records()
+    assert summary is not None and records is not None  # a run that has a summary is finished
     settings = without_folders(summary["config"])
     method, cell = folder.name.split("-prune")
     on_cpu = "threads" in summary["device"]
@@ -145,8 +146,8 @@ def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, A
         **{name: summary[name] for name in KEPT},
         "seconds": summary["train_cpu_seconds" if on_cpu else "train_seconds"],
         "shallow_share": shallow(summary["cut"] or settings["cut"]),
-        "kept_share_quantiles": _kept_share_quantiles(torch.load(folder / "records.pt")),
-        "curve": [[line["epoch"], line["test_accuracy"]] for line in lines if "test_accuracy" in line],
+        "kept_share_quantiles": _kept_share_quantiles(records),
+        "curve": [[line["epoch"], line["test_accuracy"]] for line in files.epochs() if "test_accuracy" in line],
     }
 
 
