@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import pfb
@@ -42,7 +42,7 @@ def _entry(rank, function, folder, arguments):
 
 def on_two_ranks(function, *arguments):
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(
+        context = start_processes(
             _entry, args=(function, folder, arguments), nprocs=WORLD, join=False, start_method="fork"
         )
         try:
@@ -181,6 +181,7 @@ def test_gradient_accumulation_without_sync():
 def _fully_sharded(rank, shallow):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
 
     torch.manual_seed(0)
     model, plain = zoo.SmallNet(), zoo.SmallNet()
@@ -201,6 +202,7 @@ def _fully_sharded(rank, shallow):
             losses.append(nn.functional.cross_entropy(plain(x_r[kept].float()), y_r[kept]))
         (sum(losses) / WORLD).backward()
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            assert isinstance(a.grad, DTensor)
             torch.testing.assert_close(a.grad.full_tensor(), b.grad, rtol=1e-4, atol=1e-5)
         blocker.step()
         for optimizer in optimizers:
