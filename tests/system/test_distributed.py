@@ -221,6 +221,7 @@ def _fully_sharded(rank, shallow):
         torch.testing.assert_close(model(x.float()), plain.eval()(x.float()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="on a CPU, FSDP2 fails in torch 2.6 and sums gradients up to 2.8")
 @pytest.mark.parametrize("shallow", ["reuse", "recompute"])
 def test_fully_sharded(shallow):
     on_two_ranks(_fully_sharded, shallow)
