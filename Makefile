@@ -1,14 +1,15 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 RUN ?= runs/digits
 RESULTS ?= runs/measure
 
-.PHONY: help train test check format measure clean
+.PHONY: help train test check lower-bounds format measure clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 train: $(BIN)/.train  ## train a real network on real data with PFB and show what was saved
 	$(BIN)/pfb train --data digits --model resnet18 --epochs 10 --method pfb --shallow recompute --out $(RUN) --overwrite
@@ -23,6 +24,12 @@ check: $(BIN)/.dev  ## all that CI runs: format, lint, types, tests
 	$(BIN)/mypy
 	$(MAKE) test
 
+lower-bounds:  ## run all tests with the oldest allowed release of every dependency
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable ".[dev]"
+	$(OLDEST)/bin/pytest -W default  # old releases are allowed to warn of newer ones
+
 format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -30,8 +37,8 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
 	$(BIN)/python -m studies measure --out $(RESULTS)
 
-clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+clean:  ## remove the virtual environments and all caches
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
 $(BIN)/.train: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

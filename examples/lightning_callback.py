@@ -1,5 +1,7 @@
 """Lightning: attach to the network that ``training_step`` calls, and pass the callback."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,7 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def main(
-    folder: str = "runs/lightning", epochs: int = 3, checkpoint: str | None = None, **options: object
-) -> Classifier:
+def main(folder: str = "runs/lightning", epochs: int = 3, checkpoint: str | None = None, **options: Any) -> Classifier:
     pl.seed_everything(0)
     x = torch.randn(512, 20)
     loader = DataLoader(TensorDataset(x, (x[:, :5].sum(1) > 0).long()), batch_size=32, shuffle=True)
@@ -35,7 +35,7 @@ def main(
         max_epochs=epochs,
         default_root_dir=folder,
         callbacks=[BlockerCallback(module.blocker)],
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     trainer.fit(module, loader, ckpt_path=checkpoint)
     print(f"{module.blocker.steps} steps, {module.blocker.stats['pruned_share']:.0%} of the last batch stopped")

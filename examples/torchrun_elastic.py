@@ -44,8 +44,9 @@ def main(folder: Path, steps: int = 40, save_every: int = 10, die_at: int | None
     saved = folder / "state.pt"
     if saved.exists():
         state = torch.load(saved, map_location=device, weights_only=True)
-        for name, thing in {"model": model, "optimizer": optimizer, "blocker": blocker}.items():
-            thing.load_state_dict(state[name])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        blocker.load_state_dict(state["blocker"])
     while blocker.steps < steps:
         if blocker.steps == die_at and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os._exit(1)

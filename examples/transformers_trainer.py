@@ -3,6 +3,7 @@ forward.
 """
 
 import tempfile
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
@@ -20,12 +21,17 @@ def reviews(n: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": t, "attention_mask": m, "labels": y} for t, m, y in zip(tokens, mask, label, strict=True)]
 
 
-def main(
-    folder: str | None = None, epochs: int = 2, checkpoint: str | None = None, **options: object
-) -> BlockingTrainer:
+def main(folder: str | None = None, epochs: int = 2, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    model = BertForSequenceClassification(BertConfig(vocab_size=100, num_labels=2, **size))
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+        "num_labels": 2,
+    }
+    model = BertForSequenceClassification(BertConfig(**size))
     blocker = pfb.attach(model, prune=0.4, shallow="recompute")  # finds the first encoder layer
     arguments = TrainingArguments(
         folder or tempfile.mkdtemp(),
@@ -33,7 +39,7 @@ def main(
         per_device_train_batch_size=32,
         learning_rate=1e-3,
         report_to=[],
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     trainer = BlockingTrainer(model=model, args=arguments, train_dataset=reviews(512), blocker=blocker)
     trainer.train(resume_from_checkpoint=checkpoint)

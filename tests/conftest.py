@@ -1,12 +1,51 @@
-"""Shared fixtures."""
+"""Shared fixtures, and what holds for the whole session."""
 
+import os
+import uuid
+
+import psutil
 import pytest
 import torch
+
+MARK = "PFB_TEST_SESSION"
+HELPERS = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")
+"""What Python and PyTorch start for themselves and end with the interpreter."""
 
 
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_outlives_the_tests():
+    """Also those whose parent has ended: they are known by a mark in their environment."""
+    os.environ[MARK] = mark = uuid.uuid4().hex
+    yield
+    ours = [*psutil.Process().children(recursive=True), *(p for p in psutil.process_iter() if _has(p, mark))]
+    left = psutil.wait_procs({p for p in ours if not _helps(p)}, timeout=5)[1]
+    names = [" ".join(_command(process)) or process.name() for process in left]
+    for process in left:
+        process.kill()
+    assert not names, f"left behind: {names}"
+
+
+def _has(process, mark):
+    try:
+        return process.pid != os.getpid() and process.environ().get(MARK) == mark
+    except psutil.Error:  # another user's, or gone
+        return False
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _helps(process):
+    return any(helper in part for part in _command(process) for helper in HELPERS)
 
 
 @pytest.fixture(params=["reuse", "recompute"])

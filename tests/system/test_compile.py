@@ -28,6 +28,14 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def whole(shallow):
+    """A wiring that compiles without graph breaks."""
+    if shallow == "recompute" and torch.__version__ < "2.12":  # compares as versions
+        pytest.skip("up to torch 2.11 the compiler cannot trace the contexts of the scoring pass")
+    return shallow
+
+
 def batches(steps):
     g = torch.Generator().manual_seed(1)
     return [(torch.randn(20, 3, 8, 8, generator=g), torch.randint(5, (20,), generator=g)) for _ in range(steps)]
@@ -62,9 +70,9 @@ def losses(shallow, backend, prune=0.4, steps=6, total_steps=None):
     return torch.stack(result), chosen
 
 
-def test_equal_to_eager_without_graph_breaks(shallow):
-    expected, expected_choice = losses(shallow, None)
-    compiled, choice = losses(shallow, "aot_eager")
+def test_equal_to_eager_without_graph_breaks(whole):
+    expected, expected_choice = losses(whole, None)
+    compiled, choice = losses(whole, "aot_eager")
     assert choice == expected_choice
     torch.testing.assert_close(compiled, expected)
 
@@ -86,23 +94,23 @@ def test_equal_to_eager_with_inductor():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_one_graph_per_level_and_one_more_while_centers_are_gathered(shallow):
+def test_one_graph_per_level_and_one_more_while_centers_are_gathered(whole):
     """In recompute the scoring pass is a graph of its own, so the model's own is not compiled again
     for the centers.
     """
     counter = Counter()
-    losses(shallow, counter, steps=8)
-    assert counter.graphs == {"reuse": 2, "recompute": 3}[shallow]
+    losses(whole, counter, steps=8)
+    assert counter.graphs == {"reuse": 2, "recompute": 3}[whole]
 
 
-def test_a_ramp_compiles_each_level_once(shallow):
+def test_a_ramp_compiles_each_level_once(whole):
     counter = Counter()
     schedule = pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,))
-    _, chosen = losses(shallow, counter, prune=schedule, steps=16, total_steps=16)
+    _, chosen = losses(whole, counter, prune=schedule, steps=16, total_steps=16)
     assert {None if c is None else len(c) for c in chosen} == {None, 16, 12}
     # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, three batch
     # sizes.
-    assert counter.graphs == {"reuse": 4, "recompute": 6}[shallow]
+    assert counter.graphs == {"reuse": 4, "recompute": 6}[whole]
 
 
 def test_attaching_after_compiling_is_refused():

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_the_readmes_diff_runs_and_its_shapes_are_true():
     (diff,) = blocks(ROOT / "README.md", "diff")
     code = "\n".join(line[2:] for line in diff.splitlines() if not line.startswith("-"))
     model = torchvision.models.resnet18(num_classes=10)
-    names = {
+    names: dict[str, Any] = {
         "resnet18": lambda num_classes: model,
         "loader": [(torch.randn(128, 3, 32, 32), torch.randint(10, (128,)))],
         "criterion": torch.nn.CrossEntropyLoss(),

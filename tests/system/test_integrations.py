@@ -2,14 +2,20 @@
 says.
 """
 
+import contextlib
 import importlib.util
 import runpy
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 import pfb
+from pfb.integrations.lightning import BlockerCallback
+from pfb.integrations.transformers import BlockingTrainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party trainers warn about our tiny set-ups
@@ -41,35 +47,97 @@ def test_accelerate_resume(capsys):
     assert "bit-identical" in capsys.readouterr().out
 
 
+@pytest.fixture
+def window_without_total_steps(monkeypatch):
+    """The examples attach with a schedule that is not told its length; these are their blockers."""
+    attach, blockers = pfb.attach, []
+
+    def attach_with_window(model, prune, **settings):
+        blockers.append(attach(model, prune=pfb.window(prune, stop=0.5), **settings))
+        return blockers[-1]
+
+    monkeypatch.setattr(pfb, "attach", attach_with_window)
+    return blockers
+
+
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+
+
+def fit(module, folder, **options):
+    """Four batches of 20 samples an epoch."""
+    data = TensorDataset(torch.randn(80, 20), torch.randint(2, (80,)))
+    options = {"max_epochs": 1, "enable_checkpointing": False, "default_root_dir": folder, **QUIET, **options}
+    pl.Trainer(**options).fit(module, DataLoader(data, 20))
 
 
 class TestLightning:
     def test_steps_with_the_optimizer_also_when_batches_accumulate(self, tmp_path):
-        fit = example("lightning_callback").main
-        module = fit(str(tmp_path), epochs=1, enable_checkpointing=False, **QUIET)
+        train = example("lightning_callback").main
+        module = train(str(tmp_path), epochs=1, enable_checkpointing=False, **QUIET)
         assert module.blocker.steps == 16
         assert module.blocker.selection.indices.numel() == 20
-        module = fit(str(tmp_path), epochs=1, enable_checkpointing=False, accumulate_grad_batches=4, **QUIET)
+        module = train(str(tmp_path), epochs=1, enable_checkpointing=False, accumulate_grad_batches=4, **QUIET)
         assert module.blocker.steps == 4
         assert int(module.blocker.estimator.counts.sum()) == 64 + 12 * 20, "three of four steps after the first centers"
 
     def test_resume_brings_the_estimator_back(self, tmp_path):
-        fit = example("lightning_callback").main
-        first = fit(str(tmp_path), epochs=1, **QUIET)
+        train = example("lightning_callback").main
+        first = train(str(tmp_path), epochs=1, **QUIET)
         saved = next(tmp_path.rglob("*.ckpt"))
         state = torch.load(saved, weights_only=True)["callbacks"]
         [ours] = [value for key, value in state.items() if "BlockerCallback" in key]
         assert torch.equal(ours["estimator"]["centers"], first.blocker.estimator.centers)
-        resumed = fit(str(tmp_path), epochs=2, checkpoint=str(saved), **QUIET)
+        resumed = train(str(tmp_path), epochs=2, checkpoint=str(saved), **QUIET)
         assert resumed.blocker.steps == 32
         assert int(resumed.blocker.estimator.counts.sum()) > int(first.blocker.estimator.counts.sum())
 
+    def test_the_share_pruned_is_logged_with_every_step(self, tmp_path):
+        shares = []
+
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer, *_):
+                shares.append(float(trainer.callback_metrics["pruned_share"]))
+
+        module = example("lightning_callback").Classifier()
+        fit(module, tmp_path, callbacks=[BlockerCallback(module.blocker), Watch()])
+        assert shares == [pytest.approx(0.4)] * 4
+
+    def test_a_schedule_learns_the_number_of_steps(self, tmp_path, window_without_total_steps):
+        module = example("lightning_callback").Classifier()
+        fit(module, tmp_path, accumulate_grad_batches=2, max_epochs=3, callbacks=[BlockerCallback(module.blocker)])
+        assert module.blocker.total_steps == 6
+
+    def test_a_schedule_over_training_without_end_is_refused(self, tmp_path, window_without_total_steps):
+        module = example("lightning_callback").Classifier()
+        with pytest.raises(ValueError, match="this Trainer has no end"):
+            fit(module, tmp_path, max_epochs=-1, callbacks=[BlockerCallback(module.blocker)])
+
+    @pytest.mark.parametrize("calls_itself", [False, True])
+    def test_attached_to_a_module_that_is_not_called_the_first_step_says_so(self, tmp_path, shallow, calls_itself):
+        class Root(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.body, self.head = torch.nn.Linear(20, 8), torch.nn.Linear(8, 2)
+
+            def forward(self, x):
+                return self.head(self.body(x))
+
+            def training_step(self, batch, index):
+                x, y = batch
+                logits = self(x) if calls_itself else self.head(self.body(x))
+                return torch.nn.functional.cross_entropy(logits, blocker.select(y))
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        root = Root()
+        blocker = pfb.attach(root, cut="body", prune=0.4, shallow=shallow)
+        wrong = pytest.raises(RuntimeError, match=r"with Lightning: to `self.net`")
+        with contextlib.nullcontext() if calls_itself else wrong:
+            fit(root, tmp_path, callbacks=[BlockerCallback(blocker)])
+        assert blocker.steps == (4 if calls_itself else 0)
+
     def test_several_optimizers_are_refused(self, tmp_path):
-        import lightning.pytorch as pl
-
-        from pfb.integrations.lightning import BlockerCallback
-
         class Two(pl.LightningModule):
             def __init__(self):
                 super().__init__()
@@ -84,10 +152,8 @@ class TestLightning:
 
         module = Two()
         blocker = pfb.attach(module.net, cut="0")
-        trainer = pl.Trainer(max_epochs=1, callbacks=[BlockerCallback(blocker)], default_root_dir=tmp_path, **QUIET)
-        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 4)))
         with pytest.raises(ValueError, match="got 2"):
-            trainer.fit(module, loader)
+            fit(module, tmp_path, callbacks=[BlockerCallback(blocker)])
 
 
 class TestTransformers:
@@ -119,68 +185,19 @@ class TestTransformers:
         with pytest.raises(FileNotFoundError, match=r"no pfb.pt to resume"):
             fit(str(tmp_path), epochs=2, checkpoint=str(tmp_path / "checkpoint-16"), **self.options())
 
-    @pytest.mark.parametrize("accumulate", [1, 2])
-    def test_the_loss_is_the_mean_over_kept_items(self, tmp_path, accumulate):
-        """The Trainer divides by all label items; the gradient must be that of means over the kept
-        ones.
-        """
-        from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+    def test_the_share_pruned_stands_beside_the_loss(self, tmp_path):
+        trainer = example("transformers_trainer").main(str(tmp_path), epochs=1, **self.options(save_strategy="no"))
+        *steps, end = trainer.state.log_history
+        assert [line["pruned_share"] for line in steps] == [0.375] * 16
+        assert all("loss" in line for line in steps)
+        assert "pruned_share" not in end
 
-        from pfb.integrations.transformers import BlockingTrainer
-
-        torch.manual_seed(0)
-        size = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 12, "vocab_size": 50}
-        model = GPT2LMHeadModel(GPT2Config(**size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
-        plain = GPT2LMHeadModel(model.config)
-        plain.load_state_dict(model.state_dict())
-        tokens = torch.randint(50, (8 * accumulate, 12))
-        labels = tokens.clone()
-        for row in range(len(tokens)):  # sequences of different lengths
-            labels[row, 12 - row % 5 :] = -100
-        data = [{"input_ids": t, "labels": y} for t, y in zip(tokens, labels, strict=True)]
-        blocker = pfb.attach(model, prune=0.5, shallow="recompute", importance=lambda f: f[:, 0])
-        arguments = TrainingArguments(
-            str(tmp_path),
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=accumulate,
-            max_steps=1,
-            learning_rate=0.0,
-            max_grad_norm=0.0,
-            report_to=[],
-            **self.options(save_strategy="no"),
-        )
-        trainer = BlockingTrainer(model=model, args=arguments, train_dataset=data, blocker=blocker)
-        trainer.create_optimizer()
-        whole, micro, gradients = [], [], {}
-
-        def seen(batches):
-            return lambda m, args, kwargs: batches.append((kwargs["input_ids"].clone(), kwargs["labels"].clone()))
-
-        model.register_forward_pre_hook(seen(whole), with_kwargs=True, prepend=True)  # before ours
-        model.register_forward_pre_hook(seen(micro), with_kwargs=True)  # after ours
-        trainer.optimizer.register_step_pre_hook(
-            lambda *_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        )
-        trainer.train()
-        assert [len(x) for x, _ in whole] == [8] * accumulate
-        assert [len(x) for x, _ in micro] == [4] * accumulate
-
-        for (_, all_labels), (x, y) in zip(whole, micro, strict=True):
-            weight = (all_labels != -100).sum() / (labels != -100).sum()
-            kept_items = (y != -100).sum()
-            logits = plain(input_ids=x).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), y[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-            )
-            (weight * losses / kept_items).backward()
-        for name, parameter in plain.named_parameters():
-            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    def test_a_schedule_learns_the_number_of_steps(self, tmp_path, window_without_total_steps):
+        blockers = window_without_total_steps
+        example("transformers_trainer").main(str(tmp_path), epochs=2, **self.options(save_strategy="no"))
+        assert blockers[0].total_steps == 32
 
     def test_refusals(self, tmp_path):
-        from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
-
-        from pfb.integrations.transformers import BlockingTrainer
-
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50))
         smoothing = TrainingArguments(str(tmp_path), report_to=[], label_smoothing_factor=0.1, use_cpu=True)
         with pfb.attach(model) as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
@@ -188,3 +205,6 @@ class TestTransformers:
         blocker = pfb.attach(model, shallow="recompute")
         with pytest.raises(ValueError, match="label_smoothing_factor"):
             BlockingTrainer(model=model, args=smoothing, blocker=blocker)
+        plain = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+        with pytest.raises(ValueError, match="compute_loss_func"):
+            BlockingTrainer(model=model, args=plain, blocker=blocker, compute_loss_func=lambda *_: 0.0)

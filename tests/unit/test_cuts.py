@@ -49,25 +49,31 @@ TRANSFORMERS = {
 }
 
 
+def hollow(make):
+    """The model without its weights; with them where some release computes while it builds."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError):
+        return make()
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
-        model = torchvision.models.get_model(name)
+    model = hollow(lambda: torchvision.models.get_model(name))
     assert find_first_stage(model) == TORCHVISION[name]
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    model = hollow(lambda: timm.create_model(name))
     assert find_first_stage(model) == TIMM[name]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name):
     kind, expected = TRANSFORMERS[name]
-    with torch.device("meta"):
-        model = getattr(transformers, kind)(transformers.AutoConfig.for_model(name))
+    model = hollow(lambda: getattr(transformers, kind)(transformers.AutoConfig.for_model(name)))
     found = find_first_stage(model)
     assert re.fullmatch(expected, found), found
 
@@ -84,7 +90,6 @@ def test_transformers(name):
     ],
 )
 def test_where_it_cannot_tell_it_lists_candidates(make, candidate):
-    with torch.device("meta"):
-        model = make()
+    model = hollow(make)
     with pytest.raises(ValueError, match=f"cannot tell the first stage.*{candidate}"):
         find_first_stage(model)
