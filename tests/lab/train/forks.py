@@ -94,7 +94,7 @@ def serve():
         "sklearn.datasets",
     ):
         importlib.import_module(name)  # all that a child would import
-    sys.modules["pfb.lab.train.summary"].PAIRS = 2
+    setattr(sys.modules["pfb.lab.train.summary"], "PAIRS", 2)  # noqa: B010
     for line in sys.stdin:
         calls = json.loads(line)
         with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,8 @@ def _start(call, place):
         from pfb.lab import cli
 
         if call.get("stop"):
-            _stop_at(*call["stop"], place / "changes")
+            folder, number, signal_number = call["stop"]
+            _stop_at(folder, number, signal_number, place / "changes")
         cli.main(call["arguments"])
         code = 0
     except SystemExit as end:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -211,7 +212,7 @@ class TestNames:
 
     def test_an_older_one_that_cannot_be_removed_stops_nobody(self, tmp_path, save, monkeypatch):
         save(1)
-        rmdir = checkpoint.shutil.os.rmdir
+        rmdir = os.rmdir
 
         def forbidden(path, **options):
             if "checkpoint_0001" in str(path):

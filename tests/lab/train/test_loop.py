@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train import loop
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
 from pfb.lab.train.models import build
@@ -180,6 +180,6 @@ class TestBadInput:
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
 def test_sharded_models_are_refused(run, monkeypatch, kind):
-    monkeypatch.setattr(loop.Accelerator, "distributed_type", kind)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
     with pytest.raises(RunError, match=f"whole model per process .got {kind}"):
         train(config(run))
