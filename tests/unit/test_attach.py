@@ -1,12 +1,14 @@
 """Arguments of attach, and rules of one's own."""
 
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import pfb
+from pfb.lab.baselines import Stratified, Tempered
 from tests import zoo
 
 X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
@@ -103,3 +105,41 @@ class TestImportance:
     def test_alpha_is_checked(self):
         with pytest.raises(ValueError, match="got -1"):
             pfb.RareFirst(alpha=-1)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            pfb.RareFirst(),
+            Stratified(),
+            Tempered(),
+            Tempered(50.0),
+            lambda features: torch.zeros(len(features)),
+            lambda features, estimator: -features.isnan().any(1).float(),
+        ],
+        ids=["rare", "stratified", "tempered", "strict", "constant", "against"],
+    )
+    def test_broken_samples_are_kept_whatever_the_rule_makes_of_them(self, rule, bad, shallow):
+        """Dropped, they would hide the trouble from the loss."""
+        model = nn.Sequential(nn.Identity(), nn.Linear(6, 2))
+        settings = {"importance": rule, "estimator": pfb.DensityEstimator(8)}
+        with pfb.attach(model, "0", 0.5, shallow=shallow, **settings) as blocker:
+            model(torch.randn(20, 6))
+            blocker.step()
+            for i in range(8):
+                x = torch.randn(20, 6)
+                x[i, 2] = bad
+                model(x)
+                assert i in blocker.selection.indices
+                blocker.step()
+
+    def test_one_broken_sample_leaves_the_order_of_the_others(self):
+        """Statistics over the batch are those of the whole ones."""
+        estimator = pfb.DensityEstimator(8)
+        estimator.accumulate(torch.randn(64, 4))
+        estimator.apply()
+        x = torch.randn(40, 4)
+        x[7] = math.nan
+        whole = torch.arange(40) != 7
+        importance = Tempered(50.0)(x, estimator)[whole]
+        assert torch.corrcoef(torch.stack([importance, -estimator.log_density(x[whole])]))[0, 1] > 0.99
