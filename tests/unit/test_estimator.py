@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pfb import DensityEstimator
@@ -22,7 +22,6 @@ def fed(batches, n_centers=6, beta=0.1):
 
 
 @given(seed=seeds, n=st.integers(3, 20), steps=st.integers(3, 12), d=st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
 def test_matches_the_literal_update(seed, n, steps, d):
     g = torch.Generator().manual_seed(seed)
     literal = reference.Estimator(n_centers=6, beta=0.1)
@@ -43,13 +42,12 @@ def test_matches_the_literal_update(seed, n, steps, d):
 
 
 @given(seed=seeds)
-@settings(max_examples=25, deadline=None)
 def test_centers_stay_inside_the_data(seed):
     g = torch.Generator().manual_seed(seed)
-    batches = [torch.rand(32, 3, generator=g) * 2 - 1 for _ in range(30)]
+    batches = [torch.rand(32, 3, generator=g) * 2 - 1 for _ in range(10)]
     estimator = fed(batches, n_centers=8, beta=0.3)
     assert estimator.centers.abs().max() <= 1.0
-    assert int(estimator.counts.sum()) == 8 + 29 * 32  # every sample counts once, repeated centers included
+    assert int(estimator.counts.sum()) == 8 + 9 * 32  # every sample counts once, repeated centers included
 
 
 def test_accumulating_in_parts_equals_accumulating_at_once():
@@ -289,7 +287,6 @@ def test_what_is_no_state_is_refused(state):
 
 
 @given(seed=seeds, n=st.integers(1, 30), steps=st.integers(0, 6), between=st.booleans())
-@settings(deadline=None)
 def test_a_state_continues_as_if_it_had_not_been_saved(seed, n, steps, between):
     g = torch.Generator().manual_seed(seed)
     original = fed([torch.randn(n, 3, generator=g) for _ in range(steps)], n_centers=8)

@@ -8,8 +8,6 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pfb.tree import select
 
@@ -28,50 +26,6 @@ Pair = namedtuple("Pair", "a b")
 class Target:
     label: torch.Tensor
     name: str
-
-
-trees = st.recursive(
-    st.one_of(st.just("tensor"), st.none(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.tuples(inner, inner),
-        st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    ),
-    max_leaves=8,
-)
-
-
-def planted(tree):
-    """The tree with a fresh tensor wherever it says so."""
-    if tree == "tensor":
-        return leaf()
-    if isinstance(tree, dict):
-        return {k: planted(v) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(planted(v) for v in tree)
-    return tree
-
-
-def check(before, after):
-    assert type(before) is type(after)
-    if isinstance(before, torch.Tensor):
-        assert torch.equal(after, before[KEPT])
-    elif isinstance(before, dict):
-        assert list(before) == list(after)
-        for key in before:
-            check(before[key], after[key])
-    elif isinstance(before, (list, tuple)):
-        assert len(before) == len(after)
-        for b, a in zip(before, after, strict=True):
-            check(b, a)
-    else:
-        assert before is after or before == after
-
-
-@given(trees)
-def test_any_nesting_keeps_its_shape(tree):
-    tree = planted(tree)
-    check(tree, select(tree, KEPT, N))
 
 
 def test_named_tuples_ordered_dicts_and_dataclasses_keep_their_type():
