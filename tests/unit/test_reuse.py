@@ -103,9 +103,8 @@ def test_what_is_named_as_shared_passes():
     model = TwoTowers("product")
     with pfb.attach(model, "query.0", shallow=pfb.Reuse(shared=("passage",))) as blocker:
         query, passage = torch.randn(10, 6), torch.randn(4, 6)
-        assert blocker.selection is None
         model(query, passage=torch.cat([passage, passage]))
-        assert len(blocker.selection.indices) == 6
+        assert len(blocker.select(query)) == 6
 
 
 class TestListsBesideTheBatch:

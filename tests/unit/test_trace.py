@@ -89,13 +89,13 @@ class TestInputs:
 
     def test_written_to_for_the_first_time_after_many_steps(self):
         class Later(Two):
+            calls = 0
+
             def forward(self, x):
                 self.calls += 1
                 return super().forward(x.mul_(2) if self.calls > 5 else x)
 
-        model = Later()
-        model.calls = 0
-        like_plain(model, X, steps=8)
+        like_plain(Later(), X, steps=8)
 
 
 class TestModules:
@@ -136,6 +136,8 @@ class TestModules:
 
     def test_counters(self):
         class Counting(Two):
+            calls: torch.Tensor
+
             def __init__(self):
                 super().__init__()
                 self.register_buffer("calls", torch.zeros(()))
@@ -153,6 +155,8 @@ class TestModules:
 
     def test_buffers_that_appear_in_the_forward(self):
         class Appearing(Two):
+            hidden: torch.Tensor
+
             def forward(self, x):
                 if not hasattr(self, "hidden"):
                     self.register_buffer("hidden", self.a(x))
@@ -162,6 +166,8 @@ class TestModules:
 
     def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
         class Late(Two):
+            calls: torch.Tensor
+
             def __init__(self):
                 super().__init__()
                 self.register_buffer("calls", torch.zeros(()))
