@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/digits
 RESULTS ?= runs/measure
 
-.PHONY: help train test check lower-bounds format measure clean
+.PHONY: help train test check lower-bounds format measure thorough clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the G
 
 clean:  ## remove the virtual environments and all caches
 	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+
+thorough: $(BIN)/.dev  ## try every property of the library on 20,000 examples; takes an hour
+	$(BIN)/pytest tests/unit -m hypothesis --hypothesis-profile thorough
 
 $(BIN)/.train: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

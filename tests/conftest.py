@@ -3,6 +3,7 @@
 import os
 import uuid
 
+import hypothesis
 import psutil
 import pytest
 import torch
@@ -60,3 +61,9 @@ def _fresh_accelerate():
 
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# Properties are tried on few examples in every run, on many by `make thorough`.
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile("quick")

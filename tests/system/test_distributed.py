@@ -165,6 +165,44 @@ def test_uneven_and_empty_batches():
     on_two_ranks(_uneven)
 
 
+def _of_different_states(rank):
+    model, blocker = build("reuse")
+    for step in range(3):
+        model(data(rank, step)[0])
+        blocker.step()
+    state = blocker.state_dict()
+    state["estimator"]["updates"] += rank
+    blocker.load_state_dict(state)
+    model(data(rank, 3)[0])
+    with pytest.raises(RuntimeError, match="the ranks called step.. unevenly"):
+        blocker.step()
+
+
+def test_ranks_that_are_at_different_steps_are_refused():
+    """One resumed from another checkpoint, for instance."""
+    on_two_ranks(_of_different_states)
+
+
+def _mixed(rank):
+    """The first rank forgets one step; the other's next one then sums what belongs to two."""
+    model, blocker = build("reuse")
+    for step in range(4):
+        model(data(rank, step)[0])
+        if (rank, step) != (0, 2):
+            blocker.step()
+    if rank == 0:
+        model(data(rank, 4)[0])
+        blocker.step()
+    assert int(blocker.estimator.counts.sum()) == 8 + 7 * 12
+
+
+def test_a_step_that_one_rank_forgets_is_not_noticed():
+    """Nothing tells it from gradient accumulation: the sums mix two steps, and without one more the
+    other rank would wait.
+    """
+    on_two_ranks(_mixed)
+
+
 def _accumulation(rank):
     model, blocker = build("reuse")
     parallel = DistributedDataParallel(model)

@@ -1,8 +1,10 @@
 """The moving centers against the literal version, and their properties."""
 
+import copy
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pfb import DensityEstimator
@@ -20,7 +22,6 @@ def fed(batches, n_centers=6, beta=0.1):
 
 
 @given(seed=seeds, n=st.integers(3, 20), steps=st.integers(3, 12), d=st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
 def test_matches_the_literal_update(seed, n, steps, d):
     g = torch.Generator().manual_seed(seed)
     literal = reference.Estimator(n_centers=6, beta=0.1)
@@ -41,13 +42,12 @@ def test_matches_the_literal_update(seed, n, steps, d):
 
 
 @given(seed=seeds)
-@settings(max_examples=25, deadline=None)
 def test_centers_stay_inside_the_data(seed):
     g = torch.Generator().manual_seed(seed)
-    batches = [torch.rand(32, 3, generator=g) * 2 - 1 for _ in range(30)]
+    batches = [torch.rand(32, 3, generator=g) * 2 - 1 for _ in range(10)]
     estimator = fed(batches, n_centers=8, beta=0.3)
     assert estimator.centers.abs().max() <= 1.0
-    assert int(estimator.counts.sum()) == 8 + 29 * 32  # every sample counts once, repeated centers included
+    assert int(estimator.counts.sum()) == 8 + 9 * 32  # every sample counts once, repeated centers included
 
 
 def test_accumulating_in_parts_equals_accumulating_at_once():
@@ -201,3 +201,102 @@ def test_no_tensor_with_all_three_axes_is_made():
 def test_errors_name_the_rule(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def ranks(x):
+    return x.argsort().argsort().float()
+
+
+def alike(a, b):
+    """Spearman's correlation."""
+    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
+
+
+class TestOneFiniteOutlier:
+    """A single value far outside must not decide for all others."""
+
+    def stream(self, steps=120):
+        g = torch.Generator().manual_seed(0)
+        return list(torch.randn(steps, 32, 4, generator=g).unbind()), torch.randn(200, 4, generator=g)
+
+    @pytest.mark.parametrize("far", [1e5, 1e6, 1e15])
+    @pytest.mark.parametrize("when", [0, 20])
+    def test_the_order_of_densities_stays(self, far, when):
+        batches, x = self.stream()
+        undisturbed = fed(batches, n_centers=32).log_density(x)
+        batches[when] = batches[when].clone()
+        batches[when][3] = far
+        assert alike(fed(batches, n_centers=32).log_density(x), undisturbed) > 0.9
+
+    def test_a_value_whose_square_is_infinite_leaves_the_variance_alone(self):
+        batches, x = self.stream(40)
+        for when in (0, 20):
+            disturbed = [batch.clone() for batch in batches]
+            disturbed[when][3] = 3e38
+            estimator = fed(disturbed, n_centers=16)
+            assert estimator.variance.isfinite().all()
+            assert estimator.log_density(x).std() > 0.1, "it can tell samples apart"
+
+    def test_a_scale_that_really_changes_is_followed(self):
+        g = torch.Generator().manual_seed(0)
+        small = [torch.randn(32, 4, generator=g) for _ in range(20)]
+        large = [100 * torch.randn(32, 4, generator=g) for _ in range(100)]
+        estimator = fed([*small, *large], n_centers=16)
+        assert 30 < float(estimator.variance.sqrt().mean()) < 150
+
+
+def test_rows_before_the_centers_exist_are_not_kept_beyond_need():
+    """A step() that is never called would keep the features of every forward."""
+    estimator = DensityEstimator(8)
+    for _ in range(100):
+        estimator.accumulate(torch.randn(5, 3))
+    assert sum(map(len, estimator.state_dict()["seeds"])) <= 8 + 5
+
+
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"updates": "7"}, "`updates` must be a whole number"),
+        ({"updates": -1}, "`updates` must be a whole number"),
+        ({"updates": True}, "`updates` must be a whole number"),
+        ({"seeds": None}, "`seeds` must be a list of tensors"),
+        ({"seeds": [torch.zeros(3)]}, "`seeds` must be a list of tensors"),
+        ({"seeds": ["x"]}, "`seeds` must be a list of tensors"),
+        ({"counts": [1, 2]}, "must be tensors all, or None all"),
+        ({"pending": torch.zeros(3)}, "do not belong together|must be tensors all"),
+        ({"mean": torch.zeros(())}, "do not belong together|must be tensors all"),
+        ({"centers": torch.zeros(7)}, "do not belong together|must be tensors all"),
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(spoil, message, ready):
+    estimator = fed(torch.randn(3 if ready else 1, 20 if ready else 3, 3).unbind())
+    assert estimator.ready is ready
+    before = copy.deepcopy(estimator.state_dict())
+    with pytest.raises(ValueError, match=message):
+        estimator.load_state_dict({**before, **spoil})
+    for name, value in estimator.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+@pytest.mark.parametrize("state", [None, [], "state", 3])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ValueError, match="it is a (NoneType|list|str|int); it is damaged or not a density state"):
+        DensityEstimator(8).load_state_dict(state)
+
+
+@given(seed=seeds, n=st.integers(1, 30), steps=st.integers(0, 6), between=st.booleans())
+def test_a_state_continues_as_if_it_had_not_been_saved(seed, n, steps, between):
+    g = torch.Generator().manual_seed(seed)
+    original = fed([torch.randn(n, 3, generator=g) for _ in range(steps)], n_centers=8)
+    if between:
+        original.accumulate(torch.randn(n, 3, generator=g))
+    twin = DensityEstimator(8, 0.1)
+    twin.load_state_dict(copy.deepcopy(original.state_dict()))
+    batch, x = torch.randn(9, 3, generator=g), torch.randn(5, 3, generator=g)
+    for estimator in (original, twin):
+        for _ in range(2):
+            estimator.accumulate(batch)
+            estimator.apply()
+    assert torch.equal(original.log_density(x), twin.log_density(x))

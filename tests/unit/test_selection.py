@@ -24,6 +24,23 @@ def test_the_floor_is_a_persons():
     assert keep_count(128, 0.4) == 77
 
 
+@given(n=st.integers(0, 5000), denominator=st.integers(2, 60), data=st.data())
+def test_keep_count_is_exact_in_fractions(n, denominator, data):
+    """1/3 of 96 is 32, although twelve digits of 1/3 are a little less."""
+    numerator = data.draw(st.integers(0, denominator - 1))
+    exact = n - numerator * n // denominator
+    assert keep_count(n, numerator / denominator) == max(exact, min(2, n))
+
+
+def test_thirds_and_their_like_are_a_persons_too():
+    assert [keep_count(n, share) for n, share in ((96, 1 / 3), (98, 1 / 7), (13, 3 / 13), (96, 2 / 3))] == [
+        64,
+        84,
+        10,
+        32,
+    ]
+
+
 @pytest.mark.parametrize(("n", "kept"), [(0, 0), (1, 1), (2, 2), (3, 2), (20, 2)])
 def test_at_least_two_go_on(n, kept):
     assert keep_count(n, 0.95) == kept
