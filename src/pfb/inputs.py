@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pfb import tree
 
@@ -24,36 +25,62 @@ def argument_names(model: nn.Module, n: int) -> list[str]:
 def batched_places(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
-    """Name and value of each input that holds samples: tensors, and lists with one item each.
+    """Name and value of each input that holds samples: tensors, and lists and tuples of such.
 
-    Looks into mappings, tuples and dataclasses; numbers, 0-d tensors and what is ``shared`` by all
-    samples do not count.
+    Looks into mappings, named tuples and dataclasses; numbers, 0-d tensors and what is ``shared``
+    by all samples do not count. Whether a list holds one item per sample or several batches is not
+    known yet, so it is one place.
     """
-    names = argument_names(model, len(args))
+    return [(name, value) for name, value in _places(model, args, kwargs, shared) if _holds_batches(value)]
+
+
+def lists_without_tensors(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """Name and length of each list that might hold one item per sample, such as captions."""
+    return [(name, len(value)) for name, value in _places(model, args, kwargs, shared) if not _holds_batches(value)]
+
+
+def _places(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, Any]]:
     places: list[tuple[str, Any]] = []
 
     def look(name: str, value: Any) -> None:
-        if name in shared or not any(x.dim() > 0 for x in tree.leaves(value)):
+        if name in shared:
             return
-        if isinstance(value, Tensor) or (isinstance(value, list) and not _is_list_of_batches(value)):
-            places.append((name, value))
-            return
-        for place, inner in tree.children(value) or ():
-            look(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner)
+        if isinstance(value, (Tensor, PackedSequence)) or tree.is_list(value):
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                places.append((name, value))
+        else:
+            for place, inner in tree.children(value) or ():
+                look(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner)
 
+    names = argument_names(model, len(args))
     for name, value in [*zip(names, args, strict=True), *kwargs.items()]:
         look(name, value)
     return places
 
 
+def _holds_batches(value: Any) -> bool:
+    return isinstance(value, PackedSequence) or bool(batches_in(value))
+
+
+def batches_in(value: Any) -> list[Tensor]:
+    """All tensors in an input that may have one row per sample."""
+    return [value.data] if isinstance(value, PackedSequence) else [x for x in tree.leaves(value) if x.dim() > 0]
+
+
 def possible_rows(places: list[tuple[str, Any]], batch_dim: int) -> tuple[int, ...]:
-    """How many samples there may be by the first input: its first dimension, or ``batch_dim``."""
-    if not places:
+    """How many samples there may be by the first input: its first dimension, or ``batch_dim``; of a
+    list, its length or what its first tensor says. Empty: it does not tell.
+    """
+    if not places or isinstance(places[0][1], PackedSequence):
         return ()
     value = places[0][1]
-    if not isinstance(value, Tensor):
-        return (len(value),)
-    return tuple(value.size(d) for d in sorted({0, batch_dim}) if d < value.dim())
+    x = batches_in(value)[0]
+    length = () if isinstance(value, Tensor) else (len(value),)
+    return (*length, *(x.size(d) for d in sorted({0, batch_dim}) if d < x.dim()))
 
 
 def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], doubt: str | None) -> None:
@@ -69,7 +96,7 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         raise ValueError(
             f"the cut {cut!r} has an output of shape {tuple(output.shape)}, whose dimension {batch_dim} is not the "
             f"model's batch of {rows[0] if rows else '?'}. If another dimension holds the samples, say which: "
-            "`batch_dim=1` for [T, N, C]. If the model folds others into its batch (frames, crops, windows), cut where "
+            "`batch_dim=1` for [T, N, C], and pfb.Recompute(batch_dim=1) where the model's inputs are such. If the model folds others into its batch (frames, crops, windows), cut where "
             "it does not."
         )
 
@@ -128,9 +155,3 @@ def checked_names(shared: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in shared):
         raise TypeError(f"`shared` must be a tuple of input names (got {shared!r})")
     return tuple(shared)
-
-
-def _is_list_of_batches(value: list[Any]) -> bool:
-    """Several tensors of as many rows as each other, and not as many as they are."""
-    sizes = {len(x) for x in tree.leaves(value) if x.dim() > 0}
-    return len(sizes) == 1 and sizes != {len(value)} and all(isinstance(x, Tensor) for x in value)

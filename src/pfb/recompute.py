@@ -22,6 +22,7 @@ from pfb.hooks import Hook, refuse_replica, register
 from pfb.inputs import (
     argument_names,
     batched_places,
+    batches_in,
     check_rows,
     checked_dim,
     checked_names,
@@ -99,6 +100,7 @@ class _SelectInputs(Hook):
         super().__init__(gate, cut_name)
         self.settings, self.trace, self.doubt = settings, Trace(), doubt
         self.told_apart: set[str] = set()  # inputs that were seen to be no flat targets
+        self.has_items: dict[str, bool] = {}  # whether a list has one item per sample, once a batch has told
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gate, shared = self.gate, self.settings.shared
@@ -107,15 +109,19 @@ class _SelectInputs(Hook):
         places = batched_places(model, args, kwargs, shared)
         if not places:
             raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to select from")
-        gate.look_at_input(next(tree.leaves(places[0][1])))
-        if gate.reads == "nothing":
-            output, batch_size = self._countable(places[0][1])
+        (first, value), *others = places
+        gate.look_at_input(batches_in(value)[0])
+        by_item = False if isinstance(value, Tensor) else self.has_items.get(first)
+        if gate.reads == "nothing" and by_item is not None:
+            output, batch_size = self._countable(value if by_item else batches_in(value)[0])
         else:
             output = self._scored(model, args, kwargs)
             x, dim = batched_tensor(output), gate.reader.batch_dim
             check_rows(self.cut_name, x, dim, possible_rows(places, self.settings.batch_dim), self.doubt)
             batch_size = x.size(dim)
-        self._refuse_flat_targets(places[1:], batch_size)
+            if by_item is None and not torch.compiler.is_compiling():
+                self.has_items[first] = len(value) == batch_size
+        self._refuse_flat_targets(others, batch_size)
         indices = gate.replay(output) if in_backward() else gate.decide(output)
         return None if indices is None else self._selected(model, args, kwargs, indices, batch_size)
 

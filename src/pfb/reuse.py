@@ -19,8 +19,10 @@ from pfb.gate import Gate
 from pfb.hooks import Hook, refuse_replica, register
 from pfb.inputs import (
     batched_places,
+    batches_in,
     check_rows,
     checked_names,
+    lists_without_tensors,
     possible_rows,
 )
 from pfb.replay import in_backward
@@ -60,6 +62,9 @@ class _Enter(Hook):
         self.shared = shared
         self.model: weakref.ref[nn.Module] | None = None
         self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
+        self.lists: list[tuple[str, int]] = []  # inputs that may have one item per sample, and their lengths
+        self.batches: tuple[str, int] | None = None  # a list, its length, that may hold several batches
+        self.of_all: set[str] = set()  # lists that were seen to be of another length than a batch
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
@@ -69,14 +74,39 @@ class _Enter(Hook):
         places = batched_places(model, args, kwargs, self.shared)
         self.rows = possible_rows(places, self.gate.reader.batch_dim)
         if len(places) > 1:
-            (first, _), (second, _), *_ = places
-            raise ValueError(
-                f"{type(model).__name__} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch "
-                'after the cut, where it would be paired with the wrong samples. Use shallow="recompute", which selects '
-                f"both; or name it in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
-            )
-        for _, value in places:
-            self.gate.look_at_input(next(tree.leaves(value)))
+            raise ValueError(self._bypass(type(model).__name__, places[1][0], places[0][0]))
+        self.lists = lists_without_tensors(model, args, kwargs, self.shared)
+        self.batches = None
+        for name, value in places:
+            batches = batches_in(value)
+            self.gate.look_at_input(batches[0])
+            if not isinstance(value, Tensor) and len(batches) > 1:
+                self.batches = name, len(value)
+
+    def check_bypass(self, batch_size: int) -> None:
+        """Now that the number of samples is known, what else has one item or row for each?
+
+        Warns of lists without tensors, which the model may hold for their own sake.
+
+        Raises:
+            ValueError: several batches of tensors.
+        """
+        if self.batches is not None and self.batches[1] != batch_size:
+            name = self.batches[0]
+            raise ValueError(self._bypass("the model", f"{name}[1]", f"{name}[0]"))
+        for name, length in self.lists:
+            if length != batch_size:
+                if not torch.compiler.is_compiling():
+                    self.of_all.add(name)
+            elif length > 2 and name not in self.of_all:  # of two samples both go on
+                self.gate.tell("list", self._bypass("the model", name, "its batch"))
+
+    def _bypass(self, model: str, second: str, first: str) -> str:
+        return (
+            f"{model} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch after the cut, "
+            'where it would be paired with the wrong samples. Use shallow="recompute", which selects both; or name it in '
+            f"pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
+        )
 
     def training(self) -> bool:
         """Whether the model that was entered last still trains."""
@@ -123,7 +153,9 @@ class _Stop(Hook):
             )
         if not gate.armed:
             return gate.let_pass(output)
-        check_rows(self.cut_name, batched_tensor(output), gate.reader.batch_dim, self.enter.rows, self.doubt)
+        x, dim = batched_tensor(output), gate.reader.batch_dim
+        check_rows(self.cut_name, x, dim, self.enter.rows, self.doubt)
+        self.enter.check_bypass(x.size(dim))
         return self._kept(output, gate.decide(output))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:

@@ -46,10 +46,7 @@ def rebuilt(tree: Any, places: list[str], values: list[Any]) -> Any:
         items = dict(zip(tree, values, strict=True))
         if type(tree) is dict or not isinstance(tree, MutableMapping):
             return items
-        clone = copy.copy(tree)
-        for key, value in items.items():
-            clone[key] = value
-        return clone
+        return _refilled(tree, items)
     if isinstance(tree, (tuple, list)):
         if isinstance(tree, tuple) and hasattr(tree, "_make"):
             return tree._make(values)
@@ -57,6 +54,26 @@ def rebuilt(tree: Any, places: list[str], values: list[Any]) -> Any:
     clone = copy.copy(tree)
     for place, value in zip(places, values, strict=True):
         object.__setattr__(clone, place[1:], value)
+    return clone
+
+
+def _refilled(tree: MutableMapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A copy of a mapping of the user's own class with other values.
+
+    Raises:
+        TypeError: its copy shares its values with it.
+    """
+    before = dict(tree)
+    clone = copy.copy(tree)
+    for name, value in getattr(clone, "__dict__", {}).items():
+        if isinstance(value, dict):  # where a wrapper keeps its items: a shallow copy shares it
+            object.__setattr__(clone, name, value.copy())
+    for key, value in items.items():
+        clone[key] = value
+    if any(tree[key] is not value for key, value in before.items()):
+        for key, value in before.items():
+            tree[key] = value
+        raise TypeError("its copy.copy() shares its values with it")
     return clone
 
 
@@ -104,14 +121,20 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def copied(tree: Any, copy_tensor: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
-    """The same leaves in containers of their own: what is popped from them stays in the tree."""
+    """The same leaves in containers of their own: what is popped from them stays in the tree.
 
-    def visit(node: Any, path: str) -> Any:
-        if isinstance(node, Tensor):
-            return copy_tensor(node)
-        return DESCEND if type(node) in (dict, list, tuple) else node
-
-    return mapped(tree, visit)
+    A container that cannot be copied is left as it is.
+    """
+    if isinstance(tree, Tensor):
+        return copy_tensor(tree)
+    inside = children(tree)
+    if inside is None:
+        return tree
+    values = [copied(value, copy_tensor) for _, value in inside]
+    try:
+        return rebuilt(tree, [place for place, _ in inside], values)
+    except Exception:  # whatever a class of the user's raises
+        return tree
 
 
 def select(
@@ -160,19 +183,20 @@ def select(
 
     def visit(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            return _select_tensor(node, indices, batch_size, path, dim)
+            return _select_tensor(node, indices, batch_size, path, _dim_of(node, batch_size, path, dim, seen))
         if node is None or isinstance(node, SHARED):
             return node
-        if isinstance(node, (tuple, list)) and not hasattr(node, "_make"):
-            if len(node) != batch_size:
-                if not torch.compiler.is_compiling():
-                    seen[path] = False
-            elif _is_one_per_sample(node, batch_size, path, dim, seen):
-                items = [node[i] for i in indices.tolist()]
-                return items if isinstance(node, list) else tuple(items)
+        if is_list(node) and _is_one_per_sample(node, batch_size, path, dim, seen):
+            items = [node[i] for i in indices.tolist()]
+            return items if isinstance(node, list) else tuple(items)
         return DESCEND
 
     return mapped(tree, visit, path)
+
+
+def is_list(node: Any) -> bool:
+    """A list or tuple that may hold one item per sample; a named tuple has fields."""
+    return isinstance(node, (tuple, list)) and not hasattr(node, "_make")
 
 
 def shrink_images(tree: Any, scale: float) -> Any:
@@ -228,27 +252,70 @@ def _ordinal(dim: int) -> str:
 
 
 def _is_one_per_sample(node: Any, batch_size: int, path: str, dim: int, seen: dict[str, bool]) -> bool:
-    """Whether a list as long as the batch holds one item per sample.
+    """Whether a list holds one item per sample.
 
     Raises:
-        TypeError: it cannot be told.
+        TypeError: it is as long as the batch, and it cannot be told.
+        ValueError: until now it was, and it is not as long as the batch.
     """
-    if path in seen:
-        return seen[path]
-    alike = len({type(item) for item in node if item is not None}) <= 1
+    kind = _kind(node, path)
     batched = [x.size(dim) == batch_size for x in leaves(node) if x.dim() > dim]
-    if not alike or (batched and all(batched) and len({type(item) for item in node}) > 1):
+    if len(node) != batch_size:
+        if seen.get(kind) and not (batched and all(batched)):
+            raise ValueError(
+                f"`{path}` held one item per sample until now, and has {len(node)} for {batch_size} samples. Pass the "
+                "list that belongs to the batch of the latest forward."
+            )
+        _remember(seen, kind, False)
         return False
+    if kind in seen:
+        return seen[kind]
     if all(isinstance(item, PLAIN) for item in node):
         raise TypeError(
             f"`{path}` holds {batch_size} plain values for {batch_size} samples, so it is not clear whether they are "
             "one per sample. Make it a tensor, or use `blocker.selection.select_list(values)` for the kept items."
         )
-    if batched and all(batched):
+    alike = len({type(item) for item in node if item is not None}) <= 1
+    if batched and all(batched) and not _are_images(node):
+        if not alike or any(item is None for item in node):
+            return False
         raise TypeError(
             f"`{path}` holds {batch_size} items with tensors of {batch_size} rows for {batch_size} samples, so it is "
             "not clear whether it has one item per sample or items for all. Stack them into one tensor."
         )
-    if not torch.compiler.is_compiling():
-        seen[path] = True
+    if any(batched) and not alike:
+        return False
+    _remember(seen, kind, True)
     return True
+
+
+def _are_images(node: Any) -> bool:
+    """Three images ``[3, H, W]`` look like three batches of three; nobody batches those."""
+    return all(isinstance(x, Tensor) and x.dim() == 3 and x.is_floating_point() and len(x) == 3 for x in node)
+
+
+def _kind(node: Any, path: str) -> str:
+    """Place and kind of a list: two of one place but of different kinds tell nothing of each
+    other.
+    """
+    return f"{path}: {type(node).__name__} of {', '.join(sorted({type(item).__name__ for item in node}))}"
+
+
+def _dim_of(x: Tensor, batch_size: int, path: str, dim: int, seen: dict[str, bool]) -> int:
+    """Where a tensor has its samples: in ``dim``, or first, as masks ``[N, T]`` beside sequences
+    ``[T, N, C]`` have them.
+    """
+    if dim == 0 or x.dim() == 0:
+        return dim
+    place = f"{path}: samples first"
+    here, first = x.dim() > dim and x.size(dim) == batch_size, x.size(0) == batch_size
+    if here != first:
+        _remember(seen, place, first)
+        return 0 if first else dim
+    return 0 if first and seen.get(place, x.dtype == torch.bool and x.dim() == 2) else dim
+
+
+def _remember(seen: dict[str, bool], what: str, value: bool) -> None:
+    """For good: the first batch that tells decides."""
+    if not torch.compiler.is_compiling():
+        seen.setdefault(what, value)
