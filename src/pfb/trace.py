@@ -3,7 +3,7 @@ back.
 
 It runs the user's forward on the user's own objects. Nothing is copied that need not be: the first
 passes look at everything, and from then on only what was seen to change is saved before each pass.
-Containers are copied always, which is cheap.
+Inputs are copied always, which is cheap beside a forward.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Trace:
 
     def __init__(self) -> None:
         self._looks = 0
-        self._writes_inputs = False
         self._written_buffers: set[tuple[nn.Module, str]] = set()
         self._written_modules: set[nn.Module] = set()
 
@@ -38,33 +37,30 @@ class Trace:
         were.
 
         Raises:
-            RuntimeError: the pass wrote to an input or a buffer that it had left alone before, so
-                that it cannot be taken back.
+            RuntimeError: the pass wrote to a buffer that it had left alone before, so that this
+                cannot be taken back.
         """
         if torch.compiler.is_compiling():
             yield arguments
             return
         first = self._looks < FIRST_LOOKS
         self._looks += 1
-        given = tree.copied(arguments)
-        if first or self._writes_inputs:
-            given = tree.copied(arguments, lambda x: x.clone())
-        inputs = [(x, _version(x)) for x in tree.leaves(given)]
-        buffers = [
-            (m, name, x, _version(x)) for m in model.modules() for name, x in m._buffers.items() if x is not None
-        ]
-        saved = {(m, name): x.clone() for m, name, x, _ in buffers if first or (m, name) in self._written_buffers}
-        modules = {m: _attributes(m) for m in (model.modules() if first else self._written_modules) if not _is_lazy(m)}
+        looked_at = [m for m in model.modules() if not _is_lazy(m)]
+        buffers = [(m, name, x, _version(x)) for m in looked_at for name, x in m._buffers.items()]
+        saved = {
+            (m, name): x.clone()
+            for m, name, x, _ in buffers
+            if x is not None and (first or (m, name) in self._written_buffers)
+        }
+        modules = {m: _attributes(m) for m in (looked_at if first else self._written_modules)}
         try:
-            yield given
+            yield tree.copied(arguments, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
         finally:
             for m, before in modules.items():
                 if _restore(m, before):
                     self._written_modules.add(m)
+            _forget_new_buffers(looked_at, {(m, name) for m, name, *_ in buffers})
             unknown = self._restore_buffers(buffers, saved)
-            if any(_version(x) != version for x, version in inputs):
-                unknown += [] if first or self._writes_inputs else ["an input"]
-                self._writes_inputs = True
             if unknown:
                 raise RuntimeError(
                     f"pfb: the scoring pass of recompute wrote to {', '.join(unknown)}, which it had left alone until "
@@ -73,7 +69,7 @@ class Trace:
                 )
 
     def _restore_buffers(
-        self, buffers: list[tuple[nn.Module, str, Tensor, int]], saved: dict[tuple[nn.Module, str], Tensor]
+        self, buffers: list[tuple[nn.Module, str, Tensor | None, int]], saved: dict[tuple[nn.Module, str], Tensor]
     ) -> list[str]:
         """Put back what was written; returns the names of buffers that cannot be."""
         unknown = []
@@ -81,7 +77,7 @@ class Trace:
             if m._buffers.get(name) is not x:
                 m._buffers[name] = x
                 self._written_buffers.add((m, name))
-            if _version(x) != version:
+            if x is not None and _version(x) != version:
                 self._written_buffers.add((m, name))
                 if (m, name) in saved:
                     with torch.no_grad():
@@ -122,13 +118,19 @@ def as_in_training() -> Iterator[None]:
             torch.clear_autocast_cache()  # an autocast inside the model has switched the cache on again
 
 
+def _forget_new_buffers(modules: list[nn.Module], known: set[tuple[nn.Module, str]]) -> None:
+    for m in modules:
+        for name in [name for name in m._buffers if (m, name) not in known]:
+            del m._buffers[name]
+
+
 def _is_lazy(m: nn.Module) -> bool:
     """Whether its first forward makes its parameters, which must stay."""
     return isinstance(m, nn.modules.lazy.LazyModuleMixin) and m.has_uninitialized_params()
 
 
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+def _version(x: Tensor | None) -> int:
+    return 0 if x is None or x.is_inference() else x._version
 
 
 def _attributes(m: nn.Module) -> dict[str, Any]:
