@@ -47,10 +47,15 @@ class Replays:
                 "would be wrong. Use `torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, and call "
                 "`blocker.step()` only after `backward()`."
             )
-        if len(candidates) > 1:
-            apart = torch.stack([(f.features - features).abs().sum() for f in candidates])
-            distances = apart.nan_to_num(torch.inf).tolist()
-            nearest = [f for f, d in zip(candidates, distances, strict=True) if d == min(distances)]
+        if len(candidates) > 1 or features.device.type == "cpu":  # elsewhere the host would have to wait
+            apart = torch.stack([_apart(f.features, features) for f in candidates]).tolist()
+            if min(apart) > 1:
+                raise RuntimeError(
+                    "activation checkpointing runs a forward again that is none of those since the last step, so its "
+                    "decision is not known any more. Call `blocker.step()` only after `backward()`; if the forward is "
+                    "random, leave `preserve_rng_state` on."
+                )
+            nearest = [f for f, d in zip(candidates, apart, strict=True) if d == min(apart)]
             candidates = [f for f in nearest if not f.replayed] or nearest
         candidates[0].replayed = True
         return candidates[0].indices
@@ -58,6 +63,16 @@ class Replays:
     def clear(self) -> None:
         """Forget the step that ends."""
         self._forwards.clear()
+
+
+def _apart(noted_ND: Tensor, features_ND: Tensor) -> Tensor:
+    """How far two batches' features are apart; 1 is more than rounding does, and less than other
+    samples do.
+    """
+    finite_ND = noted_ND.isfinite() & features_ND.isfinite()
+    distance = torch.where(finite_ND, (noted_ND - features_ND).abs(), 0.0).mean()
+    noted_ND = torch.where(finite_ND, noted_ND, 0.0)
+    return distance / (0.5 * noted_ND.std(0, correction=0).mean() + 0.01 * noted_ND.abs().mean() + 1e-30)
 
 
 def in_backward() -> bool:
