@@ -25,8 +25,7 @@ FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the
 
 
 class Blocker:
-    """Stops redundant samples inside a model. Made by :func:`attach`; a plain object beside the
-    model.
+    """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`.
 
     Attributes:
         cut: name of the layer after which samples are stopped.
@@ -119,21 +118,22 @@ class Blocker:
         gate = self._gate
         if self._detached:
             raise RuntimeError(
-                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is "
-                "pruned; attach a new one in this process to prune again"
+                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is pruned; "
+                "attach a new one in this process to prune again"
             )
         if not gate.reached:
             raise RuntimeError(
                 f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
                 "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
             )
+        will_prune = gate.active or (not self._ever_reached and self.schedule.prune > 0)
+        if will_prune and not gate.entered:
+            raise RuntimeError(
+                f"the cut {self.cut!r} ran, but not within a call of the model that the blocker is attached to, so "
+                "nothing was pruned. Call the model itself, not its `.forward` or its parts; or attach to the part "
+                "that is called (with Lightning: to `self.net`, not to the LightningModule)."
+            )
         if gate.active:
-            if not gate.entered:
-                raise RuntimeError(
-                    f"the cut {self.cut!r} ran, but not within a call of the model that the blocker is attached to, so "
-                    "nothing was pruned. Call the model itself, not its `.forward` or its parts; or attach to the part "
-                    "that is called (with Lightning: to `self.net`, not to the LightningModule)."
-                )
             if (cause := gate.idle_cause()) is not None:
                 gate.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
             if gate.reads == "density":
@@ -156,15 +156,17 @@ class Blocker:
 
         Keep it to select targets after another forward has run: ``s = blocker.selection; ...;
         s.select(y)``.
+
+        Raises:
+            RuntimeError: two threads run the model within one step, and it is the other's.
         """
         self._warn_of_missing_step()
+        self._gate.check_thread()
         return self._gate.selection
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let all samples pass inside this context, for instance in a teacher's or a calibrating
-        forward.
-        """
+        """Let all samples pass inside this context, for instance in a teacher's forward."""
         with self._gate.paused():
             yield
 
@@ -262,9 +264,7 @@ class Blocker:
     # Lifetime and state
 
     def detach(self) -> None:
-        """Remove all hooks: the model is what it was. Idempotent; leaving a ``with`` block does the
-        same.
-        """
+        """Remove all hooks: the model is what it was. Leaving a ``with`` block does the same."""
         self._finalizer()
         self._gate.set_share(0)
         self._gate.enter(training=False)

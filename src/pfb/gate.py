@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, batched_tensor, channel_layers, fingerprint
@@ -69,8 +69,9 @@ class Gate:
         self._indices: Tensor | None = None
         self._batch_size = 0
         self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
-        self._inputs: list[weakref.ref[Tensor]] = []  # of pruned forwards since the last step
-        self._thread: int | None = None  # of the first pruned forward since the last step
+        self._inputs: list[tuple[TensorWeakRef, int]] = []  # of pruned forwards since the last step, those alive
+        self._thread = 0  # of the latest pruned forward
+        self._threads: set[int] = set()  # of pruned forwards since the last step
         self._idle = 0
         self._looked_for_views = False
         self._told: set[str] = set()
@@ -118,7 +119,7 @@ class Gate:
         self.replays.clear()
         self._inputs.clear()
         self.reached = self.entered = self.decided = self._was_paused = self._saw_no_grad = False
-        self._thread = None
+        self._threads.clear()
         self.blocked_forwards = 0
 
     def idle_cause(self) -> str | None:
@@ -164,26 +165,39 @@ class Gate:
         """Tell what a pruned forward's input gives away. Eager only."""
         if in_backward() or torch.compiler.is_compiling():
             return
-        thread = threading.get_ident()
-        if self._thread not in (None, thread):
-            raise RuntimeError(
-                "this model is run by two threads within one step; the decision of one would be taken for the other's. "
-                "Give every thread a model and a blocker of its own."
-            )
-        self._thread = thread
+        self._note_thread()
         if x.requires_grad and x.is_leaf:
             self.tell(
                 "leaf",
                 "the model's input requires gradients; those of stopped samples are zero. For attacks, penalties and "
                 "saliency use `with blocker.paused():`, or average over `blocker.selection.indices` only.",
             )
-        if self._once is None and any(seen() is x for seen in self._inputs):
+        self._inputs = [(seen, version) for seen, version in self._inputs if seen() is not None]
+        this = TensorWeakRef(x), 0 if x.is_inference() else x._version  # a buffer may be filled anew
+        if self._once is None and any(seen() is x and version == this[1] for seen, version in self._inputs):
             self.tell(
                 "again",
                 "one batch was run twice within a step (SAM, LBFGS, two calls of a siamese net), and each run decides "
                 "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
             )
-        self._inputs.append(weakref.ref(x))
+        self._inputs.append(this)
+
+    def check_thread(self) -> None:
+        """The decision at hand must be of the thread that asks for it, if that has run any.
+
+        Raises:
+            RuntimeError: another thread has run the model since.
+        """
+        thread = threading.get_ident()
+        if self._indices is not None and self._thread != thread and thread in self._threads:
+            raise RuntimeError(
+                "this model is run by two threads within one step, and the latest decision is the other's. Give every "
+                "thread a model and a blocker of its own."
+            )
+
+    def _note_thread(self) -> None:
+        self._thread = threading.get_ident()
+        self._threads.add(self._thread)
 
     @contextlib.contextmanager
     def scoring_pass(self) -> Iterator[None]:
@@ -220,6 +234,7 @@ class Gate:
         self.latest = (len(indices_K), n)
         self.decided = True
         if not torch.compiler.is_compiling():
+            self._note_thread()
             self.blocked_forwards += 1
             self.replays.note(features_ND, indices_K)
         return indices_K
@@ -230,7 +245,9 @@ class Gate:
         """
         with_grad = self._with_grad or torch.is_grad_enabled()
         if self.active and with_grad and not (torch.compiler.is_compiling() or _is_tracing()):
-            self.replays.note(self.read(output), None)
+            features_ND = self._read_if_possible(output)
+            if features_ND is not None:
+                self.replays.note(features_ND, None)
 
     def leave(self) -> None:
         """The forward leaves the model: layers called on their own from here on are left alone."""
@@ -242,7 +259,8 @@ class Gate:
         """
         if not self.active or not torch.is_grad_enabled():
             return None
-        return self.replays.decision(self.read(output))
+        features_ND = self._read_if_possible(output)
+        return None if features_ND is None else self.replays.decision(features_ND)
 
     @torch.no_grad()
     def read(self, output: Any) -> Tensor:
@@ -255,6 +273,13 @@ class Gate:
             x = output if isinstance(output, Tensor) else batched_tensor(output)
             return fingerprint(x.movedim(self.reader.batch_dim, 0))
         return self.reader(output)
+
+    def _read_if_possible(self, output: Any) -> Tensor | None:
+        """Of a forward in which nothing is pruned nothing is asked, so it may be of any shape."""
+        try:
+            return self.read(output)
+        except Exception:  # a user's callable may raise anything
+            return None
 
     def _chosen(self, rows_ND: Tensor) -> Tensor:
         if not self._looked_for_views and not torch.compiler.is_compiling():
@@ -275,16 +300,16 @@ class Gate:
         return self.views.rows(groups_K, rows_ND.size(0))
 
     def _look_for_views(self, rows_ND: Tensor) -> None:
-        """Once, at the first pruned batch: it is the only moment at which the host waits
-        for this.
-        """
+        """Once, at the first pruned batch, since the host has to wait for it."""
         self._looked_for_views = True
         found = undeclared(rows_ND) if self.views.count == 1 else None
         if found is not None:
-            rows, views = ("2 i and 2 i + 1", repr(found)) if found.interleaved else ("i and i + N / 2", "2")
+            v, near = found.count, found.interleaved
+            rows = f"{v} i and {v} i + 1" if near else f"i and i + N / {v}"
+            views = f"pfb.{found!r}" if near else str(v)
             self.tell(
                 "views",
-                f"rows {rows} of the batch are alike as two views of one sample would be, and each is stopped or kept "
+                f"rows {rows} of the batch are alike as views of one sample would be, and each is stopped or kept "
                 f"alone. If they belong together, attach with `views={views}`; if not, all is well.",
             )
 

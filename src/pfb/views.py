@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 LEAST_ROWS = 16  # fewer tell nothing about undeclared views
+LEAST_HITS = 8  # so many by chance: once in 100,000 batches
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,24 @@ class Views:
 
 
 def undeclared(features_ND: Tensor) -> Views | None:
-    """Pairs of rows that are so alike that they look like views; ``None`` if there are none.
+    """Rows that are so alike that they look like views of one sample; ``None`` if there are none.
 
-    A row is matched with the nearest of the other half. Without views it hits its own partner once
-    in a batch, whatever the batch's size. Synchronises the device.
+    A row is matched with the nearest of those that would hold the next view. Without views it hits
+    its own partner once in a batch, whatever the batch's size. Synchronises the device.
     """
-    n = len(features_ND) // 2 * 2
-    if n < LEAST_ROWS:
+    if len(features_ND) < LEAST_ROWS:
         return None
-    x_ND = features_ND[:n] / features_ND[:n].std(0).clamp_min(1e-12)
-    for views in (Views(2), Views(2, interleaved=True)):
-        a_GD, b_GD = (x_ND[0::2], x_ND[1::2]) if views.interleaved else x_ND.chunk(2)
-        place_G = torch.arange(n // 2, device=x_ND.device)
-        nearest_G = torch.cdist(a_GD, b_GD).argmin(1)
-        hits, hits_before = (nearest_G == place_G).sum(), (nearest_G == place_G - 1).sum()
-        hits, hits_before = torch.stack([hits, hits_before]).tolist()
-        # In a stream that is not shuffled, the row before is as near as the row after.
-        if hits >= max(6, n // 8) and hits_before < hits / 4:
-            return views
-    return None
+    x_ND = features_ND / features_ND.std(0).clamp_min(1e-12)
+    # Of four views stacked, two look like two; not the other way round.
+    counts = [v for v in (4, 3, 2) if len(x_ND) % v == 0]
+    return next((v for v in (Views(c, near) for c in counts for near in (False, True)) if _look_alike(x_ND, v)), None)
+
+
+def _look_alike(x_ND: Tensor, views: Views) -> bool:
+    g = len(x_ND) // views.count
+    a_GD, b_GD = (x_ND[0 :: views.count], x_ND[1 :: views.count]) if views.interleaved else (x_ND[:g], x_ND[g : 2 * g])
+    place_G = torch.arange(g, device=x_ND.device)
+    nearest_G = torch.cdist(a_GD, b_GD).argmin(1)
+    hits, hits_before = torch.stack([(nearest_G == place_G).sum(), (nearest_G == place_G - 1).sum()]).tolist()
+    # In a stream that is not shuffled, the row before is as near as the row after.
+    return bool(hits >= max(LEAST_HITS, g // 4) and hits_before < hits / 4)
