@@ -19,6 +19,9 @@ class _Inert:
     def __call__(self, *args: Any) -> None:
         return None
 
+    def __getattr__(self, name: str) -> Any:
+        raise _no_such(self, name, "a copy of a model with a pfb blocker cannot be scripted: copy it after detach()")
+
 
 class Hook:
     def __init__(self, gate: Gate, cut_name: str) -> None:
@@ -28,9 +31,13 @@ class Hook:
         return (_Inert, ())
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__name__":  # torch.jit.script asks for it, and prints this
-            raise AttributeError("a model with a pfb blocker cannot be scripted: call blocker.detach() first")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise _no_such(self, name, "a model with a pfb blocker cannot be scripted: call blocker.detach() first")
+
+
+def _no_such(hook: object, name: str, when_scripted: str) -> AttributeError:
+    """``torch.jit.script`` asks hooks for their ``__name__``, and prints the error."""
+    usual = f"{type(hook).__name__!r} object has no attribute {name!r}"
+    return AttributeError(when_scripted if name == "__name__" else usual)
 
 
 def register(
