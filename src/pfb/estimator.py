@@ -17,6 +17,7 @@ from torch import Tensor
 from pfb import sync
 from pfb.centers import Centers
 
+STEPS_APART = 1024  # ranks compare their steps modulo this, so that the sum is exact in float32
 NAMES = ("centers", "counts", "mean", "variance", "pending")
 
 
@@ -153,12 +154,13 @@ class DensityEstimator:
             self._seed()
             return
         *_, step = self._centers.parts()
-        step.fill_(self.updates)
+        step.fill_(self.updates % STEPS_APART)
         sync.sum_over_ranks(self._centers.pending)
-        if sync.world_size() > 1 and step.device.type == "cpu" and float(step) != self.updates * sync.world_size():
+        expected = self.updates % STEPS_APART * sync.world_size()
+        if sync.world_size() > 1 and step.device.type == "cpu" and float(step) != expected:
             raise RuntimeError(
-                f"the ranks called step() unevenly: this one is at step {self.updates}, all together at "
-                f"{float(step):g} instead of {self.updates * sync.world_size()}. Give every rank equally many steps."
+                f"the ranks called step() unevenly: this one is at step {self.updates}, and the others are not (their "
+                f"sum is {float(step):g} instead of {expected}). Give every rank equally many steps."
             )
         self.updates += 1
         self._centers.move(self.beta, max(self.beta, 1.0 / (self.updates + 1)))
