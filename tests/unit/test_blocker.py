@@ -3,7 +3,6 @@
 import copy
 import gc
 import io
-import logging
 import warnings
 
 import pytest
@@ -302,99 +301,6 @@ class TestMistakesInTheLoop:
     def test_data_parallel_is_refused(self):
         with pytest.raises(TypeError, match="DistributedDataParallel"):
             pfb.attach(nn.DataParallel(zoo.mlp(6, 8, 3)), "module.0", 0.4)
-
-
-class TestArguments:
-    @pytest.mark.parametrize(
-        ("arguments", "error", "message"),
-        [
-            ({"cut": "layer9"}, ValueError, r"got 'layer9'.*Did you mean 'layer\d'.*Candidates: "),
-            ({"cut": nn.Linear(2, 2)}, ValueError, "not part of the model"),
-            ({"cut": 3}, TypeError, "name, a module of the model or None"),
-            ({"cut": ""}, ValueError, "the model itself"),
-            ({"cut": "blocks"}, ValueError, "never runs itself.*'blocks.1'"),
-            ({"prune": 1.0}, ValueError, r"\[0, 1\)"),
-            ({"prune": -0.2}, ValueError, "got -0.2"),
-            ({"prune": float("nan")}, ValueError, "got nan"),
-            ({"prune": "half"}, ValueError, "got 'half'"),
-            ({"prune": lambda t: 0.4}, ValueError, "pfb.window"),
-            ({"total_steps": 0}, ValueError, "at least 1"),
-            ({"shallow": "reuze"}, ValueError, '"reuse", "recompute"'),
-            ({"importance": pfb.Uniform}, TypeError, r"must be a callable.*Did you mean `pfb.Uniform\(\)`"),
-            ({"importance": "uniform"}, TypeError, r"got 'uniform'.*Did you mean `pfb.Uniform\(\)`"),
-            ({"importance": 3}, TypeError, r"got 3\)\.$"),
-            ({"feature_dim": 0}, ValueError, "feature_dim"),
-        ],
-    )
-    def test_errors_name_rule_value_and_way_out(self, arguments, error, message):
-        model = zoo.SmallNet()
-        model.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
-        with pytest.raises(error, match=message):
-            pfb.attach(model, **{"cut": "layer1", **arguments})
-        assert hooks_of(model) == 0
-
-    def test_not_a_module(self):
-        with pytest.raises(TypeError, match="torch.nn.Module"):
-            pfb.attach(lambda x: x, "0")
-
-    def test_a_module_as_cut(self):
-        model = zoo.SmallNet()
-        assert pfb.attach(model, model.layer2).cut == "layer2"
-
-    def test_the_automatic_cut_is_logged(self, caplog):
-        with caplog.at_level(logging.INFO, logger="pfb"):
-            blocker = pfb.attach(zoo.SmallNet())
-        assert blocker.cut == "layer1"
-        assert "'layer1'" in caplog.text
-        assert "cut='layer1'" in repr(blocker)
-
-
-class TestImportance:
-    def test_own_callable(self, shallow):
-        model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
-        blocker = pfb.attach(model, "0", 0.5, shallow=shallow, importance=lambda features: features[:, 0])
-        model(torch.tensor([[3.0, 0], [1, 0], [4, 0], [2, 0]]))
-        assert blocker.selection.indices.tolist() == [0, 2]
-        blocker.step()
-        assert blocker.estimator.centers is None
-
-    def test_own_callable_with_the_estimator(self, shallow):
-        model = nn.Sequential(nn.Identity(), nn.Linear(6, 2))
-        blocker = pfb.attach(
-            model,
-            "0",
-            0.5,
-            shallow=shallow,
-            importance=lambda features, estimator: -estimator.log_density(features),
-            estimator=pfb.DensityEstimator(4),
-        )
-        for _ in range(3):
-            model(X)
-            blocker.step()
-        assert blocker.estimator.ready
-
-    def test_wrong_shape_is_an_error(self, shallow):
-        model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=lambda features: features)
-        with pytest.raises(ValueError, match=r"shape \(10,\)"):
-            model(X)
-        blocker.detach()
-
-    def test_uniform_keeps_each_sample_equally_often(self, shallow):
-        model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=pfb.Uniform())
-        kept = torch.zeros(10)
-        for _ in range(500):
-            model(X)
-            kept[blocker.selection.indices] += 1
-            blocker.step()
-        assert kept.sum() == 3000
-        # binomial(500, 0.6): standard deviation 11; six of them
-        assert ((kept - 300).abs() < 66).all()
-
-    def test_alpha_is_checked(self):
-        with pytest.raises(ValueError, match="got -1"):
-            pfb.RareFirst(alpha=-1)
 
 
 def test_stats_are_plain_floats(shallow):
