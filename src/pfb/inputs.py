@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,22 +44,20 @@ def lists_without_tensors(
 def _places(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
-    places: list[tuple[str, Any]] = []
+    inputs = [*zip(argument_names(model, len(args)), args, strict=True), *kwargs.items()]
+    return [place for name, value in inputs for place in _places_in(name, value, shared)]
 
-    def look(name: str, value: Any) -> None:
-        if name in shared:
-            return
-        if isinstance(value, (Tensor, PackedSequence)) or tree.is_list(value):
-            if not isinstance(value, Tensor) or value.dim() > 0:
-                places.append((name, value))
-        else:
-            for place, inner in tree.children(value) or ():
-                look(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner)
 
-    names = argument_names(model, len(args))
-    for name, value in [*zip(names, args, strict=True), *kwargs.items()]:
-        look(name, value)
-    return places
+def _places_in(name: str, value: Any, shared: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    # No closure that calls itself: it would hold the batch until Python looks for cycles.
+    if name in shared:
+        return
+    if isinstance(value, (Tensor, PackedSequence)) or tree.is_list(value):
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            yield name, value
+        return
+    for place, inner in tree.children(value) or ():
+        yield from _places_in(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner, shared)
 
 
 def _holds_batches(value: Any) -> bool:
