@@ -321,7 +321,7 @@ class Gate:
         if self._idle == IDLE_FORWARDS and self.latest is None:
             cause = "the model is in evaluation mode" if self.entered else "the model itself was not called"
             self.tell(
-                "idle",
+                "nothing",
                 f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, since "
                 f"{cause}. Call the model itself (not its `.forward` or its parts), in training mode.",
             )

@@ -83,9 +83,13 @@ def undeclared(features_ND: Tensor) -> Views | None:
 
 def _look_alike(x_ND: Tensor, views: Views) -> bool:
     g = len(x_ND) // views.count
-    a_GD, b_GD = (x_ND[0 :: views.count], x_ND[1 :: views.count]) if views.interleaved else (x_ND[:g], x_ND[g : 2 * g])
-    place_G = torch.arange(g, device=x_ND.device)
-    nearest_G = torch.cdist(a_GD, b_GD).argmin(1)
-    hits, hits_before = torch.stack([(nearest_G == place_G).sum(), (nearest_G == place_G - 1).sum()]).tolist()
-    # In a stream that is not shuffled, the row before is as near as the row after.
-    return bool(hits >= max(LEAST_HITS, g // 4) and hits_before < hits / 4)
+    rows_VGD = x_ND.view(g, views.count, -1).transpose(0, 1) if views.interleaved else x_ND.view(views.count, g, -1)
+    return all(_partners_hit(rows_VGD[0], rows_VGD[v]) for v in {1, views.count - 1})
+
+
+def _partners_hit(a_GD: Tensor, b_GD: Tensor) -> bool:
+    place_G = torch.arange(len(a_GD), device=a_GD.device)
+    off_G = torch.cdist(a_GD.contiguous(), b_GD.contiguous()).argmin(1) - place_G
+    hits, near_misses = torch.stack([(off_G == 0).sum(), (off_G.abs() == 1).sum()]).tolist()
+    # In a batch that is sorted or a stream in order, the rows beside it are as near as the partner.
+    return bool(hits >= max(LEAST_HITS, len(a_GD) // 4) and near_misses < hits / 4)
