@@ -1,0 +1,416 @@
+"""Nothing is pruned and nobody says so; decisions that are mixed up between threads or runs: what
+the gate must tell, and when it must keep silent.
+"""
+
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import pfb
+from tests import zoo
+
+X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+
+
+def attached(shallow, prune=0.4, **settings):
+    model = zoo.mlp(6, 8, 3)
+    return model, pfb.attach(model, "1", prune, shallow=shallow, **settings)
+
+
+def forwards(call, times):
+    for _ in range(times):
+        call(X)
+
+
+def steps(model, blocker, times=1):
+    for _ in range(times):
+        model(X)
+        blocker.step()
+
+
+class CallsForward(nn.Module):
+    """Wrappers of this kind (adapters, for instance) run no hooks of what they wrap."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner.forward(x)
+
+
+class TestNothingIsPruned:
+    """Each way in which a share above 0 stops nothing is told, with its cause."""
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda model, x: model.forward(x),
+            lambda model, x: model[2](model[1](model[0](x))),
+            lambda model, x: CallsForward(model)(x),
+        ],
+        ids=["forward", "parts", "wrapper"],
+    )
+    def test_the_model_itself_was_not_called(self, call, shallow):
+        model, blocker = attached(shallow)
+        assert len(call(model, X)) == 10
+        with pytest.raises(RuntimeError, match=r"not within a call of the model.*not its `.forward` or its parts"):
+            blocker.step()
+
+    def test_it_is_told_at_the_first_step_and_not_when_the_window_opens(self, shallow):
+        model, blocker = attached(shallow, pfb.window(0.4, start=0.5), total_steps=10)
+        model.forward(X)
+        with pytest.raises(RuntimeError, match="not within a call of the model"):
+            blocker.step()
+
+    def test_without_step_it_is_told_after_two_hundred_forwards(self, shallow):
+        model, _blocker = attached(shallow)
+        with pytest.warns(UserWarning, match="200 forwards.*the model itself was not called"):
+            forwards(model.forward, 200)
+
+    def test_evaluation_mode(self, shallow):
+        model, blocker = attached(shallow)
+        model.eval()
+        with pytest.warns(UserWarning, match=r"share of 0.4 pruned nothing.*call model.train\(\)") as told:
+            steps(model, blocker, 300)
+        assert len(told) == 1
+
+    def test_no_gradients(self, shallow):
+        model, blocker = attached(shallow)
+        with torch.no_grad(), pytest.warns(UserWarning, match="pruned nothing, since gradients were disabled"):
+            steps(model, blocker)
+
+    def test_a_schedule_in_the_wrong_units_is_over_too_soon(self, shallow):
+        model, blocker = attached(shallow, pfb.window(0.4, stop=0.8), total_steps=2)
+        with pytest.warns(UserWarning, match="total_steps=2.*optimizer steps, not epochs") as told:
+            steps(model, blocker, 5)
+        assert len(told) == 1
+
+    def test_a_schedule_without_its_length_is_an_error_in_training_only(self, shallow):
+        model, blocker = attached(shallow, pfb.window(0.4, stop=0.8))
+        with torch.no_grad():
+            assert len(model.eval()(X)) == 10
+        with pytest.raises(RuntimeError, match=r"blocker.total_steps = len\(loader\)"):
+            model.train()(X)
+        blocker.total_steps = 10
+        assert len(model(X)) == 6
+        blocker.step()
+
+
+class TestAllIsWell:
+    """Warnings are errors here, so each of these would fail if anything were said."""
+
+    def test_evaluations_between_steps(self, shallow):
+        model, blocker = attached(shallow)
+        for _ in range(3):
+            model(X)
+            blocker.step()
+            with torch.no_grad():
+                model.eval()(X)
+            model.train()
+        with torch.no_grad():
+            for _ in range(250):
+                model(X)
+
+    def test_a_step_that_was_paused(self, shallow):
+        model, blocker = attached(shallow)
+        with blocker.paused():
+            model(X)
+        blocker.step()
+
+    def test_a_share_of_zero_on_parts(self, shallow):
+        model, blocker = attached(shallow, 0.0)
+        model.forward(X)
+        blocker.step()
+
+    def test_parts_called_beside_the_model(self, shallow):
+        model, blocker = attached(shallow)
+        for _ in range(250):
+            model(X)
+            model[1](model[0](X))
+            blocker.step()
+
+    def test_frozen_layers_in_evaluation_mode(self, shallow):
+        model, blocker = attached(shallow)
+        model[0].eval().requires_grad_(False)
+        for _ in range(3):
+            assert len(model(X)) == 6
+            blocker.step()
+
+    def test_one_buffer_that_is_filled_anew(self, shallow):
+        model, blocker = attached(shallow)
+        buffer = torch.empty(10, 6)
+        for _ in range(3):
+            model(buffer.copy_(torch.randn(10, 6)))
+        blocker.step()
+
+    def test_one_batch_in_two_steps(self, shallow):
+        model, blocker = attached(shallow)
+        for _ in range(3):
+            model(X)
+            blocker.step()
+
+
+class TestOneBatchTwice:
+    """SAM, LBFGS, the two sides of a siamese net: each run would decide anew."""
+
+    def test_it_is_told_once(self, shallow):
+        model, _blocker = attached(shallow)
+        with pytest.warns(UserWarning, match="one batch was run twice.*decide_once") as told:
+            forwards(model, 3)
+        assert len(told) == 1
+
+    def test_all_runs_inside_decide_once_take_the_first_decision(self, shallow):
+        model, blocker = attached(shallow, importance=pfb.Uniform())
+        chosen = []
+        for _ in range(3):
+            with blocker.decide_once():
+                for _ in range(3):
+                    assert len(model(X)) == 6
+                    chosen.append(tuple(blocker.selection.indices.tolist()))
+            blocker.step()
+        assert [len(set(chosen[i : i + 3])) for i in (0, 3, 6)] == [1, 1, 1]
+        assert len(set(chosen)) > 1, "the next step decides anew"
+
+    def test_the_density_sees_its_samples_once(self):
+        model, blocker = attached("reuse", estimator=pfb.DensityEstimator(4, 0.5))
+        model(X)
+        blocker.step()
+        before = int(blocker.estimator.counts.sum())
+        with blocker.decide_once():
+            model(X)
+            model(X)
+        blocker.step()
+        assert int(blocker.estimator.counts.sum()) == before + 6
+
+    def test_another_number_of_rows_is_refused(self, shallow):
+        model, blocker = attached(shallow)
+        with blocker.decide_once():
+            model(X)
+            with pytest.raises(ValueError, match="began with a batch of 10 rows and now got 8"):
+                model(X[:8])
+        assert len(model(X[:8].clone())) == 5, "outside it all is as before"
+
+    def test_the_two_sides_of_a_siamese_net_keep_the_same_pairs(self, shallow):
+        model, blocker = attached(shallow)
+        with blocker.decide_once():
+            model(X)
+            first = blocker.selection.indices
+            model(X.flip(1))
+        assert torch.equal(first, blocker.selection.indices)
+
+    def test_sharpness_aware_steps(self, shallow):
+        """Both passes of SAM see the same samples, and all are those of a plain model."""
+        model, blocker = attached(shallow)
+        y = torch.randint(3, (10,))
+        with blocker.decide_once():
+            first = nn.functional.cross_entropy(model(X), blocker.select(y))
+            (first * 1).backward()
+            moves = [0.1 * p.grad for p in model.parameters()]
+            with torch.no_grad():
+                for p, move in zip(model.parameters(), moves, strict=True):
+                    p.add_(move)
+            second = nn.functional.cross_entropy(model(X), blocker.select(y))
+        kept = blocker.selection.indices
+        with torch.no_grad():
+            expected = nn.functional.cross_entropy(model.eval()(X[kept]), y[kept])
+        torch.testing.assert_close(second, expected)
+        assert second.item() > first.item(), "the weights did move in between"
+
+    def test_a_line_search_sees_one_function(self):
+        torch.manual_seed(0)
+        model = zoo.mlp(6, 8, 1).double()
+        blocker = pfb.attach(model, "1", 0.4, importance=pfb.Uniform())
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=10, line_search_fn="strong_wolfe")
+        x = torch.randn(40, 6).double()
+        y, losses = x[:, :1].sin(), []
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), blocker.select(y))
+            loss.backward()
+            losses.append(loss.item())
+            return loss
+
+        with blocker.decide_once():
+            optimizer.step(closure)
+        blocker.step()
+        assert losses[-1] < 0.9 * losses[0]
+
+
+def penalty(critic, x):
+    (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return (gradient.norm(2, dim=1) - 1).square()
+
+
+class TestGradientsByTheInput:
+    """Those of stopped samples are zero, so that penalties and attacks would count them in."""
+
+    def test_a_leaf_that_wants_gradients_is_told_once(self, shallow):
+        model, _blocker = attached(shallow)
+        x = torch.randn(10, 6, requires_grad=True)
+        with pytest.warns(UserWarning, match=r"those of stopped samples are zero.*blocker.paused\(\)") as told:
+            model(x).sum().backward()
+        model(torch.randn(10, 6, requires_grad=True))  # a second warning would be an error here
+        assert len(told) == 1
+        assert ((x.grad == 0).all(1)).sum() == 4
+
+    def test_a_penalty_over_the_kept_samples_is_theirs(self, shallow):
+        model, blocker = attached(shallow)
+        x = torch.randn(10, 6, requires_grad=True)
+        with pytest.warns(UserWarning, match="stopped samples"):
+            values = penalty(model, x)
+        kept = blocker.selection.indices
+        blocker.detach()
+        expected = penalty(model, x.detach()[kept].requires_grad_())
+        torch.testing.assert_close(values[kept], expected)
+
+    def test_paused_it_is_that_of_all(self, shallow):
+        model, blocker = attached(shallow)
+        x = torch.randn(10, 6, requires_grad=True)
+        with blocker.paused():
+            values = penalty(model, x)
+        assert bool((values != 1).all())
+
+
+class TestThreads:
+    """One model in two threads mixes up whose decision is whose."""
+
+    @staticmethod
+    def in_a_thread(work):
+        failed = []
+
+        def guarded():
+            try:
+                work()
+            except Exception as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        thread.join()
+        return failed
+
+    def test_the_others_decision_is_refused(self, shallow):
+        model, blocker = attached(shallow)
+        model(X)
+        assert not self.in_a_thread(lambda: model(torch.randn(20, 6)))
+        with pytest.raises(RuntimeError, match="two threads within one step.*a blocker of its own"):
+            blocker.select(torch.arange(10))
+
+    def test_a_pool_that_runs_each_step_in_another_thread_is_fine(self, shallow):
+        model, blocker = attached(shallow)
+
+        def step():
+            assert len(model(torch.randn(10, 6))) == len(blocker.select(torch.arange(10))) == 6
+            blocker.step()
+
+        model(torch.randn(10, 6))  # a first try, without a step
+        for _ in range(2):
+            assert not self.in_a_thread(step)
+
+    def test_a_forward_in_another_thread_may_be_selected_for_here(self, shallow):
+        model, blocker = attached(shallow)
+        assert not self.in_a_thread(lambda: model(X))
+        assert len(blocker.select(torch.arange(10))) == 6
+
+
+def test_an_interrupt_inside_a_forward_leaves_evaluations_whole(shallow):
+    """Ctrl-C in a notebook: PyTorch runs no hooks for it, so the model is never left."""
+
+    class Interrupts(nn.Module):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model = zoo.mlp(6, 8, 3)
+    blocker = pfb.attach(model, "1", 0.5, shallow=shallow)
+    whole, model[2] = model[2], Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    model[2] = whole
+    with blocker.paused():
+        assert len(model[1](X)) == 10
+    assert len(model.eval()[1](X)) == 10
+    assert len(model(X)) == 10
+    assert len(model.train()(X.clone())) == 5, "a forward of the model heals the rest"
+    assert len(model[1](X)) == 10
+
+
+def test_a_step_that_is_never_called_keeps_a_bounded_memory(shallow):
+    """The density's first rows, the inputs that were seen and the decisions that may be
+    replayed.
+    """
+    model, blocker = attached(shallow, estimator=pfb.DensityEstimator(8))
+    for _ in range(50):
+        model(torch.randn(10, 6))
+    assert sum(map(len, blocker.estimator.state_dict()["seeds"])) <= 8 + 5
+    assert len(blocker._gate._inputs) <= 2
+
+
+def test_a_forward_leaves_no_cycles_that_hold_its_batch(shallow):
+    """They would keep device memory until Python happens to look for cycles."""
+    model, blocker = attached(shallow)
+    gc.collect()
+    gc.disable()
+    try:
+        x = torch.randn(10, 6)
+        gone = weakref.ref(x)
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: None, lambda saved: None):
+            model(x)
+        blocker.step()
+        del x
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_stats_after_an_evaluation_are_those_of_training(shallow):
+    """Everybody logs at the end of an epoch, after evaluating."""
+    model, blocker = attached(shallow)
+    model(X)
+    blocker.step()
+    with torch.no_grad():
+        model.eval()(X)
+    assert blocker.stats["pruned_share"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("size", [(0, 3), (1, 3), (20, 3)])
+def test_no_forward_that_passes_whole_is_asked_for_features(size, shallow):
+    """An evaluation with gradients may be of any shape, and a callable for features may not like
+    it.
+    """
+
+    def features(output):
+        raise AssertionError("not in an evaluation")
+
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 2))
+    with pfb.attach(model, "0", 0.4, shallow=shallow, features=features):
+        model.eval()(torch.zeros(size))
+        model(torch.zeros(3)).sum().backward()
+
+
+def test_an_empty_batch_under_every_rule(shallow):
+    """A rank without samples takes part with an empty batch."""
+    for importance in (pfb.RareFirst(), pfb.Uniform(), lambda features: features.sum(1)):
+        for width in ((6,), (3, 8, 8)):
+            model = zoo.mlp(6, 8, 3) if width == (6,) else zoo.SmallNet()
+            with pfb.attach(
+                model, "1" if width == (6,) else "layer1", shallow=shallow, importance=importance
+            ) as blocker:
+                assert len(model(torch.zeros(0, *width))) == 0
+                assert len(blocker.select(torch.zeros(0))) == 0
+                blocker.step()
+
+
+def test_decisions_are_those_of_the_unpruned_model_under_warnings_as_errors(shallow):
+    model, blocker = attached(shallow)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            model(torch.randn(64, 6)).sum().backward()
+            blocker.step()
