@@ -187,6 +187,8 @@ def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:
         return 1, module.num_channels
     if isinstance(module, nn.Linear):
         return -1, module.out_features
+    if isinstance(module, nn.RNNBase):
+        return -1, (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
         # torchvision and timm call the LayerNorm over the channels of [N, C, H, W] LayerNorm2d.
         return (1 if "2d" in type(module).__name__ else -1), module.normalized_shape[0]

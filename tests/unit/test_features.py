@@ -52,6 +52,21 @@ def test_a_square_convolutional_map_is_not_ambiguous():
     assert infer_channel_dim((2, 64, 64, 64), layers) == 1
 
 
+@pytest.mark.parametrize(
+    ("net", "channels"),
+    [
+        (nn.LSTM(4, 8, batch_first=True), 8),
+        (nn.GRU(8, 5, bidirectional=True, batch_first=True), 10),
+        (nn.LSTM(4, 8, proj_size=3, batch_first=True), 3),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_have_their_channels_last(net, channels):
+    shape, dim = inferred(nn.Sequential(net), "0", torch.zeros(2, channels, net.input_size))
+    assert dim == 2
+    assert shape[dim] == channels
+
+
 def test_concatenated_convolutions():
     """DenseNet, SqueezeNet, ShuffleNet: the output has more channels than the last layer."""
     assert infer_channel_dim((2, 256, 16, 16), ((1, 128), (1, 32))) == 1
