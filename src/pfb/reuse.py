@@ -74,7 +74,7 @@ class _Enter(Hook):
         places = batched_places(model, args, kwargs, self.shared)
         self.rows = possible_rows(places, self.gate.reader.batch_dim)
         if len(places) > 1:
-            raise ValueError(self._bypass(type(model).__name__, places[1][0], places[0][0]))
+            raise ValueError(self._bypass(type(model).__name__, places[1][0], repr(places[0][0])))
         self.lists = lists_without_tensors(model, args, kwargs, self.shared)
         self.batches = None
         for name, value in places:
@@ -93,7 +93,7 @@ class _Enter(Hook):
         """
         if self.batches is not None and self.batches[1] != batch_size:
             name = self.batches[0]
-            raise ValueError(self._bypass("the model", f"{name}[1]", f"{name}[0]"))
+            raise ValueError(self._bypass("the model", f"{name}[1]", repr(f"{name}[0]")))
         for name, length in self.lists:
             if length != batch_size:
                 if not torch.compiler.is_compiling():
@@ -103,7 +103,7 @@ class _Enter(Hook):
 
     def _bypass(self, model: str, second: str, first: str) -> str:
         return (
-            f"{model} takes {second!r} beside {first!r}, and with reuse it still holds the whole batch after the cut, "
+            f"{model} takes {second!r} beside {first}, and with reuse it still holds the whole batch after the cut, "
             'where it would be paired with the wrong samples. Use shallow="recompute", which selects both; or name it in '
             f"pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
         )

@@ -1,7 +1,10 @@
 """The wiring that keeps the shallow pass: what it refuses beside the cut's own input."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import nn
 
 import pfb
 from tests import zoo
@@ -35,3 +38,135 @@ def test_channels_last_is_kept_through_the_cut():
     with pfb.attach(model, "layer1", 0.5):
         model(torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last))
     assert formats == [True]
+
+
+class TwoTowers(nn.Module):
+    """In-batch negatives: scores are products between samples."""
+
+    def __init__(self, how="product"):
+        super().__init__()
+        self.how = how
+        self.query = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.passage = nn.Linear(6, 4)
+
+    def forward(self, query, passage):
+        a, b = self.query(query), self.passage(passage)
+        if self.how == "product":
+            return nn.functional.cross_entropy(a @ b.T, torch.arange(len(a)))
+        if self.how == "zip":
+            return torch.stack([p @ q for p, q in zip(a, b, strict=False)]).mean()
+        return a.gather(1, passage[: len(a), :1].abs().long() % 4).mean()
+
+
+@pytest.mark.parametrize("how", ["product", "zip", "gather"])
+@pytest.mark.parametrize("call", ["positional", "keyword", "mapping", "tuple", "dataclass"])
+def test_what_would_be_paired_with_the_wrong_samples_is_refused(how, call):
+    """None of these clashes in its shape, so that it would be silently wrong."""
+    towers = TwoTowers(how)
+    query, passage = torch.randn(10, 6), torch.randn(10, 6)
+
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.towers = towers
+
+        def forward(self, batch):
+            if isinstance(batch, Pair):
+                return self.towers(batch.query, batch.passage)
+            return self.towers(*batch) if isinstance(batch, tuple) else self.towers(**batch)
+
+    model = towers if call in ("positional", "keyword") else Given()
+    both = {"query": query, "passage": passage}
+    arguments, keywords = {
+        "positional": ((query, passage), {}),
+        "keyword": ((), both),
+        "mapping": ((both,), {}),
+        "tuple": (((query, passage),), {}),
+        "dataclass": ((Pair(query, passage),), {}),
+    }[call]
+    cut = "query.0" if model is towers else "towers.query.0"
+    with pfb.attach(model, cut), pytest.raises(ValueError, match='still holds the whole batch.*shallow="recompute"'):
+        model(*arguments, **keywords)
+    with pfb.attach(model, cut, shallow="recompute") as blocker:
+        loss = model(*arguments, **keywords)
+        kept = blocker.selection.indices
+    torch.testing.assert_close(loss, towers(query[kept], passage[kept]))
+
+
+@dataclass
+class Pair:
+    query: torch.Tensor
+    passage: torch.Tensor
+
+
+def test_what_is_named_as_shared_passes():
+    model = TwoTowers("product")
+    with pfb.attach(model, "query.0", shallow=pfb.Reuse(shared=("passage",))) as blocker:
+        query, passage = torch.randn(10, 6), torch.randn(4, 6)
+        assert blocker.selection is None
+        model(query, passage=torch.cat([passage, passage]))
+        assert len(blocker.selection.indices) == 6
+
+
+class TestListsBesideTheBatch:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x, other=None):
+            return self.b(self.a(x))
+
+    @pytest.mark.parametrize(
+        "items",
+        [[{"file": f"{i}.jpg"} for i in range(10)], [f"caption {i}" for i in range(10)], tuple(range(10))],
+        ids=["metas", "captions", "ids"],
+    )
+    def test_one_item_per_sample_is_told(self, items):
+        """It cannot be known whether the deep part pairs them with samples."""
+        model = self.Net()
+        blocker = pfb.attach(model, "a")
+        with pytest.warns(UserWarning, match="takes 'other' beside its batch"):
+            model(torch.randn(10, 6), items)
+        blocker.detach()
+        with pfb.attach(model, "a", shallow=pfb.Reuse(shared=("other",))):
+            model(torch.randn(10, 6), items)
+
+    def test_a_list_that_had_another_length_before_is_not(self):
+        model = self.Net()
+        with pfb.attach(model, "a"):
+            for n in (8, 5, 2):
+                model(torch.randn(n, 6), ("cat", "dog", "owl", "fox", "elk"))
+
+    def test_neither_are_numbers_and_small_shared_things(self):
+        model = self.Net()
+        with pfb.attach(model, "a"):
+            for other in (None, 0.5, torch.tensor(0.5), (16, 16), "mean", {"p": 0.1}, torch.nn.Identity()):
+                assert len(model(torch.randn(10, 6), other)) == 6
+
+    def test_several_batches_in_one_list_are_refused(self):
+        class Sum(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 6)
+
+            def forward(self, parts):
+                return self.b(self.a(parts[0])) + parts[1][:6]
+
+        model = Sum()
+        with pfb.attach(model, "a"), pytest.raises(ValueError, match=r"takes 'parts\[1\]' beside 'parts\[0\]'"):
+            model([torch.randn(10, 6), torch.randn(10, 6)])
+
+    def test_one_list_of_one_tensor_per_sample_is_the_batch(self):
+        class Stacks(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+            def forward(self, points):
+                return self.b(self.a(torch.stack([p.mean(0) for p in points])))
+
+        model = Stacks()
+        for sizes in (range(2, 12), [4] * 10):
+            with pfb.attach(model, "a"):
+                assert len(model([torch.randn(n, 3) for n in sizes])) == 6
