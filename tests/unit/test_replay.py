@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pfb
+from pfb.replay import Replays
 from tests import zoo
 
 
@@ -76,3 +77,76 @@ def test_without_a_scoring_pass_a_replay_takes_its_own_forwards_decision():
             expected.square().sum().backward()
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+class TestDecisionsThatAreNotKnown:
+    """Better an error than gradients of other samples."""
+
+    def checkpointed(self, model, x):
+        return checkpoint(model, x, use_reentrant=False)
+
+    def test_a_step_before_backward(self, shallow):
+        model = zoo.mlp(6, 8, 3)
+        with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+            out = self.checkpointed(model, torch.randn(10, 6))
+            blocker.step()
+            with pytest.raises(RuntimeError, match=r"only after `backward\(\)`"):
+                out.sum().backward()
+
+    def test_a_step_and_another_forward_before_backward(self, shallow):
+        """The other forward's decision would fit in its shape."""
+        model = zoo.mlp(6, 8, 3)
+        with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+            out = self.checkpointed(model, torch.randn(10, 6))
+            blocker.step()
+            model(torch.randn(10, 6))
+            with pytest.raises(RuntimeError, match="none of those since the last step"):
+                out.sum().backward()
+
+    def test_rounding_is_no_other_batch(self):
+        replays, features = Replays(), torch.rand(10, 8)
+        replays.note(features, torch.arange(6))
+        for other in (features, features + 1e-3 * torch.randn(10, 8), features.bfloat16().float()):
+            assert replays.decision(other).tolist() == list(range(6))
+        for n in (1, 2):
+            replays.note(torch.rand(n, 8), None)
+            assert replays.decision(replays._forwards[-1].features * (1 + 1e-4)) is None
+
+    def test_broken_features_are_known_again(self):
+        replays, features = Replays(), torch.rand(10, 8)
+        features[3] = torch.nan
+        replays.note(torch.rand(10, 8), None)
+        replays.note(features, torch.arange(6))
+        assert replays.decision(features.clone()).tolist() == list(range(6))
+
+
+def test_one_batch_twice_under_checkpointing_keeps_one_decision(shallow):
+    """SAM with activation checkpointing: gradients of both runs are those of the kept samples."""
+    model = zoo.mlp(6, 8, 3).double()
+    plain = copy.deepcopy(model)
+    x = torch.randn(10, 6).double()
+    with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+        with blocker.decide_once():
+            loss = sum(checkpoint(model, x, use_reentrant=False).square().sum() for _ in range(2))
+        kept = blocker.selection.indices
+        loss.backward()
+        blocker.step()
+    (2 * plain(x[kept]).square().sum()).backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_forwards_that_pass_whole_are_replayed_whole(shallow):
+    """Paused, or with features that cannot be read, since nothing is asked of them."""
+    model = zoo.mlp(6, 8, 3).double()
+    plain = copy.deepcopy(model)
+    x = torch.randn(10, 6).double()
+    readers = (None, lambda output: output if len(output) == 20 else 1 / 0)
+    for features in readers:
+        model.zero_grad()
+        plain.zero_grad()
+        with pfb.attach(model, "1", 0.4, shallow=shallow, features=features) as blocker, blocker.paused():
+            checkpoint(model, x, use_reentrant=False).square().sum().backward()
+        plain(x).square().sum().backward()
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)

@@ -1,19 +1,354 @@
-"""What the scoring pass writes is taken back, and what the forward proper sees, it sees."""
+"""The scoring pass is not seen from outside: what it writes is taken back, and it sees what the
+forward proper sees.
 
+Each model here is compared with a copy that never had a blocker, run on the kept samples.
+"""
+
+import copy
+
+import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import pfb
 from tests import zoo
 
 
-def test_autocast_does_not_lose_the_shallow_gradients():
-    """Weights cast in the scoring pass, without graph, must not be served to the forward proper
-    from autocast's cache.
+def like_plain(model, *args, cut="a", steps=1, **kwargs):
+    """Outputs, gradients and buffers equal those of a plain model on the kept samples; no argument
+    is changed.
     """
-    model = zoo.mlp(6, 16, 16, 3)
-    with pfb.attach(model, "1", 0.4, shallow="recompute") as blocker:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(torch.randn(10, 6)), blocker.select(torch.randint(3, (10,))))
-        loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    plain = copy.deepcopy(model)
+    with pfb.attach(model, cut, 0.5, shallow="recompute") as blocker:
+        for _ in range(steps):
+            given = copy.deepcopy((args, kwargs))
+            model.zero_grad()
+            plain.zero_grad()
+            out = model(*given[0], **given[1])
+            kept = blocker.selection.indices
+            assert len(kept) == 5
+            expected_args, expected_kwargs = pfb.Selection(kept, 10).select(copy.deepcopy(args), copy.deepcopy(kwargs))
+            expected = plain(*expected_args, **expected_kwargs)
+            torch.testing.assert_close(out, expected)
+            out.square().sum().backward()
+            expected.square().sum().backward()
+            blocker.step()
+            for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+                assert p.grad is not None, f"{name} has no gradient"
+                torch.testing.assert_close(p.grad, q.grad, msg=name)
+            buffers = dict(plain.named_buffers())
+            assert {name for name, _ in model.named_buffers()} == set(buffers)
+            for name, buffer in model.named_buffers():
+                torch.testing.assert_close(buffer, buffers[name], msg=name)
+    return model, plain
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).tanh())
+
+
+X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+
+
+class TestInputs:
+    class InPlace(Two):
+        def forward(self, x):
+            if isinstance(x, dict):
+                return super().forward(x.pop("x").sub_(0.5).div_(0.25))
+            return super().forward((x if isinstance(x, torch.Tensor) else x.x).sub_(0.5).div_(0.25))
+
+    def test_normalised_in_place(self):
+        like_plain(self.InPlace(), X, steps=5)
+
+    def test_popped_from_a_dict(self):
+        like_plain(self.InPlace(), {"x": X}, steps=5)
+
+    def test_inside_a_class_of_the_users(self):
+        from dataclasses import dataclass
+
+        @dataclass
+        class Batch:
+            x: torch.Tensor
+
+        like_plain(self.InPlace(), Batch(X), steps=5)
+
+    def test_popped_from_a_tokenizers_batch(self):
+        from transformers import BatchEncoding
+
+        class Net(Two):
+            def forward(self, batch):
+                return super().forward(batch.pop("input_ids").float())
+
+        like_plain(Net(), BatchEncoding({"input_ids": torch.arange(60).view(10, 6) / 60}), steps=5)
+
+    def test_written_to_for_the_first_time_after_many_steps(self):
+        class Later(Two):
+            def forward(self, x):
+                self.calls += 1
+                return super().forward(x.mul_(2) if self.calls > 5 else x)
+
+        model = Later()
+        model.calls = 0
+        like_plain(model, X, steps=8)
+
+
+class TestModules:
+    def test_features_that_are_remembered_for_one_batch(self):
+        class Memo(Two):
+            memo = None
+
+            def forward(self, x):
+                if self.memo is None:
+                    self.memo = self.a(x)
+                out = self.b(self.memo.tanh())
+                if torch.is_grad_enabled():
+                    self.memo = None
+                return out
+
+        like_plain(Memo(), X, steps=5)
+
+    @pytest.mark.parametrize("kind", [dict, list, set])
+    def test_caches_and_logs_in_containers(self, kind):
+        class Cached(Two):
+            def __init__(self):
+                super().__init__()
+                self.seen = kind()
+
+            def forward(self, x):
+                hidden = self.a(x)
+                if kind is dict:
+                    hidden = self.seen.setdefault("hidden", hidden)
+                elif kind is list:
+                    self.seen.append(len(x))
+                else:
+                    self.seen.add(len(x))
+                return self.b(hidden.tanh())
+
+        model, _ = like_plain(Cached(), X)
+        assert len(model.seen) == 1
+        assert kind is dict or list(model.seen) == [5], "not the whole batch of the scoring pass"
+
+    def test_counters(self):
+        class Counting(Two):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(()))
+                self.register_buffer("total", None)
+                self.steps = 0
+
+            def forward(self, x):
+                self.calls += 1
+                self.steps += 1
+                self.total = self.calls * 2
+                return super().forward(x)
+
+        model, plain = like_plain(Counting(), X, steps=5)
+        assert (model.steps, plain.steps) == (5, 5)
+
+    def test_buffers_that_appear_in_the_forward(self):
+        class Appearing(Two):
+            def forward(self, x):
+                if not hasattr(self, "hidden"):
+                    self.register_buffer("hidden", self.a(x))
+                return self.b(self.hidden.tanh())
+
+        like_plain(Appearing(), X)
+
+    def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
+        class Late(Two):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(()))
+                self.on = False
+
+            def forward(self, x):
+                if self.on:
+                    self.calls.add_(1)
+                return super().forward(x)
+
+        model = Late()
+        with pfb.attach(model, "a", shallow="recompute") as blocker:
+            for _ in range(4):
+                model(torch.randn(10, 6))
+                blocker.step()
+            model.on = True
+            with pytest.raises(RuntimeError, match="wrote to the buffer 'calls' of a Late.*is_grad_enabled"):
+                model(X)
+
+    def test_a_failing_pass_is_taken_back_too(self):
+        class Fails(Two):
+            steps = 0
+
+            def forward(self, x):
+                self.steps += 1
+                x.zero_()
+                raise ArithmeticError("by the model")
+
+        model, x = Fails(), X.clone()
+        with pfb.attach(model, "a", shallow="recompute"), pytest.raises(ArithmeticError) as failed:
+            model(x)
+        assert model.steps == 0
+        assert torch.equal(x, X)
+        assert "this is the scoring pass of recompute: Fails on the whole batch" in failed.value.__notes__[0]
+
+    def test_lazy_layers_are_made_by_the_first_pass(self):
+        class Lazy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
+                self.b = nn.LazyLinear(3)
+
+            def forward(self, x):
+                return self.b(self.a(x).mean((2, 3)))
+
+        model = Lazy()
+        with pfb.attach(model, "a", 0.5, shallow="recompute", channel_dim=1) as blocker:
+            for step in range(3):
+                assert len(model(torch.randn(10, 3, 8, 8))) == 5
+                assert int(model.a[1].num_batches_tracked) == step + 1
+                blocker.step()
+
+    def test_layers_that_start_from_their_first_batch(self):
+        class ActNorm(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.shift, self.started = nn.Parameter(torch.zeros(8)), False
+
+            def forward(self, x):
+                if not self.started:
+                    self.shift.data.copy_(-x.detach().mean(0))
+                    self.started = True
+                return x + self.shift
+
+        model = Two()
+        model.a = nn.Sequential(nn.Linear(6, 8), ActNorm())
+        like_plain(model, X, steps=2)
+
+
+class TestWhatEvaluationAndNoGradSwitchOn:
+    def test_cached_parametrizations(self):
+        class Symmetric(nn.Module):
+            def forward(self, x):
+                return x.triu() + x.triu(1).mT
+
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+        for layer in (model[0], model[2]):
+            parametrize.register_parametrization(layer, "weight", Symmetric())
+        plain = copy.deepcopy(model)
+        with pfb.attach(model, "1", 0.5, shallow="recompute") as blocker, parametrize.cached():
+            model(X.double()).square().sum().backward()
+            assert parametrize._cache_enabled == 1, "as it was"
+            kept = blocker.selection.indices
+        plain(X[kept].double()).square().sum().backward()
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+
+    @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+    @pytest.mark.parametrize(
+        "norm",
+        [
+            parametrizations.spectral_norm,
+            torch.nn.utils.spectral_norm,
+            parametrizations.weight_norm,
+            parametrizations.orthogonal,
+        ],
+    )
+    def test_weights_that_are_computed_anew(self, norm):
+        model = Two()
+        model.a, model.b = norm(model.a), norm(model.b)
+        like_plain(model, X, steps=4)
+
+    def test_padded_batches_do_not_become_nested_tensors(self):
+        """The fused path of attention layers in evaluation mode makes them of a padding mask."""
+
+        class Encoder(nn.Module):
+            def __init__(self):
+                super().__init__()
+                layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+                self.a, self.b = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+            def forward(self, x, src_key_padding_mask):
+                hidden = self.a(x, src_key_padding_mask=src_key_padding_mask)
+                return self.b(hidden.masked_fill(src_key_padding_mask[..., None], 0).sum(1))
+
+        padding = torch.arange(5) >= torch.arange(10)[:, None] % 3 + 2
+        for cut in ("a", "a.layers.0"):
+            like_plain(Encoder(), torch.randn(10, 5, 8), src_key_padding_mask=padding, cut=cut)
+        assert torch.backends.mha.get_fastpath_enabled(), "as it was"
+
+    @pytest.mark.parametrize("inner", [False, True])
+    @pytest.mark.parametrize("outer", [False, True])
+    def test_autocast_around_and_inside_the_model(self, inner, outer):
+        """Weights cast in the scoring pass, without graph, must not be served to the forward proper
+        from autocast's cache.
+        """
+
+        class Net(Two):
+            def forward(self, x):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inner or outer):
+                    return super().forward(x)
+
+        model = Net()
+        with pfb.attach(model, "a", 0.5, shallow="recompute") as blocker:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+                loss = nn.functional.cross_entropy(model(X).float(), blocker.select(torch.randint(3, (10,))))
+                assert torch.is_autocast_cache_enabled()
+            loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+class TestHooks:
+    mean = torch.arange(6.0)
+
+    @pytest.mark.parametrize("with_kwargs", [False, True])
+    @pytest.mark.parametrize("order", ["before", "after", "prepended"])
+    def test_pre_hooks_of_the_model_are_seen_whenever_they_come(self, with_kwargs, order):
+        model, seen = Two(), []
+
+        def positional(module, args):
+            seen.append(len(args[0]))
+            return ((args[0] - self.mean) * 2,)
+
+        def keyword(module, args, kwargs):
+            seen.append(len(kwargs["x"]))
+            return args, {"x": (kwargs["x"] - self.mean) * 2}
+
+        def register():
+            hook = keyword if with_kwargs else positional
+            model.register_forward_pre_hook(hook, with_kwargs=with_kwargs, prepend=order == "prepended")
+
+        if order == "before":
+            register()
+        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=lambda features: features[:, 0]) as blocker:
+            if order != "before":
+                register()
+            for _ in range(3):
+                x = self.mean + torch.randn(10, 6)
+                out = model(x=x) if with_kwargs else model(x)
+                kept = blocker.selection.indices
+                features = model.a((x - self.mean) * 2)
+                assert kept.tolist() == features[:, 0].topk(5).indices.sort().values.tolist()
+                torch.testing.assert_close(out, model.b(features[kept].tanh()))
+                blocker.step()
+
+    def test_a_late_hook_that_returns_one_tensor_or_nothing(self):
+        model, seen = Two(), []
+        with pfb.attach(model, "a", 0.5, shallow="recompute") as blocker:
+            model.register_forward_pre_hook(lambda module, args: args[0] * 2)
+            model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+            out = model(X)
+            torch.testing.assert_close(out, model.b(model.a(2 * X[blocker.selection.indices]).tanh()))
+
+    def test_hooks_of_layers_before_the_cut_see_both_passes(self):
+        """It cannot be told from outside which of the user's hooks want to see the scoring pass."""
+        model, seen = zoo.SmallNet(), []
+        model.stem.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+        with pfb.attach(model, "layer1", 0.5, shallow="recompute"):
+            model(torch.randn(10, 3, 8, 8))
+        assert seen == [10, 5]
