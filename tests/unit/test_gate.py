@@ -334,29 +334,41 @@ class Interrupts(nn.Module):
 
 
 class TestInterrupts:
-    def interrupted(self, shallow):
+    def interrupted(self, shallow, place=2):
         model = zoo.mlp(6, 8, 3)
         blocker = pfb.attach(model, "1", 0.5, shallow=shallow)
-        whole, model[2] = model[2], Interrupts()
+        whole, model[place] = model[place], Interrupts()
         with pytest.raises(KeyboardInterrupt):
             model(X)
-        model[2] = whole
+        model[place] = whole
         return model, blocker
 
-    def test_evaluations_and_pauses_are_whole(self, shallow):
-        model, blocker = self.interrupted(shallow)
+    @pytest.mark.parametrize("place", [0, 2])
+    def test_evaluations_and_pauses_are_whole(self, place, shallow):
+        model, blocker = self.interrupted(shallow, place)
         assert len(model.eval()[1](X)) == 10
-        model, blocker = self.interrupted(shallow)
+        model, blocker = self.interrupted(shallow, place)
         with blocker.paused():
             assert len(model[1](X)) == 10
         with torch.no_grad():
             assert len(model(X)) == 10
 
-    def test_the_cut_on_its_own_is_pruned_until_the_model_is_called(self, shallow):
-        model, _blocker = self.interrupted(shallow)
-        assert len(model[1](X)) == (5 if shallow == "reuse" else 10)
-        assert len(model(X.clone())) == 5
+    def test_with_reuse_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
+        hidden = torch.randn(10, 8)
+        for place in (0, 2):
+            model, _blocker = self.interrupted("reuse", place)
+            if place == 0:  # before the cut
+                assert len(model[1](hidden)) == 5
+            else:
+                with pytest.raises(RuntimeError, match="call the model itself rather than its parts"):
+                    model[1](hidden)
+            assert len(model(X.clone())) == 5
+            assert len(model[1](hidden)) == 10
+
+    def test_with_recompute_it_is(self):
+        model, _blocker = self.interrupted("recompute")
         assert len(model[1](X)) == 10
+        assert len(model(X.clone())) == 5
 
 
 def test_a_step_that_is_never_called_keeps_a_bounded_memory(shallow):

@@ -378,7 +378,8 @@ class TestWhatIsNotTakenBack:
 
     def test_a_cache_of_a_module_that_fills_for_the_first_time_after_three_passes(self):
         class Late(Two):
-            calls, log = 0, ()
+            calls: int = 0
+            log: tuple[int, ...] = ()
 
             def forward(self, x):
                 if self.calls > 3:
