@@ -278,6 +278,12 @@ class TestMistakesInTheLoop:
         with pytest.raises(ValueError, match=r"10 samples.*\(9,\)"):
             blocker.select(torch.arange(9))
 
+    def test_a_forgotten_select_is_told_by_pytorch(self, shallow):
+        """In the words that README and docs/limits.md repeat, to be found by a search."""
+        model = zoo.mlp(6, 8, 3)
+        with pfb.attach(model, "0", 0.4, shallow=shallow), pytest.raises(ValueError, match=r"batch_size \(6\).*\(10\)"):
+            nn.functional.cross_entropy(model(X), torch.randint(3, (10,)))
+
     def test_forgotten_step_is_told_once(self, shallow):
         model = zoo.mlp(6, 8, 3)
         blocker = pfb.attach(model, "0", 0.4, shallow=shallow)

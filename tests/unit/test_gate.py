@@ -165,6 +165,12 @@ class TestOneBatchTwice:
             forwards(model, 3)
         assert len(told) == 1
 
+    def test_a_copy_of_the_batch_is_not_known_again(self, shallow):
+        """As when each call moves it to the device anew; comparing values would wait for them."""
+        model, _blocker = attached(shallow)
+        model(X)
+        model(X.clone())
+
     def test_all_runs_inside_decide_once_take_the_first_decision(self, shallow):
         model, blocker = attached(shallow, importance=pfb.Uniform())
         chosen = []
@@ -320,25 +326,49 @@ class TestThreads:
         assert len(blocker.select(torch.arange(10))) == 6
 
 
-def test_an_interrupt_inside_a_forward_leaves_evaluations_whole(shallow):
+class Interrupts(nn.Module):
     """Ctrl-C in a notebook: PyTorch runs no hooks for it, so the model is never left."""
 
-    class Interrupts(nn.Module):
-        def forward(self, x):
-            raise KeyboardInterrupt
+    def forward(self, x):
+        raise KeyboardInterrupt
 
-    model = zoo.mlp(6, 8, 3)
-    blocker = pfb.attach(model, "1", 0.5, shallow=shallow)
-    whole, model[2] = model[2], Interrupts()
-    with pytest.raises(KeyboardInterrupt):
-        model(X)
-    model[2] = whole
-    with blocker.paused():
+
+class TestInterrupts:
+    def interrupted(self, shallow, place=2):
+        model = zoo.mlp(6, 8, 3)
+        blocker = pfb.attach(model, "1", 0.5, shallow=shallow)
+        whole, model[place] = model[place], Interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            model(X)
+        model[place] = whole
+        return model, blocker
+
+    @pytest.mark.parametrize("place", [0, 2])
+    def test_evaluations_and_pauses_are_whole(self, place, shallow):
+        model, blocker = self.interrupted(shallow, place)
+        assert len(model.eval()[1](X)) == 10
+        model, blocker = self.interrupted(shallow, place)
+        with blocker.paused():
+            assert len(model[1](X)) == 10
+        with torch.no_grad():
+            assert len(model(X)) == 10
+
+    def test_with_reuse_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
+        hidden = torch.randn(10, 8)
+        for place in (0, 2):
+            model, _blocker = self.interrupted("reuse", place)
+            if place == 0:  # before the cut
+                assert len(model[1](hidden)) == 5
+            else:
+                with pytest.raises(RuntimeError, match="call the model itself rather than its parts"):
+                    model[1](hidden)
+            assert len(model(X.clone())) == 5
+            assert len(model[1](hidden)) == 10
+
+    def test_with_recompute_it_is(self):
+        model, _blocker = self.interrupted("recompute")
         assert len(model[1](X)) == 10
-    assert len(model.eval()[1](X)) == 10
-    assert len(model(X)) == 10
-    assert len(model.train()(X.clone())) == 5, "a forward of the model heals the rest"
-    assert len(model[1](X)) == 10
+        assert len(model(X.clone())) == 5
 
 
 def test_a_step_that_is_never_called_keeps_a_bounded_memory(shallow):

@@ -27,6 +27,26 @@ def test_recompute_selects_every_input_and_the_labels_inside_the_forward():
     torch.testing.assert_close(model.shallow.weight.grad, plain.shallow.weight.grad)
 
 
+def test_a_pair_of_towers_with_its_contrastive_loss_inside():
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 1}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    plain = copy.deepcopy(model)
+    batch = {
+        "input_ids": torch.randint(2, 49, (10, 8)),
+        "attention_mask": (torch.arange(8) < torch.arange(10)[:, None] % 4 + 4).long(),
+        "pixel_values": torch.randn(10, 3, 16, 16),
+    }
+    with pfb.attach(model, "vision_model.encoder.layers.0", 0.4, shallow="recompute") as blocker:
+        out = model(**batch, return_loss=True)
+        kept = blocker.select(batch)
+    assert out.logits_per_image.shape == (6, 6)
+    torch.testing.assert_close(out.loss, plain(**kept, return_loss=True).loss)
+
+
 @pytest.mark.parametrize("call", ["positional", "keyword"])
 def test_shared_inputs_are_left_whole(call):
     model = zoo.ClassWeighted()

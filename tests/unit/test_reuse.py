@@ -169,3 +169,28 @@ class TestListsBesideTheBatch:
         for sizes in (range(2, 12), [4] * 10):
             with pfb.attach(model, "a"):
                 assert len(model([torch.randn(n, 3) for n in sizes])) == 6
+
+
+def test_what_a_forward_takes_from_its_batch_before_the_cut_is_not_noticed():
+    """The limit of reuse: of one input, nothing tells what else is made of it on the way."""
+
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            weights = x[:, 0]
+            scores = self.b(self.a(x))[:, 0]
+            return torch.stack([w * s for w, s in zip(weights, scores, strict=False)]).sum()
+
+    model = Weighted()
+    x = torch.randn(10, 6)
+    results = {}
+    for shallow in ("reuse", "recompute"):
+        with pfb.attach(model, "a", shallow=shallow, importance=lambda features: -features[:, 0]) as blocker:
+            results[shallow] = model(x)
+            kept = blocker.selection.indices
+        results[shallow, "plain"] = model(x[kept])
+    torch.testing.assert_close(results["recompute"], results["recompute", "plain"])
+    assert not torch.isclose(results["reuse"], results["reuse", "plain"])

@@ -358,3 +358,38 @@ class TestHooks:
         with pfb.attach(model, "layer1", 0.5, shallow="recompute"):
             model(torch.randn(10, 3, 8, 8))
         assert seen == [10, 5]
+
+
+class TestWhatIsNotTakenBack:
+    """The pass looks at the modules of the model, at all of them in its first passes."""
+
+    def test_caches_outside_the_model(self):
+        cache = []
+
+        class Logs(Two):
+            def forward(self, x):
+                cache.append(len(x))
+                return super().forward(x)
+
+        model = Logs()
+        with pfb.attach(model, "a", 0.5, shallow="recompute"):
+            model(X)
+        assert cache == [10, 5]
+
+    def test_a_cache_of_a_module_that_fills_for_the_first_time_after_three_passes(self):
+        class Late(Two):
+            calls: int = 0
+            log: tuple[int, ...] = ()
+
+            def forward(self, x):
+                if self.calls > 3:
+                    self.log = (*self.log, len(x))
+                return super().forward(x)
+
+        model = Late()
+        with pfb.attach(model, "a", 0.5, shallow="recompute") as blocker:
+            for step in range(5):
+                object.__setattr__(model, "calls", step)
+                model(torch.randn(10, 6))
+                blocker.step()
+        assert model.log == (10, 5)
