@@ -9,6 +9,7 @@ Inputs are copied always, which is cheap beside a forward.
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from pfb import tree
 FIRST_LOOKS = 3  # passes in which all modules are looked at; a cache may fill at the second only
 OWN = {"training", "track_running_stats", "_parameters", "_buffers", "_modules"}
 """Attributes of a module that the pass itself sets, or that are looked at one by one."""
+CONTAINERS = (dict, list, set, OrderedDict)  # hooks lie in the last kind
 
 
 class Trace:
@@ -134,12 +136,12 @@ def _version(x: Tensor | None) -> int:
 
 
 def _attributes(m: nn.Module) -> dict[str, Any]:
-    """Attributes, and copies of what is inside containers."""
-    kept = {}
-    for name, value in m.__dict__.items():
-        if name not in OWN and not name.startswith("_forward") and not name.startswith("_backward"):
-            kept[name] = (value, value.copy() if type(value) in (dict, list, set) else None)
-    return kept
+    """Attributes, hooks among them, and copies of what is inside containers."""
+    return {
+        name: (value, value.copy() if type(value) in CONTAINERS else None)
+        for name, value in m.__dict__.items()
+        if name not in OWN
+    }
 
 
 def _restore(m: nn.Module, before: dict[str, Any]) -> bool:
