@@ -126,6 +126,11 @@ class Gate:
         """Why a step with a share above 0 pruned nothing; ``None`` if that was asked for."""
         if self.decided or self._was_paused or not self.entered:
             return None
+        if not self.reached:
+            return (
+                "the cut did not run in it: the forward left it out (LayerDrop, a branch not taken). "
+                'shallow="recompute" scores in evaluation mode, where no layer is dropped'
+            )
         if self._saw_no_grad:
             return "gradients were disabled in its forwards"
         return "the model was in evaluation mode: call model.train(); its frozen layers may stay in .eval()"
