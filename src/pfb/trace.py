@@ -9,7 +9,7 @@ Inputs are copied always, which is cheap beside a forward.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +22,7 @@ from pfb import tree
 FIRST_LOOKS = 3  # passes in which all modules are looked at; a cache may fill at the second only
 OWN = {"training", "track_running_stats", "_parameters", "_buffers", "_modules"}
 """Attributes of a module that the pass itself sets, or that are looked at one by one."""
-CONTAINERS = (dict, list, set, OrderedDict)  # hooks lie in the last kind
+CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
 
 
 class Trace:
@@ -136,29 +136,39 @@ def _version(x: Tensor | None) -> int:
 
 
 def _attributes(m: nn.Module) -> dict[str, Any]:
-    """Attributes, hooks among them, and copies of what is inside containers."""
-    return {
-        name: (value, value.copy() if type(value) in CONTAINERS else None)
-        for name, value in m.__dict__.items()
-        if name not in OWN
-    }
+    """Attributes, hooks among them, and copies of the containers in them."""
+    return {name: (value, _contents(value)) for name, value in m.__dict__.items() if name not in OWN}
+
+
+def _contents(value: Any) -> list[tuple[Any, Any]]:
+    """A container and those inside it, each with a copy."""
+    found: list[tuple[Any, Any]] = []
+    known: set[int] = set()
+    unseen = [value]
+    while unseen:
+        part = unseen.pop()
+        if type(part) in CONTAINERS and id(part) not in known:
+            known.add(id(part))
+            found.append((part, part.copy()))
+            unseen += part.values() if isinstance(part, dict) else part
+    return found
 
 
 def _restore(m: nn.Module, before: dict[str, Any]) -> bool:
     """Put attributes back; whether any had changed."""
     changed = False
-    now = _attributes(m)
-    for name in now.keys() - before.keys():
+    for name in m.__dict__.keys() - before.keys() - OWN:
         del m.__dict__[name]
         changed = True
-    for name, (value, content) in before.items():
-        if name not in now or now[name][0] is not value:
+    for name, (value, contents) in before.items():
+        if m.__dict__.get(name, before) is not value:
             m.__dict__[name] = value
             changed = True
-        if content is not None and not _same(value, content):
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
-            changed = True
+        for part, content in contents:
+            if not _same(part, content):
+                part.clear()
+                part.extend(content) if isinstance(part, (list, deque)) else part.update(content)
+                changed = True
     return changed
 
 
