@@ -4,7 +4,8 @@ will do.
 A rule takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. What it ``reads``
 decides what is done for it: ``"density"`` (it is given the run's density as second argument, which
 is maintained for it), ``"features"`` alone, or ``"nothing"`` but the number of samples
-(``recompute`` then runs no scoring pass). Of a plain function its arguments tell.
+(``recompute`` then runs no scoring pass). Of a plain function its arguments tell: a second one that
+has no default, or is called ``estimator``, is given the density; any other is a setting of its own.
 """
 
 from __future__ import annotations
@@ -93,5 +94,7 @@ def reads_of(importance: Importance) -> Reads:
         parameters = inspect.signature(importance).parameters.values()
     except (TypeError, ValueError):
         return "features"
-    positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return "density" if positional >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters) else "features"
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return "density"
+    second = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:2]
+    return "density" if any(p.default is p.empty or p.name == "estimator" for p in second) else "features"
