@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, whatever its quotient rounds to
@@ -24,6 +25,17 @@ class Schedule:
     start: float = 0.0
     stop: float = math.inf
     ramp: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        ends = self.stop == math.inf or (_is_number(self.stop) and self.stop <= 1.0)
+        if not (ends and _is_number(self.start) and 0.0 <= self.start < self.stop):
+            raise ValueError(
+                f"`start` and `stop` must be shares of training with 0 <= start < stop <= 1 (got start={self.start!r}, "
+                f"stop={self.stop!r}). Divide steps or epochs by their total."
+            )
+        _checked_share("prune", self.prune)
+        for level in self.ramp:
+            _checked_share("ramp", level)
 
     @property
     def needs_total_steps(self) -> bool:
@@ -70,18 +82,12 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
         >>> [schedule.share(step, 10) for step in range(10)]
         [0.0, 0.1, 0.1, 0.2, 0.2, 0.4, 0.4, 0.4, 0.4, 0.0]
     """
-    if not (_is_number(start) and _is_number(stop) and 0.0 <= start < stop <= 1.0):
-        raise ValueError(
-            f"`start` and `stop` must be shares of training with 0 <= start < stop <= 1 (got start={start!r}, "
-            f"stop={stop!r}). Divide steps or epochs by their total."
-        )
     prune = _checked_share("prune", prune)
     if isinstance(ramp, int):
         if isinstance(ramp, bool) or ramp < 0:
             raise ValueError(f"`ramp` must be a number of levels >= 0 or a tuple of shares (got {ramp!r})")
         ramp = tuple(round(prune * (0.2 + 0.8 * level / ramp), 4) for level in range(ramp))
-    levels = tuple(_checked_share("ramp", level) for level in ramp)
-    return Schedule(prune, float(start), float(stop), levels)
+    return Schedule(prune, start, stop, tuple(_checked_share("ramp", level) for level in ramp))
 
 
 def checked_total_steps(total_steps: int | None) -> int | None:
@@ -90,13 +96,15 @@ def checked_total_steps(total_steps: int | None) -> int | None:
     Raises:
         ValueError: no whole number of at least 1.
     """
-    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+    if total_steps is None:
+        return None
+    if not isinstance(total_steps, numbers.Integral) or isinstance(total_steps, bool) or total_steps < 1:
         raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
-    return total_steps
+    return int(total_steps)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _checked_share(name: str, value: float) -> float:
