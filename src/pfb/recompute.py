@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -45,7 +46,8 @@ class Recompute:
             training itself does not.
         batchnorm: what BatchNorms normalise by in the scoring pass: ``"running"`` statistics, or
             those of the ``"batch"``. Running statistics move once per step either way.
-        shared: names of the model's inputs that belong to the batch as a whole.
+        shared: names of the model's inputs that belong to the batch as a whole, or of entries of an
+            input that is a dict.
         batch_dim: where the model's inputs have their samples: 1 for sequences ``[T, N, C]``.
 
     Raises:
@@ -204,6 +206,8 @@ class _SelectInputs(Hook):
         def keep(name: str, value: Any) -> Any:
             if name in shared:
                 return value
+            if shared and isinstance(value, Mapping):
+                return tree.rebuilt(value, [], [keep(str(place), inside) for place, inside in value.items()])
             return tree.select(value, indices, batch_size, f"input {name}", dim, self.gate.lists)
 
         names = argument_names(model, len(args))
