@@ -83,6 +83,11 @@ class Gate:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
 
     @property
+    def stopped_any(self) -> bool:
+        """Whether the latest forward went on with fewer samples than it was given."""
+        return self._indices is not None and len(self._indices) < self._batch_size
+
+    @property
     def active(self) -> bool:
         """Whether the share is above 0."""
         return self._pruned_parts > 0

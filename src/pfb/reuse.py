@@ -118,7 +118,7 @@ class _Leave(Hook):
     """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and output is None and self.gate.selection is not None:
+        if not torch.compiler.is_compiling() and output is None and self.gate.stopped_any:
             self._explain(sys.exc_info()[1])
         self.gate.leave()
 
