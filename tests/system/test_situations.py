@@ -3,7 +3,9 @@ went wrong.
 """
 
 import warnings
+from collections import Counter, deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -96,3 +98,106 @@ class TestACutThatTheForwardLeavesOut:
         for _ in range(6):
             assert len(model(torch.randn(8, 5))) == 4
             blocker.step()
+
+
+class TestWhatTheScoringPassWritesIntoContainers:
+    def test_queues_counters_and_nested_lists_hold_each_step_once(self):
+        class Logger(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = two_layers()
+                self.queue, self.count, self.log = deque(), Counter(), {"batches": []}
+
+            def forward(self, x):
+                self.queue.append(len(x))
+                self.count["forwards"] += 1
+                self.log["batches"].append(len(x))
+                return self.net(x)
+
+        model = Logger()
+        with pfb.attach(model, "net.0", 0.5, shallow="recompute") as blocker:
+            for _ in range(5):
+                model(torch.randn(8, 5))
+                blocker.step()
+        assert model.queue == deque([4] * 5)
+        assert model.count == {"forwards": 5}
+        assert model.log == {"batches": [4] * 5}
+
+
+class TestARuleWithSettingsOfItsOwn:
+    """A setting with a default was given the density, which counts as true."""
+
+    def test_a_flag_keeps_its_default(self):
+        def largest(features, smallest=False):
+            norm = features.norm(dim=1)
+            return -norm if smallest else norm
+
+        model = nn.Sequential(nn.Identity(), nn.Linear(5, 2))
+        blocker = pfb.attach(model, "0", 0.5, importance=largest)
+        model(torch.arange(8.0)[:, None].expand(8, 5))
+        assert blocker.selection.indices.tolist() == [4, 5, 6, 7]
+
+    def test_an_optional_estimator_is_still_given(self):
+        given = []
+
+        def rule(features, estimator=None):
+            given.append(estimator)
+            return features[:, 0]
+
+        model = two_layers()
+        blocker = pfb.attach(model, "0", 0.5, importance=rule)
+        model(torch.randn(8, 5))
+        assert given == [blocker.estimator]
+
+
+class TestSchedulesAndNumbersFromElsewhere:
+    @pytest.mark.parametrize("wrong", [{"prune": 1.5}, {"prune": -0.2}, {"prune": 0.5, "ramp": (0.1, 7.0)}])
+    def test_a_schedule_made_by_hand_is_checked(self, wrong):
+        """A share of 1.5 stopped all but two samples, one of -0.2 none."""
+        with pytest.raises(ValueError, match=r"must be the share of samples to stop, a number in \[0, 1\)"):
+            pfb.Schedule(**wrong)
+
+    @pytest.mark.parametrize("wrong", [{"start": 0.9, "stop": 0.1}, {"start": -1}, {"stop": 90}])
+    def test_so_is_its_window(self, wrong):
+        with pytest.raises(ValueError, match="0 <= start < stop <= 1"):
+            pfb.Schedule(0.5, **wrong)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        model = two_layers()
+        with pfb.attach(model, "0", np.float32(0.5), total_steps=np.int64(10)) as blocker:
+            assert len(model(torch.randn(8, 5))) == 4
+            assert type(blocker.prune) is float
+            assert type(blocker.total_steps) is int
+
+
+class TestWhatErrorsSay:
+    def test_an_entry_of_a_dict_is_shared_by_the_name_that_the_error_gives(self):
+        """It said to name the input in ``shared=``, and then did not know the name."""
+
+        class WithPrior(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = two_layers()
+
+            def forward(self, batch):
+                return self.net(batch["x"]) + batch["prior"].mean(0)
+
+        model, batch = WithPrior(), {"x": torch.randn(8, 5), "prior": torch.randn(7, 3)}
+        blocker = pfb.attach(model, "net.0", 0.5, shallow="recompute")
+        with pytest.raises(ValueError, match=r"input batch\['prior'\].*name it in `shared=`"):
+            model(batch)
+        blocker.detach()
+        with pfb.attach(model, "net.0", 0.5, shallow=pfb.Recompute(shared=("prior",))) as blocker:
+            logits = model(batch)
+            torch.testing.assert_close(
+                logits, model.net(batch["x"])[blocker.selection.indices] + batch["prior"].mean(0)
+            )
+
+    def test_a_batch_of_one_is_not_said_to_have_lost_samples(self):
+        model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        with (
+            pfb.attach(model, "0", 0.5),
+            pytest.raises(ValueError, match="more than 1 value per channel") as raised,
+        ):
+            model(torch.randn(1, 5))
+        assert not hasattr(raised.value, "__notes__")
