@@ -25,6 +25,7 @@ from pfb.selection import Selection, keep_count_of_parts, keep_largest
 from pfb.views import Views, undeclared
 
 UNKNOWN_SHARE = -1  # until `total_steps` is
+SMALL_BATCHES = 10  # after so many batches in a row that were too small to be pruned the user is told
 IDLE_FORWARDS = 200  # after so many forwards with gradients of which none was pruned the user is told
 
 
@@ -73,6 +74,7 @@ class Gate:
         self._thread = 0  # of the latest pruned forward
         self._threads: set[int] = set()  # of pruned forwards since the last step
         self._idle = 0
+        self._small = 0  # batches in a row of which all samples went on
         self._looked_for_views = False
         self._told: set[str] = set()
 
@@ -247,6 +249,7 @@ class Gate:
             self._note_thread()
             self.blocked_forwards += 1
             self.replays.note(features_ND, indices_K)
+            self._count_small(n)
         return indices_K
 
     def let_pass(self, output: Any) -> None:
@@ -321,6 +324,16 @@ class Gate:
                 "views",
                 f"rows {rows} of the batch are alike as views of one sample would be, and each is stopped or kept "
                 f"alone. If they belong together, attach with `views={views}`; if not, all is well.",
+            )
+
+    def _count_small(self, batch_size: int) -> None:
+        self._small = 0 if self.stopped_any else self._small + 1
+        if self._small == SMALL_BATCHES:
+            self.tell(
+                "small",
+                f"{SMALL_BATCHES} batches in a row were too small to be pruned, the last of {batch_size}: the share is rounded "
+                "down to whole samples, and at least two are kept. Load more samples at once (with gradient accumulation: "
+                "fewer, larger micro-batches).",
             )
 
     def _count_idle(self) -> None:

@@ -201,3 +201,27 @@ class TestWhatErrorsSay:
         ):
             model(torch.randn(1, 5))
         assert not hasattr(raised.value, "__notes__")
+
+
+class TestBatchesTooSmallToBePruned:
+    """Language models are tuned with micro-batches of one or two, of which nothing can be
+    stopped.
+    """
+
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_it_is_told_once(self, size, shallow):
+        model = two_layers()
+        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(30):
+                assert len(model(torch.randn(size, 5))) == size
+                blocker.step()
+        assert [f"too small to be pruned, the last of {size}" in str(w.message) for w in told] == [True]
+
+    def test_small_last_batches_are_no_reason(self, shallow):
+        model = two_layers()
+        with pfb.attach(model, "0", 0.4, shallow=shallow) as blocker:
+            for size in (8, 8, 1) * 15:
+                model(torch.randn(size, 5))
+                blocker.step()
