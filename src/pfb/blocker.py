@@ -94,7 +94,7 @@ class Blocker:
         selection = self.selection
         if selection is not None:
             return selection.select(*trees, dim=dim, seen=self._gate.lists)
-        if not (self._ever_reached or self._gate.reached or self._gate.entered) and self._expects_pruning():
+        if not (self._ever_reached or self._gate.ran) and self._expects_pruning():
             raise RuntimeError(
                 f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
                 "called, its hooks did not run: attach before torch.compile, and call the model itself, not its `.forward`. "
@@ -121,7 +121,7 @@ class Blocker:
                 "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is pruned; "
                 "attach a new one in this process to prune again"
             )
-        if not (gate.reached or gate.entered):
+        if not (gate.ran or (gate.entered and self._ever_reached)):
             raise RuntimeError(
                 f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
                 "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
@@ -135,14 +135,14 @@ class Blocker:
             )
         if gate.active:
             if (cause := gate.idle_cause()) is not None:
-                gate.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
+                gate.hints.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
             if gate.reads == "density":
                 self.estimator.apply()
         self._ever_reached = self._ever_reached or gate.reached
         gate.end_step()
         self._steps += 1
         if self.schedule.needs_total_steps and self._steps == (self.total_steps or 0) + 1:
-            gate.tell(
+            gate.hints.tell(
                 "over",
                 f"step() was called more often than total_steps={self.total_steps}, so the schedule is over. It counts "
                 "optimizer steps, not epochs: len(loader) * epochs.",

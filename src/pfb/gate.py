@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +18,13 @@ from torch.utils.weak import TensorWeakRef
 
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, batched_tensor, channel_layers, fingerprint
+from pfb.hints import Hints
 from pfb.importance import Importance, reads_of
 from pfb.replay import Replays, in_backward
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
-from pfb.views import Views, undeclared
+from pfb.views import Views
 
 UNKNOWN_SHARE = -1  # until `total_steps` is
-SMALL_BATCHES = 10  # after so many batches in a row that were too small to be pruned the user is told
 IDLE_FORWARDS = 200  # after so many forwards with gradients of which none was pruned the user is told
 
 
@@ -48,6 +47,7 @@ class Gate:
         features: ``[N, D]`` of the latest pruned batch; ``None`` before it.
         latest: kept and all rows of the latest forward in training; ``None`` if it pruned nothing.
         blocked_forwards: pruned forwards since the last step.
+        hints: what the user is told, each thing once.
         lists: what has been learned of lists in batches, see :func:`pfb.tree.select`.
     """
 
@@ -63,6 +63,7 @@ class Gate:
         self.latest: tuple[int, int] | None = None
         self.lists: dict[str, bool] = {}
         self.replays = Replays()
+        self.hints = Hints()
         self._pruned_parts = 0
         self._is_paused = self._was_paused = self._saw_no_grad = False
         self._met = False  # has this forward met the cut?
@@ -74,9 +75,6 @@ class Gate:
         self._thread = 0  # of the latest pruned forward
         self._threads: set[int] = set()  # of pruned forwards since the last step
         self._idle = 0
-        self._small = 0  # batches in a row of which all samples went on
-        self._looked_for_views = False
-        self._told: set[str] = set()
 
     # Between forwards
 
@@ -88,6 +86,13 @@ class Gate:
     def stopped_any(self) -> bool:
         """Whether the latest forward went on with fewer samples than it was given."""
         return self._indices is not None and len(self._indices) < self._batch_size
+
+    @property
+    def ran(self) -> bool:
+        """Whether a forward ran since the last step, hooks and all. One that left the cut out did,
+        unless it may be compiled code that knows no hooks.
+        """
+        return self.reached or (self.entered and not _compiled_anything())
 
     @property
     def active(self) -> bool:
@@ -134,19 +139,11 @@ class Gate:
         if self.decided or self._was_paused or not self.entered:
             return None
         if not self.reached:
-            return (
-                "the cut did not run in it: the forward left it out (LayerDrop, a branch not taken). "
-                'shallow="recompute" scores in evaluation mode, where no layer is dropped'
-            )
+            left_out = "the cut did not run in it: the forward left it out (LayerDrop, a branch not taken)"
+            return f'{left_out}. shallow="recompute" scores in evaluation mode, where no layer is dropped'
         if self._saw_no_grad:
             return "gradients were disabled in its forwards"
         return "the model was in evaluation mode: call model.train(); its frozen layers may stay in .eval()"
-
-    def tell(self, what: str, text: str) -> None:
-        """Warn, once."""
-        if what not in self._told:
-            self._told.add(what)
-            warnings.warn(f"pfb: {text}", stacklevel=2)
 
     # One forward, in this order
 
@@ -179,7 +176,7 @@ class Gate:
             return
         self._note_thread()
         if x.requires_grad and x.is_leaf:
-            self.tell(
+            self.hints.tell(
                 "leaf",
                 "the model's input requires gradients; those of stopped samples are zero. For attacks, penalties and "
                 "saliency use `with blocker.paused():`, or average over `blocker.selection.indices` only.",
@@ -187,7 +184,7 @@ class Gate:
         self._inputs = [(seen, version) for seen, version in self._inputs if seen() is not None]
         this = TensorWeakRef(x), 0 if x.is_inference() else x._version  # a buffer may be filled anew
         if self._once is None and any(seen() is x and version == this[1] for seen, version in self._inputs):
-            self.tell(
+            self.hints.tell(
                 "again",
                 "one batch was run twice within a step (SAM, LBFGS, two calls of a siamese net), and each run decides "
                 "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
@@ -249,7 +246,7 @@ class Gate:
             self._note_thread()
             self.blocked_forwards += 1
             self.replays.note(features_ND, indices_K)
-            self._count_small(n)
+            self.hints.count(kept=len(indices_K), of=n)
         return indices_K
 
     def let_pass(self, output: Any) -> None:
@@ -295,8 +292,8 @@ class Gate:
             return None
 
     def _chosen(self, rows_ND: Tensor) -> Tensor:
-        if not self._looked_for_views and not torch.compiler.is_compiling():
-            self._look_for_views(rows_ND)
+        if not torch.compiler.is_compiling():
+            self.hints.look_for_views(rows_ND, self.views)
         features_GD = self.views.pooled(rows_ND)
         g = features_GD.size(0)
         importance_G = (
@@ -312,30 +309,6 @@ class Gate:
             self.estimator.accumulate(features_GD.index_select(0, groups_K))
         return self.views.rows(groups_K, rows_ND.size(0))
 
-    def _look_for_views(self, rows_ND: Tensor) -> None:
-        """Once, at the first pruned batch, since the host has to wait for it."""
-        self._looked_for_views = True
-        found = undeclared(rows_ND) if self.views.count == 1 else None
-        if found is not None:
-            v, near = found.count, found.interleaved
-            rows = f"{v} i and {v} i + 1" if near else f"i and i + N / {v}"
-            views = f"pfb.{found!r}" if near else str(v)
-            self.tell(
-                "views",
-                f"rows {rows} of the batch are alike as views of one sample would be, and each is stopped or kept "
-                f"alone. If they belong together, attach with `views={views}`; if not, all is well.",
-            )
-
-    def _count_small(self, batch_size: int) -> None:
-        self._small = 0 if self.stopped_any else self._small + 1
-        if self._small == SMALL_BATCHES:
-            self.tell(
-                "small",
-                f"{SMALL_BATCHES} batches in a row were too small to be pruned, the last of {batch_size}: the share is rounded "
-                "down to whole samples, and at least two are kept. Load more samples at once (with gradient accumulation: "
-                "fewer, larger micro-batches).",
-            )
-
     def _count_idle(self) -> None:
         if self.decided or self._was_paused or not (torch.is_grad_enabled() and self.prunes) or in_backward():
             self._idle = 0
@@ -343,11 +316,15 @@ class Gate:
         self._idle += 1
         if self._idle == IDLE_FORWARDS and self.latest is None:
             cause = "the model is in evaluation mode" if self.entered else "the model itself was not called"
-            self.tell(
+            self.hints.tell(
                 "nothing",
                 f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, since "
                 f"{cause}. Call the model itself (not its `.forward` or its parts), in training mode.",
             )
+
+
+def _compiled_anything() -> bool:
+    return bool(torch._dynamo.utils.counters["frames"])
 
 
 def _is_tracing() -> bool:

@@ -6,6 +6,7 @@ only.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class Recompute:
         self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
     ) -> list[RemovableHandle]:
         """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
-        return register(model, cut, _SelectInputs(gate, cut_name, self, doubt), _Catch(gate, cut_name))
+        enter = _SelectInputs(gate, cut_name, self, doubt)
+        return register(model, cut, enter, _Catch(gate, cut_name), _Leave(gate, cut_name))
 
 
 class _Catch(Hook):
@@ -91,6 +93,20 @@ class _Catch(Hook):
         self.gate.meet_cut(training=True)
         if self.gate.scoring:
             raise Reached(output)
+
+
+class _Leave(Hook):
+    """Forward hook on the model, for ``Recompute``; it also runs when the forward fails."""
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or output is not None or not self.gate.stopped_any:
+            return
+        if (error := sys.exc_info()[1]) is not None:
+            error.add_note(
+                "pfb: samples were stopped before this. If sizes or indices clash, an input that all samples share was "
+                "selected by chance (name it in pfb.Recompute(shared=...)), or one holds row numbers of the whole batch, "
+                "such as a permutation (draw them inside the forward)."
+            )
 
 
 class _SelectInputs(Hook):

@@ -99,7 +99,7 @@ class _Enter(Hook):
                 if not torch.compiler.is_compiling():
                     self.of_all.add(name)
             elif length > 2 and name not in self.of_all:  # of two samples both go on
-                self.gate.tell("list", self._bypass("the model", name, "its batch"))
+                self.gate.hints.tell("list", self._bypass("the model", name, "its batch"))
 
     def _bypass(self, model: str, second: str, first: str) -> str:
         return (

@@ -21,6 +21,7 @@ CORE = [
     "importance",
     "features",
     "views",
+    "hints",
     "trace",
     "forward",
     "cost",

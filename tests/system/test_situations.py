@@ -3,7 +3,7 @@ went wrong.
 """
 
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 
 import numpy as np
 import pytest
@@ -76,6 +76,11 @@ class TestACutThatTheForwardLeavesOut:
     """wav2vec 2.0 drops layers at random: its runs ended after some ten steps with "no forward
     reached the cut".
     """
+
+    @pytest.fixture(autouse=True)
+    def _nothing_was_compiled(self, monkeypatch):
+        """By other tests; after that, code without hooks is suspected first."""
+        monkeypatch.setattr(torch._dynamo.utils, "counters", defaultdict(Counter))
 
     def test_all_samples_train_in_that_step_and_it_is_told_once(self):
         model = LayerDrop()
@@ -225,3 +230,28 @@ class TestBatchesTooSmallToBePruned:
             for size in (8, 8, 1) * 15:
                 model(torch.randn(size, 5))
                 blocker.step()
+
+
+class TestWhatClashesAfterRecompute:
+    """PyTorch's "index 4 is out of bounds for dimension 0 with size 4" does not say why."""
+
+    def test_row_numbers_of_the_whole_batch_among_the_inputs(self):
+        class ManifoldMixup(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+            def forward(self, x, partner):
+                h = self.first(x)
+                return self.head(h + h[partner])
+
+        model = ManifoldMixup()
+        with pfb.attach(model, "first", 0.5, shallow="recompute"), pytest.raises(IndexError) as raised:
+            model(torch.randn(8, 5), torch.tensor([7, 6, 5, 4, 7, 6, 5, 4]))
+        assert "row numbers of the whole batch" in raised.value.__notes__[0]
+
+    def test_errors_on_full_data_are_left_alone(self):
+        model = two_layers()
+        with pfb.attach(model, "0", 0.0, shallow="recompute"), pytest.raises(RuntimeError) as raised:
+            model(torch.randn(8, 6))
+        assert not hasattr(raised.value, "__notes__")
