@@ -97,9 +97,9 @@ class Blocker:
         if not (self._ever_reached or self._gate.ran) and self._expects_pruning():
             raise RuntimeError(
                 f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
-                "called, its hooks did not run: attach before torch.compile, and call the model itself, not its `.forward`. "
-                "If a model of the same class without a blocker was compiled before, PyTorch ran its code again: set "
-                "`torch._dynamo.config.skip_nnmodule_hook_guards = False` before compiling either."
+                "called, its hooks did not run: attach before torch.compile, and call the model itself, not its "
+                "`.forward`. If a model of the same class without a blocker was compiled before, PyTorch ran its code "
+                "again: set `torch._dynamo.config.skip_nnmodule_hook_guards = False` before compiling either."
             )
         return trees[0] if len(trees) == 1 else trees
 
@@ -118,8 +118,8 @@ class Blocker:
         gate = self._gate
         if self._detached:
             raise RuntimeError(
-                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is pruned; "
-                "attach a new one in this process to prune again"
+                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is "
+                "pruned; attach a new one in this process to prune again"
             )
         if not (gate.ran or (gate.entered and self._ever_reached)):
             raise RuntimeError(
@@ -308,7 +308,8 @@ class Blocker:
         for name, value in (("cut", self.cut), ("shallow", self.shallow)):
             if state[name] != value:
                 raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={value!r}: attach as before"
+                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={value!r}: attach as "
+                    f"before"
                 )
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")

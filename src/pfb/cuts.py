@@ -22,8 +22,8 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
     name, module = _named(model, cut)
     if not _runs_itself(module):
         raise ValueError(
-            f"`cut` is {name!r}, a {type(module).__name__}, which holds layers but never runs itself. Cut after its last "
-            f"layer: {_last_called(name, module)!r}."
+            f"`cut` is {name!r}, a {type(module).__name__}, which holds layers but never runs itself. Cut after its "
+            f"last layer: {_last_called(name, module)!r}."
         )
     return name, module
 

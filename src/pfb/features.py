@@ -87,8 +87,8 @@ def batched_tensor(output: Any) -> Tensor:
         if leaf.is_floating_point() and leaf.dim() >= 2:
             return leaf
     raise TypeError(
-        f"the cut's output holds no floating-point tensor of shape [N, ...] (got {type(output).__name__}). Choose another "
-        "layer, or pass `features=` a callable that takes the output and returns [N, D]."
+        f"the cut's output holds no floating-point tensor of shape [N, ...] (got {type(output).__name__}). Choose "
+        "another layer, or pass `features=` a callable that takes the output and returns [N, D]."
     )
 
 

@@ -152,8 +152,8 @@ class Gate:
         self._with_grad = torch.is_grad_enabled()
         if self._pruned_parts == UNKNOWN_SHARE and training and self._with_grad:
             raise RuntimeError(
-                "`total_steps` is needed by `pfb.window`: pass it to attach, or set `blocker.total_steps = len(loader) * "
-                "epochs` before training (got None)"
+                "`total_steps` is needed by `pfb.window`: pass it to attach, or set `blocker.total_steps = len(loader) "
+                "* epochs` before training (got None)"
             )
         self.armed = training and self._with_grad and self.prunes
         if self.armed and _is_tracing():
@@ -318,8 +318,8 @@ class Gate:
             cause = "the model is in evaluation mode" if self.entered else "the model itself was not called"
             self.hints.tell(
                 "nothing",
-                f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, since "
-                f"{cause}. Call the model itself (not its `.forward` or its parts), in training mode.",
+                f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, "
+                f"since {cause}. Call the model itself (not its `.forward` or its parts), in training mode.",
             )
 
 

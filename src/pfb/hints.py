@@ -42,9 +42,9 @@ class Hints:
         if self._small == SMALL_BATCHES:
             self.tell(
                 "small",
-                f"{SMALL_BATCHES} batches in a row were too small to be pruned, the last of {of}: the share is rounded down "
-                "to whole samples, and at least two are kept. Load more samples at once (with gradient accumulation: "
-                "fewer, larger micro-batches).",
+                f"{SMALL_BATCHES} batches in a row were too small to be pruned, the last of {of}: the share is rounded "
+                "down to whole samples, and at least two are kept. Load more samples at once (with gradient "
+                "accumulation: fewer, larger micro-batches).",
             )
 
     def look_for_views(self, rows_ND: Tensor, declared: Views) -> None:

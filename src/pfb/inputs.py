@@ -94,8 +94,8 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         raise ValueError(
             f"the cut {cut!r} has an output of shape {tuple(output.shape)}, whose dimension {batch_dim} is not the "
             f"model's batch of {rows[0] if rows else '?'}. If another dimension holds the samples, say which: "
-            "`batch_dim=1` for [T, N, C], and pfb.Recompute(batch_dim=1) where the model's inputs are such. If the model folds others into its batch (frames, crops, windows), cut where "
-            "it does not."
+            "`batch_dim=1` for [T, N, C], and pfb.Recompute(batch_dim=1) where the model's inputs are such. If the "
+            "model folds others into its batch (frames, crops, windows), cut where it does not."
         )
 
 
@@ -104,8 +104,9 @@ def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
     for name, m in module.named_modules():
         if getattr(m, "batch_first", None) is False:
             return (
-                f"the cut {cut!r} holds a {type(m).__name__} with batch_first=False ({name or 'itself'}), so samples may "
-                "lie in dimension 1 of its output. Say which: `batch_dim=1` for [T, N, C], `batch_dim=0` for [N, ...]."
+                f"the cut {cut!r} holds a {type(m).__name__} with batch_first=False ({name or 'itself'}), so samples "
+                "may lie in dimension 1 of its output. Say which: `batch_dim=1` for [T, N, C], `batch_dim=0` for [N, "
+                "...]."
             )
     return None
 

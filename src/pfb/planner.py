@@ -94,8 +94,8 @@ class Plan:
     def __str__(self) -> str:
         width = max(len(c.cut) for c in self.candidates) + 2
         lines = [
-            f"{self.batch_size} samples on {self.device}, {self.prune:.0%} stopped: {self.kept} go on. A full step takes "
-            f"{1000 * self.full_seconds:.1f} ms and keeps {self.full_bytes / 2**20:.0f} MiB for backward.",
+            f"{self.batch_size} samples on {self.device}, {self.prune:.0%} stopped: {self.kept} go on. A full step "
+            f"takes {1000 * self.full_seconds:.1f} ms and keeps {self.full_bytes / 2**20:.0f} MiB for backward.",
             f"  {'cut':{width}}{'shallow share':>14}{'reuse: time':>14}{'MiB':>7}{'recompute: time':>18}{'MiB':>7}",
         ]
         lines += [

@@ -104,8 +104,8 @@ class _Leave(Hook):
         if (error := sys.exc_info()[1]) is not None:
             error.add_note(
                 "pfb: samples were stopped before this. If sizes or indices clash, an input that all samples share was "
-                "selected by chance (name it in pfb.Recompute(shared=...)), or one holds row numbers of the whole batch, "
-                "such as a permutation (draw them inside the forward)."
+                "selected by chance (name it in pfb.Recompute(shared=...)), or one holds row numbers of the whole "
+                "batch, such as a permutation (draw them inside the forward)."
             )
 
 

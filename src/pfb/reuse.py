@@ -104,8 +104,8 @@ class _Enter(Hook):
     def _bypass(self, model: str, second: str, first: str) -> str:
         return (
             f"{model} takes {second!r} beside {first}, and with reuse it still holds the whole batch after the cut, "
-            'where it would be paired with the wrong samples. Use shallow="recompute", which selects both; or name it in '
-            f"pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
+            'where it would be paired with the wrong samples. Use shallow="recompute", which selects both; or name it '
+            f"in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
         )
 
     def training(self) -> bool:

@@ -114,7 +114,7 @@ def _checked_share(name: str, value: float) -> float:
         )
     if not _is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
-            f"`{name}` must be the share of samples to stop, a number in [0, 1) (got {value!r}). 0.4 stops 40 % of every "
-            "batch; 0 switches pruning off."
+            f"`{name}` must be the share of samples to stop, a number in [0, 1) (got {value!r}). 0.4 stops 40 % of "
+            "every batch; 0 switches pruning off."
         )
     return float(value)
