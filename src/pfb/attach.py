@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from pfb.schedule import Schedule, checked_total_steps, constant
 from pfb.views import Views
 
 log = logging.getLogger("pfb")
+
+OWNERS: weakref.WeakKeyDictionary[DensityEstimator, weakref.ref[Blocker]] = weakref.WeakKeyDictionary()
 
 RULES = {"rarefirst": "RareFirst", "uniform": "Uniform"}
 
@@ -110,8 +113,16 @@ def attach(
     reader = FeatureReader(channel_layers(module, model), features, feature_dim, channel_dim, dim)
     estimator = DensityEstimator() if estimator is None else estimator
     gate = Gate(importance, estimator, reader, views if isinstance(views, Views) else Views(views))
+    owner = OWNERS.get(estimator, lambda: None)()
+    if owner is not None and not owner.detached:
+        raise ValueError(
+            f"this `estimator` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
+            "each blocker one of its own, or detach() the other first."
+        )
     handles = wiring.wire(model, module, name, gate, doubt)
-    return Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
+    blocker = Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
+    OWNERS[estimator] = weakref.ref(blocker)
+    return blocker
 
 
 def _wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:

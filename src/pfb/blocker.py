@@ -32,6 +32,7 @@ class Blocker:
         shallow: the wiring, ``"reuse"`` or ``"recompute"``.
         schedule: the pruned share over training.
         estimator: the :class:`~pfb.DensityEstimator` behind the importance.
+        detached: whether its hooks are gone, so that it prunes nothing any more.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Blocker:
         self._total_steps = checked_total_steps(total_steps)
         self._ever_reached = False
         self._told_to_step = False
-        self._detached = False
+        self.detached = False
         self._model = weakref.ref(model)
         # A static function and no reference to self: dropping the blocker frees the model of its
         # hooks.
@@ -116,7 +117,7 @@ class Blocker:
                 the model's hooks; the ranks are at different steps; or the blocker is detached.
         """
         gate = self._gate
-        if self._detached:
+        if self.detached:
             raise RuntimeError(
                 "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is "
                 "pruned; attach a new one in this process to prune again"
@@ -258,7 +259,7 @@ class Blocker:
         return (_detached, (self.cut, self.shallow, self.schedule, self.total_steps))
 
     def __repr__(self) -> str:
-        state = "detached" if self._detached else f"step={self._steps}"
+        state = "detached" if self.detached else f"step={self._steps}"
         return f"Blocker(cut={self.cut!r}, prune={self.prune}, shallow={self.shallow!r}, {state})"
 
     # Lifetime and state
@@ -268,7 +269,7 @@ class Blocker:
         self._finalizer()
         self._gate.set_share(0)
         self._gate.enter(training=False)
-        self._detached = True
+        self.detached = True
 
     def __enter__(self) -> Blocker:
         return self

@@ -155,6 +155,25 @@ class TestLightning:
         with pytest.raises(ValueError, match="got 2"):
             fit(module, tmp_path, callbacks=[BlockerCallback(blocker)])
 
+    def test_lbfgs_is_refused(self, tmp_path):
+        """It runs each batch several times per step, and each run would count as a step."""
+
+        class Quasi(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+
+            def training_step(self, batch, index):
+                return self.net(batch[0]).square().mean()
+
+            def configure_optimizers(self):
+                return torch.optim.LBFGS(self.parameters())
+
+        module = Quasi()
+        blocker = pfb.attach(module.net, cut="0")
+        with pytest.raises(ValueError, match="LBFGS.*decide_once"):
+            fit(module, tmp_path, callbacks=[BlockerCallback(blocker)])
+
 
 class TestTransformers:
     def options(self, **changes):

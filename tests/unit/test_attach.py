@@ -143,3 +143,16 @@ class TestImportance:
         whole = torch.arange(40) != 7
         importance = Tempered(50.0)(x, estimator)[whole]
         assert torch.corrcoef(torch.stack([importance, -estimator.log_density(x[whole])]))[0, 1] > 0.99
+
+
+def test_one_density_serves_one_blocker_at_a_time():
+    """Two that share it would each move it by the other's features."""
+    estimator = pfb.DensityEstimator()
+    first = pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)
+    with pytest.raises(ValueError, match=r"belongs to another blocker, at the cut '0'.*detach\(\)"):
+        pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)
+    first.detach()
+    with pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator) as second:
+        assert second.estimator is estimator
+    del second
+    pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.optim import Optimizer
 
 import pfb
@@ -28,7 +29,7 @@ class BlockerCallback(pl.Callback):
 
     Raises:
         ValueError: at the start of fitting, if there is more than one optimizer or none, or if the
-            schedule needs ``total_steps`` and the training has no end.
+            schedule needs ``total_steps`` and the training has no end, or with LBFGS.
         RuntimeError: at the first step, if ``training_step`` did not call the module that the
             blocker is attached to.
 
@@ -44,6 +45,11 @@ class BlockerCallback(pl.Callback):
                 f"BlockerCallback steps with the one optimizer (got {len(trainer.optimizers)}); with several, leave "
                 "the callback out, call `blocker.step()` yourself and save `blocker.state_dict()` in "
                 "`on_save_checkpoint`"
+            )
+        if isinstance(getattr(trainer.optimizers[0], "optimizer", trainer.optimizers[0]), torch.optim.LBFGS):
+            raise ValueError(
+                "BlockerCallback cannot step beside LBFGS, which runs each batch several times per step; leave the "
+                "callback out, use manual optimization, `with blocker.decide_once():` and `blocker.step()` yourself"
             )
         if self.blocker.total_steps is None and self.blocker.schedule.needs_total_steps:
             self.blocker.total_steps = _total_steps(trainer)

@@ -150,8 +150,8 @@ def render(summary: dict[str, Any]) -> Table:
         )
         table.add_row(
             "one pruned step / one full step",
-            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms "
-            f"= {ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
+            f"{1000 * steps['pruned']['median']:.1f} ms / {1000 * steps['full']['median']:.1f} ms; in pairs "
+            f"{ratio['median']:.2f} (quartiles {ratio['low']:.2f} to {ratio['high']:.2f})",
         )
         table.add_row(
             "kept for backward, pruned / full step", f"{saved['pruned'] / 2**20:.1f} / {saved['full'] / 2**20:.1f} MiB"
