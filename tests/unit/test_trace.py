@@ -53,6 +53,14 @@ class Two(nn.Module):
         return self.b(self.a(x).tanh())
 
 
+class Three(Two):
+    """With a layer before the cut, whose output may be remembered."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+
 X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
 
 
@@ -99,36 +107,43 @@ class TestInputs:
 
 
 class TestModules:
-    def test_features_that_are_remembered_for_one_batch(self):
-        class Memo(Two):
-            memo = None
+    @pytest.mark.parametrize("buffer", [False, True])
+    def test_features_that_are_remembered_for_one_batch(self, buffer):
+        class Memo(Three):
+            memo: torch.Tensor | None
+
+            def __init__(self):
+                super().__init__()
+                if buffer:
+                    self.register_buffer("memo", None)
+                else:
+                    self.memo = None
 
             def forward(self, x):
                 if self.memo is None:
-                    self.memo = self.a(x)
-                out = self.b(self.memo.tanh())
-                if torch.is_grad_enabled():
-                    self.memo = None
+                    self.memo = self.first(x)
+                out = self.b(self.a(self.memo).tanh())
+                self.memo = None  # not reached in the scoring pass, which ends at the cut
                 return out
 
         like_plain(Memo(), X, steps=5)
 
     @pytest.mark.parametrize("kind", [dict, list, set])
     def test_caches_and_logs_in_containers(self, kind):
-        class Cached(Two):
+        class Cached(Three):
             def __init__(self):
                 super().__init__()
                 self.seen = kind()
 
             def forward(self, x):
-                hidden = self.a(x)
+                hidden = self.first(x)
                 if kind is dict:
                     hidden = self.seen.setdefault("hidden", hidden)
                 elif kind is list:
                     self.seen.append(len(x))
                 else:
                     self.seen.add(len(x))
-                return self.b(hidden.tanh())
+                return self.b(self.a(hidden).tanh())
 
         model, _ = like_plain(Cached(), X)
         assert len(model.seen) == 1
@@ -154,13 +169,13 @@ class TestModules:
         assert (model.steps, plain.steps) == (5, 5)
 
     def test_buffers_that_appear_in_the_forward(self):
-        class Appearing(Two):
+        class Appearing(Three):
             hidden: torch.Tensor
 
             def forward(self, x):
                 if not hasattr(self, "hidden"):
-                    self.register_buffer("hidden", self.a(x))
-                return self.b(self.hidden.tanh())
+                    self.register_buffer("hidden", self.first(x))
+                return self.b(self.a(self.hidden).tanh())
 
         like_plain(Appearing(), X)
 
@@ -310,7 +325,7 @@ class TestWhatEvaluationAndNoGradSwitchOn:
 
 
 class TestHooks:
-    mean = torch.arange(6.0)
+    mean, scale = torch.arange(6.0), torch.tensor([9.0, -4, 1, 3, -8, 2])  # another order of samples
 
     @pytest.mark.parametrize("with_kwargs", [False, True])
     @pytest.mark.parametrize("order", ["before", "after", "prepended"])
@@ -319,11 +334,11 @@ class TestHooks:
 
         def positional(module, args):
             seen.append(len(args[0]))
-            return ((args[0] - self.mean) * 2,)
+            return ((args[0] - self.mean) * self.scale,)
 
         def keyword(module, args, kwargs):
             seen.append(len(kwargs["x"]))
-            return args, {"x": (kwargs["x"] - self.mean) * 2}
+            return args, {"x": (kwargs["x"] - self.mean) * self.scale}
 
         def register():
             hook = keyword if with_kwargs else positional
@@ -338,7 +353,7 @@ class TestHooks:
                 x = self.mean + torch.randn(10, 6)
                 out = model(x=x) if with_kwargs else model(x)
                 kept = blocker.selection.indices
-                features = model.a((x - self.mean) * 2)
+                features = model.a((x - self.mean) * self.scale)
                 assert kept.tolist() == features[:, 0].topk(5).indices.sort().values.tolist()
                 torch.testing.assert_close(out, model.b(features[kept].tanh()))
                 blocker.step()
