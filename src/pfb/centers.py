@@ -41,8 +41,7 @@ class Centers:
         c, d = rows_CD.shape
         median_D = rows_CD.median(0).values
         deviation_CD = rows_CD - median_D
-        spread_D = 1.4826 * deviation_CD.abs().median(0).values  # of a normal distribution, its sigma
-        near_CD = median_D + within_reach(deviation_CD, spread_D)
+        near_CD = median_D + within_reach(deviation_CD, spread_of(deviation_CD))
         return cls(
             rows_CD.clone(),
             torch.ones(c, dtype=torch.int64, device=rows_CD.device),
@@ -113,6 +112,13 @@ class Centers:
     def to(self, device: torch.device) -> Centers:
         """The same on another device."""
         return Centers(**{name: value.to(device) for name, value in self.tensors().items()})
+
+
+def spread_of(deviation_ND: Tensor) -> Tensor:
+    """Standard deviation ``[D]`` by the median of deviations from the middle, which far rows do not
+    change.
+    """
+    return 1.4826 * deviation_ND.abs().median(0).values  # of a normal distribution, its sigma
 
 
 def within_reach(deviation_ND: Tensor, std_D: Tensor) -> Tensor:

@@ -8,9 +8,47 @@ of orders of magnitude, so no function here ever exponentiates it.
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Collects = Literal["kept", "all"]
+COPY = 1e-3  # standard deviations; what lies nearer is the same input
+
+
+class Density(Protocol):
+    """How dense the features are around each sample, among those that training has seen lately.
+
+    Attributes:
+        collects: whose features it is given after each decision: those of the kept samples, or of
+            all.
+        ready: whether it knows anything yet; until then all densities and distances are equal.
+    """
+
+    collects: ClassVar[Collects]
+
+    @property
+    def ready(self) -> bool: ...
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
+
+    def distance(self, x: Tensor) -> Tensor:
+        """A length ``[N]`` that goes as ``f ** (-1 / D)``; reads only."""
+
+    def accumulate(self, x: Tensor) -> None:
+        """Collect features for the next ``apply``."""
+
+    def apply(self) -> None:
+        """Take in what was collected on all ranks: the only method that writes."""
+
+    def summary(self) -> dict[str, float]:
+        """Numbers to log."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
@@ -86,3 +124,24 @@ def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
         return log_density_N
     largest = torch.where(log_density_N.isnan(), -math.inf, log_density_N).max()
     return -torch.logaddexp(log_density_N, alpha_N.log() + largest)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Switch autocast off: a density in half precision would be noise."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def checked_width(x: Tensor, known: int | None) -> Tensor:
+    """Features ``[N, D]`` as float32 without graph; D must be what it was, if that is known.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"features must be [N, D] (got shape {tuple(x.shape)})")
+    if known is not None and known != x.size(1):
+        raise ValueError(
+            f"features have {x.size(1)} dimensions, the density was built on {known}. One blocker serves one cut of one "
+            "model; attach anew after changing either."
+        )
+    return x.detach().float()
