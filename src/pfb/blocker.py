@@ -300,7 +300,7 @@ class Blocker:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not a blocker's state, of another version, cut, wiring, kind of features or
+            ValueError: not a blocker's state, or of another version, cut, wiring, features or
                 density. Nothing is changed then.
         """
         if not isinstance(state, dict) or not {"version", "cut", "shallow", "step", "estimator"} <= state.keys():

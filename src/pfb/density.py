@@ -23,7 +23,7 @@ class Density(Protocol):
     Attributes:
         collects: whose features it is given after each decision: those of the kept samples, or of
             all.
-        ready: whether it knows anything yet; until then all densities and distances are equal.
+        ready: whether it knows anything yet; until then all samples are equally dense.
     """
 
     collects: ClassVar[Collects]
@@ -34,8 +34,8 @@ class Density(Protocol):
     def log_density(self, x: Tensor) -> Tensor:
         """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
 
-    def distance(self, x: Tensor) -> Tensor:
-        """A length ``[N]`` that goes as ``f ** (-1 / D)``; reads only."""
+    def isolation(self, x: Tensor) -> Tensor:
+        """How far each sample is from its like, ``[N]``, in proportion to a length; reads only."""
 
     def accumulate(self, x: Tensor) -> None:
         """Collect features for the next ``apply``."""
@@ -80,7 +80,7 @@ def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor
     log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
     # The centers' median as origin keeps |z| small, so the expanded square loses no precision far
     # from zero, and one center far away does not move it.
-    origin_D = centers_CD.median(0).values
+    origin_D = median(centers_CD)
     z_ND = (x_ND - origin_D) * inverse_D
     c_CD = (centers_CD - origin_D) * inverse_D
     squares_NC = z_ND.square().sum(1, keepdim=True) + c_CD.square().sum(1)
@@ -129,6 +129,13 @@ def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
 def full_precision(device: torch.device) -> torch.autocast:
     """Switch autocast off: a density in half precision would be noise."""
     return torch.autocast(device.type, enabled=False)
+
+
+def median(x_ND: Tensor) -> Tensor:
+    """The median ``[D]``, of an even number the lower one; unlike ``torch.median`` deterministic on
+    every device.
+    """
+    return x_ND.sort(0).values[(len(x_ND) - 1) // 2]
 
 
 def checked_width(x: Tensor, known: int | None) -> Tensor:

@@ -156,7 +156,18 @@ def mean_and_spread(x: Tensor, channel_dim: int) -> Tensor:
     """
     x = x.detach().float()
     space = [d for d in range(1, x.dim()) if d != channel_dim % x.dim()]
-    return torch.cat([x.mean(space), x.std(space, correction=0)], 1) if space else x
+    if not space:
+        return x
+    mean, deviation = mean_and_deviation(x, space)
+    return torch.cat([mean.flatten(1), deviation.flatten(1)], 1)
+
+
+def mean_and_deviation(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Average and standard deviation over some dimensions, which stay as 1; unlike ``Tensor.std``
+    silent on a batch of none.
+    """
+    mean = x.mean(dims, keepdim=True)
+    return mean, (x - mean).square().mean(dims, keepdim=True).sqrt()
 
 
 def fingerprint(x: Tensor) -> Tensor:

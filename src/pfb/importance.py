@@ -60,12 +60,12 @@ class InverseDensity:
     """Samples are drawn, without replacement, with weight ``d ** gamma``: the rule that sees what
     repeats itself.
 
-    d is the density's ``distance``: with a :class:`pfb.NeighbourMemory` that to the nearest feature
-    remembered. Since ``f ~ d ** -D`` around it, this is the paper's importance ``1 / f`` to the
-    power of ``gamma / D``, drawn instead of ranked: a copy goes on seldom, but not never, and where
-    all samples are equally far from each other the draw is nearly uniform. Returns the logarithms
-    of the weights plus Gumbel noise, whose largest are such a draw; draws from the global generator
-    of the features' device.
+    d is the density's ``isolation``: with a :class:`pfb.NeighbourMemory` the distance to the
+    nearest feature remembered, in proportion to what is usual around there. Since ``f ~ d ** -D``,
+    this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn instead of ranked:
+    a copy goes on seldom, but not never, and where no sample is another's copy the draw is nearly
+    uniform. Returns the logarithms of the weights plus Gumbel noise, whose largest are such a draw;
+    draws from the global generator of the features' device.
 
     Attributes:
         gamma: how strongly copies are left out; 0 is uniform.
@@ -86,9 +86,9 @@ class InverseDensity:
             raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
 
     def __call__(self, features: Tensor, estimator: Density) -> Tensor:
-        distance_N = estimator.distance(features)
-        gumbel_N = -torch.empty_like(distance_N).exponential_().log()
-        return self.gamma * distance_N.clamp_min(COPY).log() + gumbel_N
+        isolation_N = estimator.isolation(features)
+        gumbel_N = -torch.empty_like(isolation_N).exponential_().log()
+        return self.gamma * isolation_N.clamp_min(COPY).log() + gumbel_N
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pfb import sync
 from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
-from pfb.density import COPY, Collects, checked_width, full_precision
+from pfb.density import COPY, Collects, checked_width, full_precision, median
 
 MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
 LOOK = 256  # rows that tell where the middle is
+GROUP = 64  # rows whose nearest is the usual neighbour
+CLOSE = 0.1  # part of the distance between any two samples
 FIRST_CHECK = 64  # step
 NEARLY_ALL = 0.9
 NAMES = ("rows", "counts", "frame", "pending")
@@ -30,7 +33,8 @@ class NeighbourMemory:
 
     Distances are in units of the remembered features' standard deviations. Unlike a bandwidth, d
     fits every place: it is small within a group of near-equal samples, however many others there
-    are, and typical where each sample is like no other.
+    are. It is large for the extreme ones, too, which is not what matters; :meth:`isolation`
+    therefore puts it in proportion to what is usual around there.
 
     **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
     is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
@@ -63,6 +67,7 @@ class NeighbourMemory:
             raise ValueError(f"`size` must be a whole number of at least 2 (got {size!r}); the default is 4096")
         self.size = size
         self.updates = 0
+        self._group = min(GROUP, max(1, size // 8))
         self._told = False
         self._rows: Tensor | None = None  # [M, D]
         self._counts: Tensor | None = None  # [2] int64: where the next row goes, how many there are
@@ -82,18 +87,23 @@ class NeighbourMemory:
         Raises:
             ValueError: another feature width than that of the remembered ones.
         """
-        x_ND = self._checked(x)
-        if self._rows is None or self._counts is None or self._frame is None:
-            return x_ND.new_ones(x_ND.size(0))
-        middle_D, unit_D = self._frame
-        with full_precision(x_ND.device):
-            z_ND, rows_MD = (x_ND - middle_D) * unit_D, (self._rows - middle_D) * unit_D
-            absent_M = torch.arange(self.size, device=x_ND.device) >= self._counts[1]
-            squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
-            nearest_N = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0).argmin(1)
-            # The product finds the neighbour; its distance is taken without cancellation.
-            distance_N = (z_ND - rows_MD.index_select(0, nearest_N)).square().sum(1).sqrt()
-        return torch.where(self._counts[1] > 0, distance_N, 1.0)
+        return self._distances(x)[0]
+
+    @torch.no_grad()
+    def isolation(self, x: Tensor) -> Tensor:
+        """How much farther than usual the nearest remembered feature is, ``[N]`` float32: small for
+        a copy, about the same for all others, common or extreme. Reads only. All 1 while there is
+        none.
+
+        The distance to the nearest as a part of that to the nearest of 64 rows (the median over all
+        groups of 64 in the memory; below 512 of an eighth of it), or of a tenth of the mean distance
+        between two samples, if that is more: copies may be so many that the nearest of 64 is one.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        distance_N, usual_N = self._distances(x)
+        return distance_N if self._frame is None else distance_N / usual_N
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -205,6 +215,29 @@ class NeighbourMemory:
 
     # Inside
 
+    def _distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest row, and what is usual around there, ``[N]`` each."""
+        x_ND = self._checked(x)
+        if self._rows is None or self._counts is None or self._frame is None:
+            return x_ND.new_ones(x_ND.size(0)), x_ND.new_ones(x_ND.size(0))
+        filled, (middle_D, unit_D) = self._counts[1], self._frame
+        with full_precision(x_ND.device):
+            z_ND, rows_MD = (x_ND - middle_D) * unit_D, (self._rows - middle_D) * unit_D
+            absent_M = torch.arange(self.size, device=x_ND.device) >= filled
+            squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
+            squares_NM = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0)
+            # The product finds the neighbour; its distance is taken without cancellation.
+            nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
+            distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
+            least_NG = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
+            least_NG = least_NG.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
+            middle = ((filled + self._group - 1) // self._group - 1).clamp_min(0) // 2
+            usual_N = least_NG.sort(1).values.index_select(1, middle[None])[:, 0] + z_ND.square().sum(1)
+        apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
+        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+        none = filled == 0
+        return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+
     def _most_per_step(self) -> int:
         return max(1, min(MOST_PER_STEP, self.size // sync.world_size()))
 
@@ -215,7 +248,7 @@ class NeighbourMemory:
         assert self._rows is not None and self._counts is not None and self._frame is not None
         filled = self._counts[1]
         sample_LD = self._rows[torch.arange(LOOK, device=filled.device) * filled // LOOK]
-        middle_D = sample_LD.median(0).values
+        middle_D = median(sample_LD)
         near_MD = within_reach(self._rows - middle_D, spread_of(sample_LD - middle_D))
         there_M1 = (torch.arange(self.size, device=filled.device) < filled)[:, None]
         n = filled.clamp_min(1)

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfb.density import full_precision
-from pfb.features import Features, mean_and_spread
+from pfb.features import Features, mean_and_deviation, mean_and_spread
 
 FILTERS = 24
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
+BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
 VECTOR = 48  # dimensions of the sketch of a vector
 GRAMS = 4  # longest run of tokens that is counted
 BUCKETS = 64  # counts of the runs of one length
@@ -80,9 +81,8 @@ def of_images(x: Tensor) -> Tensor:
     """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 48]``."""
     pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
     x = pool(x, [max(1, side // SIDE) for side in x.shape[2:]])
-    inside = list(range(1, x.dim()))
-    mean, std = x.mean(inside, keepdim=True), x.std(inside, correction=0, keepdim=True)
-    plain = (x - mean) / (std + 1e-5 * (std + mean.abs())).clamp_min(1e-30)  # a blank image is all zeros
+    mean, std = mean_and_deviation(x, list(range(1, x.dim())))
+    plain = (x - mean) / (std + BLANK * mean.abs()).clamp_min(1e-30)
     filters = _normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
     answers = convolve(plain, filters, padding=1).relu()
     return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
