@@ -96,7 +96,7 @@ class NeighbourMemory:
         none.
 
         The distance to the nearest as a part of that to the nearest of 64 rows (the median over all
-        groups of 64 in the memory; below 512 of an eighth of it), or of a tenth of the mean distance
+        groups of 64 in the memory; below 512 of an eighth), or of a tenth of the mean distance
         between two samples, if that is more: copies may be so many that the nearest of 64 is one.
 
         Raises:
