@@ -47,7 +47,7 @@ class Blocker:
         self.cut = cut
         self.shallow = shallow
         self.schedule = schedule
-        self.estimator = gate.estimator
+        self.estimator: Any = gate.estimator  # a Density; of which kind, the user knows
         self._gate = gate
         self._steps = 0
         self._total_steps = checked_total_steps(total_steps)

@@ -148,7 +148,7 @@ def checked_width(x: Tensor, known: int | None) -> Tensor:
         raise ValueError(f"features must be [N, D] (got shape {tuple(x.shape)})")
     if known is not None and known != x.size(1):
         raise ValueError(
-            f"features have {x.size(1)} dimensions, the density was built on {known}. One blocker serves one cut of one "
-            "model; attach anew after changing either."
+            f"features have {x.size(1)} dimensions, the density was built on {known}. One blocker serves one cut of "
+            "one model; attach anew after changing either."
         )
     return x.detach().float()

@@ -242,8 +242,8 @@ class Gate:
             n = known_by.size(0)
             if features_ND.size(0) != n:
                 raise ValueError(
-                    f"the features of the model's input have {features_ND.size(0)} rows, the cut's output has {n}. If the "
-                    "model folds other dimensions into its batch, cut where it does not."
+                    f"the features of the model's input have {features_ND.size(0)} rows, the cut's output has {n}. If "
+                    "the model folds other dimensions into its batch, cut where it does not."
                 )
             if self._once:
                 indices_K, known = self._once[0]

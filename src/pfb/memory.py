@@ -20,6 +20,7 @@ from pfb.density import COPY, Collects, checked_width, full_precision, median
 
 MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
 LOOK = 256  # rows that tell where the middle is
+STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 64  # rows whose nearest is the usual neighbour
 CLOSE = 0.1  # part of the distance between any two samples
 FIRST_CHECK = 64  # step
@@ -142,7 +143,9 @@ class NeighbourMemory:
         With several ranks this is one collective, which every rank must enter.
 
         Raises:
-            RuntimeError: among several ranks, one that no forward has passed the cut on.
+            RuntimeError: among several ranks, one has not seen any forward pass the cut; or they are
+                at different steps (noticed where the features lie on the CPU; on a GPU, asking
+                would cost a synchronisation in every step).
         """
         if self._pending is None:
             if sync.world_size() == 1:
@@ -153,7 +156,7 @@ class NeighbourMemory:
             )
         self.updates += 1
         self._tell_if_too_long()
-        new_RD = sync.concatenated(self._pending)[: self.size]
+        new_RD = self._rows_of_all_ranks()
         if self._rows is None or self._counts is None or self._frame is None:
             self._rows = new_RD.new_zeros(self.size, new_RD.size(1) - 1)
             self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
@@ -241,6 +244,19 @@ class NeighbourMemory:
     def _most_per_step(self) -> int:
         return max(1, min(MOST_PER_STEP, self.size // sync.world_size()))
 
+    def _rows_of_all_ranks(self) -> Tensor:
+        assert self._pending is not None
+        if sync.world_size() == 1:
+            return self._pending
+        step = torch.full_like(self._pending[:1], self.updates % STEPS_APART)
+        rows = sync.concatenated(torch.cat([step, self._pending])).view(sync.world_size(), -1, step.size(1))
+        if rows.device.type == "cpu" and (steps := rows[:, 0, 0].tolist()) != steps[:1] * len(steps):
+            raise RuntimeError(
+                f"the ranks called step() unevenly: they are at steps {steps}. Give every rank equally many steps, and "
+                "resume all from one state."
+            )
+        return rows[:, 1:].flatten(0, 1)
+
     def _measure(self) -> None:
         """Middle and deviations of what is remembered. A far row does not change those of
         the others.
@@ -267,9 +283,9 @@ class NeighbourMemory:
         if given >= 2 and near >= NEARLY_ALL * given:
             self._told = True
             warnings.warn(
-                f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the data "
-                "do not repeat themselves that much, the memory is longer than an epoch, so that every sample meets "
-                "itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an epoch.",
+                f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the "
+                "data do not repeat themselves that much, the memory is longer than an epoch, so that every sample "
+                "meets itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an epoch.",
                 stacklevel=4,
             )
 

@@ -133,6 +133,6 @@ def _refusal(x: object) -> str:
     got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
     return (
         'features="sketch" knows images [N, C, H, W], token numbers [N, T], sequences [N, T, F] and vectors [N, F] '
-        f'(got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that returns '
-        '[N, D]; or features="cut".'
+        f'(got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that '
+        'returns [N, D]; or features="cut".'
     )

@@ -132,7 +132,12 @@ def _one_collective_per_step(rank, arguments):
 
     dist.all_reduce = counting
     gather = dist.all_gather_into_tensor
-    dist.all_gather_into_tensor = lambda out, x: (calls.append(x.numel()), gather(out, x))
+
+    def counting_gather(out, x):
+        calls.append(x.numel())
+        return gather(out, x)
+
+    dist.all_gather_into_tensor = counting_gather
     schedule = pfb.window(0.4, start=0.2, stop=0.8)
     model, blocker = build("reuse", prune=schedule, total_steps=10, **arguments)
     per_step = []
@@ -169,8 +174,8 @@ def test_uneven_and_empty_batches():
     on_two_ranks(_uneven)
 
 
-def _of_different_states(rank):
-    model, blocker = build("reuse")
+def _of_different_states(rank, arguments):
+    model, blocker = build("reuse", **arguments)
     for step in range(3):
         model(data(rank, step)[0])
         blocker.step()
@@ -184,7 +189,8 @@ def _of_different_states(rank):
 
 def test_ranks_that_are_at_different_steps_are_refused():
     """One resumed from another checkpoint, for instance."""
-    on_two_ranks(_of_different_states)
+    on_two_ranks(_of_different_states, {})
+    on_two_ranks(_of_different_states, {"estimator": pfb.NeighbourMemory(64), "features": "sketch"})
 
 
 def _mixed(rank):

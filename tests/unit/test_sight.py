@@ -23,12 +23,16 @@ def batches(steps=4, n=20):
     return [(torch.randn(n, 3, 8, 8), torch.randint(5, (n,))) for _ in range(steps)]
 
 
-def of_input(x):
-    return x.mean(3).flatten(1)
+class OfInput:
+    """A user's own features of the model's input."""
+
+    of = "input"
+
+    def __call__(self, x):
+        return x.mean(3).flatten(1)
 
 
-of_input.of = "input"
-FEATURES = ["cut", "cut-spread", "sketch", "momentum", lambda output: output.mean((2, 3)), of_input]
+FEATURES = ["cut", "cut-spread", "sketch", "momentum", lambda output: output.mean((2, 3)), OfInput()]
 WIDTHS = [8, 16, 54, 16, 8, 24]
 
 
@@ -203,12 +207,12 @@ def test_the_main_input_is_found_in_whatever_order_inputs_come():
 
 
 def test_features_with_other_rows_than_the_cut_are_refused():
-    def halved(x):
-        return x[::2].flatten(1)
+    class Halved(OfInput):
+        def __call__(self, x):
+            return x[::2].flatten(1)
 
-    halved.of = "input"
     model = zoo.SmallNet()
-    blocker = pfb.attach(model, "layer1", 0.5, features=halved)
+    blocker = pfb.attach(model, "layer1", 0.5, features=Halved())
     with pytest.raises(ValueError, match="have 4 rows, the cut's output has 8"):
         model(torch.randn(8, 3, 8, 8))
     blocker.detach()
