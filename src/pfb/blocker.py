@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pfb.density import quantiles
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader
 from pfb.gate import UNKNOWN_SHARE, Gate
@@ -55,8 +56,7 @@ class Blocker:
         self._told_to_step = False
         self._detached = False
         self._model = weakref.ref(model)
-        # A static function and no reference to self: dropping the blocker frees the model of its
-        # hooks.
+        # No reference to self: dropping the blocker frees the model of its hooks.
         self._finalizer = weakref.finalize(self, _remove, handles)
         self._set_share()
 
@@ -230,9 +230,7 @@ class Blocker:
 
     @property
     def last_log_density(self) -> Tensor | None:
-        """``[N]`` log density of the latest pruned batch under the current estimate; ``None``
-        before the first.
-        """
+        """``[N]`` log density of the latest pruned batch; ``None`` before the first."""
         features = self._gate.features
         return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
 
@@ -241,20 +239,15 @@ class Blocker:
         """Plain floats to log; reading them synchronises the device, training never does.
 
         ``pruned_share`` and ``kept_share`` of the latest forward in training (an evaluation since
-        then does not count), ``step``, what the density says of itself (``centers_in_use``:
-        centers that more samples went to than the one they came from; ``remembered``: features in a
-        memory), and, once there is a density, its quantiles over the latest pruned batch in nats:
-        ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
+        then does not count), ``step``, the density's own (``centers_in_use``, to which more samples
+        went than the one they came from; ``remembered``) and, once there is one, its quantiles over
+        the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
         """
         kept = 1.0 if self._gate.latest is None else self._gate.latest[0] / max(self._gate.latest[1], 1)
         stats = {"step": float(self._steps), "kept_share": kept, "pruned_share": 1.0 - kept}
         stats |= self.estimator.summary()
         density = self.last_log_density
-        if density is not None and density.isfinite().any():
-            quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=density.device)
-            values = torch.quantile(density[density.isfinite()], quantiles).tolist()
-            stats |= {f"log_density_{q}": v for q, v in zip(("05", "25", "50", "75", "95"), values, strict=True)}
-        return stats
+        return stats if density is None else stats | quantiles(density)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy prunes nothing and holds nothing: it comes back detached."""
@@ -313,9 +306,9 @@ class Blocker:
         reader = self._gate.reader
         for name, value in (("cut", self.cut), ("shallow", self.shallow), ("features", reader.name)):
             if state[name] != value:
+                ours = f"{name}={value!r}"
                 raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={value!r}: attach as "
-                    f"before"
+                    f"the state was saved with {name}={state[name]!r}, this blocker has {ours}: attach as before"
                 )
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")

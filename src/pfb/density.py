@@ -138,6 +138,17 @@ def median(x_ND: Tensor) -> Tensor:
     return x_ND.sort(0).values[(len(x_ND) - 1) // 2]
 
 
+def quantiles(log_density_N: Tensor) -> dict[str, float]:
+    """Quantiles in nats of those that are finite, by name; none if there are none. Synchronises the
+    device.
+    """
+    finite = log_density_N[log_density_N.isfinite()]
+    if len(finite) == 0:
+        return {}
+    values = torch.quantile(finite, finite.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+    return {f"log_density_{q}": v for q, v in zip(("05", "25", "50", "75", "95"), values, strict=True)}
+
+
 def checked_width(x: Tensor, known: int | None) -> Tensor:
     """Features ``[N, D]`` as float32 without graph; D must be what it was, if that is known.
 

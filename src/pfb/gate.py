@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from pfb.density import Density
-from pfb.features import FeatureReader, Features, batched_tensor, channel_layers, fingerprint
+from pfb.features import Features, batched_tensor, fingerprint
 from pfb.hints import Hints
 from pfb.importance import Importance, reads_of
 from pfb.replay import Replays, in_backward
@@ -345,19 +345,3 @@ def _compiled_anything() -> bool:
 
 def _is_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
-
-
-def gate_for(model: nn.Module, cut: str, importance: Importance, estimator: Density, pruned_parts: int = 0) -> Gate:
-    """A gate without hooks, as planner and benchmarks use it.
-
-    Example:
-        >>> import torch, pfb
-        >>> from pfb.selection import parts
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
-        >>> gate = gate_for(model, "0", pfb.Uniform(), pfb.DensityEstimator(), parts(0.4))
-        >>> gate.decide(torch.randn(10, 8)).shape
-        torch.Size([6])
-    """
-    gate = Gate(importance, estimator, FeatureReader(channel_layers(model.get_submodule(cut), model)))
-    gate.set_share(pruned_parts)
-    return gate

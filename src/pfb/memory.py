@@ -143,9 +143,9 @@ class NeighbourMemory:
         With several ranks this is one collective, which every rank must enter.
 
         Raises:
-            RuntimeError: among several ranks, one has not seen any forward pass the cut; or they are
-                at different steps (noticed where the features lie on the CPU; on a GPU, asking
-                would cost a synchronisation in every step).
+            RuntimeError: a rank among several has seen no forward pass the cut; or they are at
+                different steps (noticed where the features lie on the CPU; on a GPU, asking would
+                cost a synchronisation in every step).
         """
         if self._pending is None:
             if sync.world_size() == 1:
