@@ -115,3 +115,104 @@ def gradients_of_kept(model: nn.Module, x: Tensor, y: Tensor, kept: Tensor) -> d
     model.zero_grad()
     nn.functional.cross_entropy(model(x[kept]), y[kept]).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Memory:
+    """The latest rows, oldest first, and distances to them one pair at a time."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rows: list[list[float]] = []  # by place: a new row takes that of the oldest
+        self.head = 0
+
+    def add(self, x: Tensor) -> None:
+        for row in x.double().tolist():
+            if all(math.isfinite(v) for v in row):
+                if len(self.rows) < self.size:
+                    self.rows.append(row)
+                else:
+                    self.rows[self.head] = row
+                self.head = (self.head + 1) % self.size
+
+    def deviations(self) -> list[float]:
+        """Standard deviations; where values lie far from the middle, of those drawn in."""
+        looked = [self.rows[i * len(self.rows) // 256] for i in range(256)]
+        result = []
+        for k in range(len(self.rows[0])):
+            middle = sorted(row[k] for row in looked)[127]
+            spread = 1.4826 * sorted(abs(row[k] - middle) for row in looked)[127]
+            values = [cut_off(row[k] - middle, spread) for row in self.rows]
+            mean = math.fsum(values) / len(values)
+            result.append(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)))
+        return [s if s > 1e-5 * max(result) else 0.0 for s in result]
+
+    def to_each(self, row: list[float]) -> list[float]:
+        return [
+            math.sqrt(math.fsum(((a - b) / s) ** 2 for a, b, s in zip(row, r, self.deviations(), strict=True) if s > 0))
+            for r in self.rows
+        ]
+
+    def distance(self, x: Tensor) -> Tensor:
+        return torch.tensor([min(self.to_each(row)) for row in x.double().tolist()], dtype=torch.float64)
+
+    def isolation(self, x: Tensor) -> Tensor:
+        group = min(64, max(1, self.size // 8))
+        alive = sum(s > 0 for s in self.deviations())
+        result = []
+        for row in x.double().tolist():
+            far = self.to_each(row)
+            least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
+            result.append(min(far) / max(least[(len(least) - 1) // 2], 0.1 * math.sqrt(2 * alive)))
+        return torch.tensor(result, dtype=torch.float64)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        alive = [s for s in self.deviations() if s > 0]
+        ball = math.pi ** (len(alive) / 2) / math.gamma(len(alive) / 2 + 1) * math.prod(alive)
+        return torch.tensor([-math.log(len(self.rows) * ball * max(d, 1e-3) ** len(alive)) for d in self.distance(x)])
+
+
+def sketch_of_image(image: Tensor, filters: Tensor) -> Tensor:
+    """Of one image ``[C, H, W]`` whose sides are below 64, pixel by pixel."""
+    image, filters = image.double(), filters.double()
+    c, height, width = image.shape
+    plain = (image - image.mean()) / image.std(correction=0)
+    maps = [image[k].flatten().tolist() for k in range(c)]
+    answers = []
+    for f in filters:
+        answer = []
+        for i in range(height):
+            for j in range(width):
+                total = 0.0
+                for k in range(c):
+                    for a in (-1, 0, 1):
+                        for b in (-1, 0, 1):
+                            if 0 <= i + a < height and 0 <= j + b < width:
+                                total += float(f[k, a + 1, b + 1]) * float(plain[k, i + a, j + b])
+                answer.append(max(total, 0.0))
+        answers.append(answer)
+
+    def moments(values: list[list[float]]) -> list[float]:
+        means = [math.fsum(v) / len(v) for v in values]
+        return means + [
+            math.sqrt(math.fsum((x - m) ** 2 for x in v) / len(v)) for v, m in zip(values, means, strict=True)
+        ]
+
+    return torch.tensor(moments(maps) + moments(answers), dtype=torch.float64)
+
+
+def sketch_of_tokens(tokens: list[int]) -> Tensor:
+    """Of one sequence: runs of 1 to 4 tokens, each put into one of 64 buckets with a sign."""
+    blocks = []
+    for length in (1, 2, 3, 4):
+        block = [0.0] * 64
+        for end in range(length, len(tokens) + 1):
+            if end > 1 and tokens[end - 1] == tokens[end - 2]:
+                continue
+            value = 0
+            for token in tokens[end - length : end]:
+                value = (value * 1_103_515_245 + token + 1) % (2**31 - 1)
+            value = value * 1_640_531_527 % (2**31 - 1)
+            block[value % 64] += -1.0 if value // 64 % 2 else 1.0
+        norm = math.sqrt(sum(v * v for v in block))
+        blocks += [v / norm if norm else 0.0 for v in block]
+    return torch.tensor(blocks, dtype=torch.float64)

@@ -5,7 +5,8 @@ shallow layers.
 from pfb.attach import attach
 from pfb.blocker import Blocker
 from pfb.estimator import DensityEstimator
-from pfb.importance import RareFirst, Uniform
+from pfb.importance import InverseDensity, RareFirst, Uniform
+from pfb.memory import NeighbourMemory
 from pfb.planner import Plan, plan
 from pfb.recompute import Recompute
 from pfb.reuse import Reuse
@@ -18,6 +19,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Blocker",
     "DensityEstimator",
+    "InverseDensity",
+    "NeighbourMemory",
     "Plan",
     "RareFirst",
     "Recompute",

@@ -13,22 +13,27 @@ from torch import Tensor, nn
 
 from pfb import cuts
 from pfb.blocker import Blocker
+from pfb.density import Density
 from pfb.estimator import DensityEstimator
-from pfb.features import FeatureReader, channel_layers
+from pfb.features import FeatureReader, Features, channel_layers
 from pfb.gate import Gate
 from pfb.hooks import is_wired
-from pfb.importance import Importance, RareFirst
+from pfb.importance import Importance, InverseDensity, RareFirst
 from pfb.inputs import checked_dim, doubt_of_batch_dim
+from pfb.memory import NeighbourMemory
+from pfb.momentum import Momentum
 from pfb.recompute import Recompute
 from pfb.reuse import Reuse
 from pfb.schedule import Schedule, checked_total_steps, constant
+from pfb.sketch import Sketch
 from pfb.views import Views
 
 log = logging.getLogger("pfb")
 
-OWNERS: weakref.WeakKeyDictionary[DensityEstimator, weakref.ref[Blocker]] = weakref.WeakKeyDictionary()
+OWNERS: weakref.WeakKeyDictionary[Density, weakref.ref[Blocker]] = weakref.WeakKeyDictionary()
 
-RULES = {"rarefirst": "RareFirst", "uniform": "Uniform"}
+RULES = {"rarefirst": "RareFirst", "inversedensity": "InverseDensity", "uniform": "Uniform"}
+FEATURES = ("cut", "cut-spread", "momentum", "sketch")
 
 
 def attach(
@@ -39,8 +44,8 @@ def attach(
     shallow: Literal["reuse", "recompute"] | Reuse | Recompute = "reuse",
     importance: Importance | None = None,
     total_steps: int | None = None,
-    estimator: DensityEstimator | None = None,
-    features: Callable[[Any], Tensor] | None = None,
+    estimator: Density | None = None,
+    features: Literal["cut", "cut-spread", "momentum", "sketch"] | Callable[[Any], Tensor] | None = None,
     feature_dim: int | None = None,
     channel_dim: int | None = None,
     batch_dim: int | None = None,
@@ -66,11 +71,17 @@ def attach(
             other inputs bypass the cut. Settings of the latter: :class:`pfb.Recompute`.
         importance: callable from features ``[N, D]`` (and, as second argument, the density
             estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the
-            paper's.
+            paper's; :class:`pfb.InverseDensity` finds what the data repeat.
         total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
-        estimator: default ``pfb.DensityEstimator()``.
-        features: callable from the cut's output to features ``[N, D]``, instead of averaging over
-            all but the channels.
+        estimator: the density: the paper's moving centers, ``pfb.DensityEstimator()``, or
+            :class:`pfb.NeighbourMemory`. Default the former; the latter for ``InverseDensity``.
+        features: what samples are judged by: ``"cut"``, averages of the cut's output over all but
+            the channels (the paper); ``"cut-spread"``, standard deviations beside them;
+            ``"momentum"``, both under a moving average of the shallow weights (``recompute`` only);
+            ``"sketch"``, fixed features of the model's first input (:class:`pfb.sketch.Sketch`),
+            with which ``recompute`` runs no scoring pass; or a callable to features ``[N, D]``, of
+            the cut's output, or of the first input if its attribute ``of`` is ``"input"``. Default
+            ``"cut"``; ``"sketch"`` for ``InverseDensity``.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection;
             ``None``: never.
         channel_dim: where the cut's output has its channels once its samples are in dimension 0;
@@ -110,8 +121,18 @@ def attach(
         log.info("pfb cuts %s after %r", type(model).__name__, name)
     doubt = doubt_of_batch_dim(name, module) if batch_dim is None else None
     dim = 0 if batch_dim is None else checked_dim(batch_dim)
-    reader = FeatureReader(channel_layers(module, model), features, feature_dim, channel_dim, dim)
-    estimator = DensityEstimator() if estimator is None else estimator
+    local = isinstance(importance, InverseDensity)
+    if features is None:
+        features = "sketch" if local else "cut"
+    if estimator is None:
+        estimator = NeighbourMemory() if local else DensityEstimator()
+    input_dim = wiring.batch_dim if isinstance(wiring, Recompute) else dim
+    reader = _reader(features, model, name, module, feature_dim, channel_dim, dim, input_dim)
+    if isinstance(reader, Momentum) and not isinstance(wiring, Recompute):
+        raise ValueError(
+            '`features="momentum"` needs a scoring pass of its own: use shallow="recompute", or `features="sketch"`, '
+            "which does not drift either"
+        )
     gate = Gate(importance, estimator, reader, views if isinstance(views, Views) else Views(views))
     owner = OWNERS.get(estimator, lambda: None)()
     if owner is not None and not owner.detached:
@@ -123,6 +144,42 @@ def attach(
     blocker = Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
     OWNERS[estimator] = weakref.ref(blocker)
     return blocker
+
+
+def _reader(
+    features: str | Callable[[Any], Tensor],
+    model: nn.Module,
+    cut: str,
+    module: nn.Module,
+    feature_dim: int | None,
+    channel_dim: int | None,
+    batch_dim: int,
+    input_dim: int,
+) -> Features:
+    """The features of this name, or by this callable.
+
+    Raises:
+        ValueError: another name; or settings of the cut's output for features of the input.
+    """
+    if features == "sketch":
+        if feature_dim is not None or channel_dim is not None:
+            raise ValueError(
+                f"`feature_dim` and `channel_dim` are of the cut's output (got {feature_dim} and {channel_dim}), which "
+                '`features="sketch"` does not read: leave them out'
+            )
+        return Sketch(input_dim)
+    layers = channel_layers(module, model)
+    if features == "momentum":
+        return Momentum(cut, layers, feature_dim, channel_dim, batch_dim)
+    if features in ("cut", "cut-spread"):
+        return FeatureReader(layers, None, feature_dim, channel_dim, batch_dim, spread=features == "cut-spread")
+    if isinstance(features, str) or not callable(features):
+        near = difflib.get_close_matches(str(features).lower(), FEATURES, n=1)
+        raise ValueError(
+            f"`features` must be {', '.join(map(repr, FEATURES))} or a callable to features [N, D] (got {features!r})."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    return FeatureReader(layers, features, feature_dim, channel_dim, batch_dim)
 
 
 def _wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:

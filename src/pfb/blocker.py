@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from pfb.density import quantiles
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader
 from pfb.gate import UNKNOWN_SHARE, Gate
@@ -20,7 +21,7 @@ from pfb.importance import Uniform
 from pfb.schedule import Schedule, checked_total_steps
 from pfb.selection import Selection, parts
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the user is told
 
 
@@ -31,7 +32,7 @@ class Blocker:
         cut: name of the layer after which samples are stopped.
         shallow: the wiring, ``"reuse"`` or ``"recompute"``.
         schedule: the pruned share over training.
-        estimator: the :class:`~pfb.DensityEstimator` behind the importance.
+        estimator: the density behind the importance.
         detached: whether its hooks are gone, so that it prunes nothing any more.
     """
 
@@ -48,7 +49,7 @@ class Blocker:
         self.cut = cut
         self.shallow = shallow
         self.schedule = schedule
-        self.estimator = gate.estimator
+        self.estimator: Any = gate.estimator  # a Density; of which kind, the user knows
         self._gate = gate
         self._steps = 0
         self._total_steps = checked_total_steps(total_steps)
@@ -56,8 +57,7 @@ class Blocker:
         self._told_to_step = False
         self.detached = False
         self._model = weakref.ref(model)
-        # A static function and no reference to self: dropping the blocker frees the model of its
-        # hooks.
+        # No reference to self: dropping the blocker frees the model of its hooks.
         self._finalizer = weakref.finalize(self, _remove, handles)
         self._set_share()
 
@@ -105,11 +105,12 @@ class Blocker:
         return trees[0] if len(trees) == 1 else trees
 
     def step(self) -> None:
-        """Move the density estimate by what the forwards since the last call kept, and the schedule
-        by one step.
+        """Move the density by what the forwards since the last call brought, averages of weights
+        (``features="momentum"``), and the schedule by one step.
 
-        Call it once beside ``optimizer.step()``. With several ranks it is one collective, in which
-        all must take part; none while the share is 0. Warns once, with the cause, if a step with a
+        Call it once beside ``optimizer.step()``. With several ranks it is one collective (one more
+        for averages of BatchNorm statistics), in which all must take part; none while the share is
+        0. Warns once, with the cause, if a step with a
         share above 0 pruned nothing, and if there were more steps than ``total_steps``.
 
         Raises:
@@ -149,6 +150,8 @@ class Blocker:
                 "optimizer steps, not epochs: len(loader) * epochs.",
             )
         self._set_share()
+        if (model := self._model()) is not None:
+            gate.reader.step(model, talk=gate.active)
 
     @property
     def selection(self) -> Selection | None:
@@ -228,9 +231,7 @@ class Blocker:
 
     @property
     def last_log_density(self) -> Tensor | None:
-        """``[N]`` log density of the latest pruned batch under the current estimate; ``None``
-        before the first.
-        """
+        """``[N]`` log density of the latest pruned batch; ``None`` before the first."""
         features = self._gate.features
         return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
 
@@ -239,23 +240,17 @@ class Blocker:
         """Plain floats to log; reading them synchronises the device, training never does.
 
         ``pruned_share`` and ``kept_share`` of the latest forward in training (an evaluation since
-        then does not count), ``step``, ``centers_in_use`` (those that more samples went to than the
-        one they came from), and, once there is a density, its quantiles over the latest pruned
-        batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
+        then does not count), ``step``, the density's own (``centers_in_use``, to which more samples
+        went than the one they came from; ``remembered``) and, once there is one, its quantiles over
+        the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
         """
         kept = 1.0 if self._gate.latest is None else self._gate.latest[0] / max(self._gate.latest[1], 1)
         stats = {"step": float(self._steps), "kept_share": kept, "pruned_share": 1.0 - kept}
-        counts = self.estimator.counts
-        stats["centers_in_use"] = 0.0 if counts is None else float((counts > 1).sum())
+        stats |= self.estimator.summary()
         density = self.last_log_density
-        if density is not None and density.isfinite().any():
-            quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=density.device)
-            values = torch.quantile(density[density.isfinite()], quantiles).tolist()
-            stats |= {f"log_density_{q}": v for q, v in zip(("05", "25", "50", "75", "95"), values, strict=True)}
-        return stats
+        return stats if density is None else stats | quantiles(density)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy prunes nothing and holds nothing: it comes back detached."""
         return (_detached, (self.cut, self.shallow, self.schedule, self.total_steps))
 
     def __repr__(self) -> str:
@@ -288,16 +283,18 @@ class Blocker:
             "version": STATE_VERSION,
             "cut": self.cut,
             "shallow": self.shallow,
+            "features": self._gate.reader.name,
             "step": self._steps,
             "estimator": self.estimator.state_dict(),
+            "averages": self._gate.reader.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not a blocker's state, of another version, cut or number of centers. Nothing
-                is changed then.
+            ValueError: not a blocker's state, or of another version, cut, wiring, features or
+                density. Nothing is changed then.
         """
         if not isinstance(state, dict) or not {"version", "cut", "shallow", "step", "estimator"} <= state.keys():
             keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
@@ -306,15 +303,17 @@ class Blocker:
             )
         if state["version"] != STATE_VERSION:
             raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {STATE_VERSION}")
-        for name, value in (("cut", self.cut), ("shallow", self.shallow)):
+        reader = self._gate.reader
+        for name, value in (("cut", self.cut), ("shallow", self.shallow), ("features", reader.name)):
             if state[name] != value:
+                ours = f"{name}={value!r}"
                 raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={value!r}: attach as "
-                    f"before"
+                    f"the state was saved with {name}={state[name]!r}, this blocker has {ours}: attach as before"
                 )
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")
         self.estimator.load_state_dict(state["estimator"])
+        reader.load_state_dict(state["averages"])
         self._steps = state["step"]
         self._gate.end_step()
         self._set_share()

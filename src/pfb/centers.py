@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from pfb.density import log_density, log_kernels, silverman_bandwidth
+from pfb.density import log_density, log_kernels, median, silverman_bandwidth
 
 DEAD_CHANNEL = 1e-5  # a channel whose spread is below this part of the widest one carries no information
 FAR = 10.0  # standard deviations; what lies further out moves centers and variance as if it lay there
@@ -39,10 +39,9 @@ class Centers:
     def at(cls, rows_CD: Tensor) -> Centers:
         """One center on each row. A far row does not widen the bandwidth of the others."""
         c, d = rows_CD.shape
-        median_D = rows_CD.median(0).values
+        median_D = median(rows_CD)
         deviation_CD = rows_CD - median_D
-        spread_D = 1.4826 * deviation_CD.abs().median(0).values  # of a normal distribution, its sigma
-        near_CD = median_D + within_reach(deviation_CD, spread_D)
+        near_CD = median_D + within_reach(deviation_CD, spread_of(deviation_CD))
         return cls(
             rows_CD.clone(),
             torch.ones(c, dtype=torch.int64, device=rows_CD.device),
@@ -113,6 +112,13 @@ class Centers:
     def to(self, device: torch.device) -> Centers:
         """The same on another device."""
         return Centers(**{name: value.to(device) for name, value in self.tensors().items()})
+
+
+def spread_of(deviation_ND: Tensor) -> Tensor:
+    """Standard deviation ``[D]`` by the median of deviations from the middle, which far rows do not
+    change.
+    """
+    return 1.4826 * median(deviation_ND.abs())  # of a normal distribution, its sigma
 
 
 def within_reach(deviation_ND: Tensor, std_D: Tensor) -> Tensor:

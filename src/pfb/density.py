@@ -8,9 +8,47 @@ of orders of magnitude, so no function here ever exponentiates it.
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Collects = Literal["kept", "all"]
+COPY = 1e-3  # standard deviations; what lies nearer is the same input
+
+
+class Density(Protocol):
+    """How dense the features are around each sample, among those that training has seen lately.
+
+    Attributes:
+        collects: whose features it is given after each decision: those of the kept samples, or of
+            all.
+        ready: whether it knows anything yet; until then all samples are equally dense.
+    """
+
+    collects: ClassVar[Collects]
+
+    @property
+    def ready(self) -> bool: ...
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
+
+    def isolation(self, x: Tensor) -> Tensor:
+        """How far each sample is from its like, ``[N]``, in proportion to a length; reads only."""
+
+    def accumulate(self, x: Tensor) -> None:
+        """Collect features for the next ``apply``."""
+
+    def apply(self) -> None:
+        """Take in what was collected on all ranks: the only method that writes."""
+
+    def summary(self) -> dict[str, float]:
+        """Numbers to log."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
@@ -42,7 +80,7 @@ def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor
     log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
     # The centers' median as origin keeps |z| small, so the expanded square loses no precision far
     # from zero, and one center far away does not move it.
-    origin_D = centers_CD.median(0).values
+    origin_D = median(centers_CD)
     z_ND = (x_ND - origin_D) * inverse_D
     c_CD = (centers_CD - origin_D) * inverse_D
     squares_NC = z_ND.square().sum(1, keepdim=True) + c_CD.square().sum(1)
@@ -86,3 +124,42 @@ def log_importance(log_density_N: Tensor, alpha_N: Tensor) -> Tensor:
         return log_density_N
     largest = torch.where(log_density_N.isnan(), -math.inf, log_density_N).max()
     return -torch.logaddexp(log_density_N, alpha_N.log() + largest)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Switch autocast off: a density in half precision would be noise."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def median(x_ND: Tensor) -> Tensor:
+    """The median ``[D]``, of an even number the lower one; unlike ``torch.median`` deterministic on
+    every device.
+    """
+    return x_ND.sort(0).values[(len(x_ND) - 1) // 2]
+
+
+def quantiles(log_density_N: Tensor) -> dict[str, float]:
+    """Quantiles in nats of those that are finite, by name; none if there are none. Synchronises the
+    device.
+    """
+    finite = log_density_N[log_density_N.isfinite()]
+    if len(finite) == 0:
+        return {}
+    values = torch.quantile(finite, finite.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+    return {f"log_density_{q}": v for q, v in zip(("05", "25", "50", "75", "95"), values, strict=True)}
+
+
+def checked_width(x: Tensor, known: int | None) -> Tensor:
+    """Features ``[N, D]`` as float32 without graph; D must be what it was, if that is known.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"features must be [N, D] (got shape {tuple(x.shape)})")
+    if known is not None and known != x.size(1):
+        raise ValueError(
+            f"features have {x.size(1)} dimensions, the density was built on {known}. One blocker serves one cut of "
+            "one model; attach anew after changing either."
+        )
+    return x.detach().float()

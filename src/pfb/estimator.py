@@ -9,13 +9,14 @@ N samples, C centers, D feature dimensions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pfb import sync
 from pfb.centers import Centers
+from pfb.density import Collects, checked_width, full_precision
 
 STEPS_APART = 1024  # ranks compare their steps modulo this, so that the sum is exact in float32
 NAMES = ("centers", "counts", "mean", "variance", "pending")
@@ -60,6 +61,8 @@ class DensityEstimator:
         >>> bool(rare_is_less_dense[0] > rare_is_less_dense[1])
         True
     """
+
+    collects: ClassVar[Collects] = "kept"
 
     def __init__(self, n_centers: int = 64, beta: float = 0.01) -> None:
         if not isinstance(n_centers, int) or isinstance(n_centers, bool) or n_centers < 2:
@@ -113,6 +116,18 @@ class DensityEstimator:
             return x_ND.new_zeros(x_ND.size(0))
         with full_precision(x_ND.device):
             return self._centers.log_density(x_ND)
+
+    def isolation(self, x: Tensor) -> Tensor:
+        """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at
+        which one neighbour alone would make the density what it is. Reads only.
+        """
+        return torch.exp(-self.log_density(x) / x.size(1))
+
+    def summary(self) -> dict[str, float]:
+        """``centers_in_use``: those that more samples went to than the one they came from;
+        synchronises the device.
+        """
+        return {"centers_in_use": 0.0 if self.counts is None else float((self.counts > 1).sum())}
 
     @torch.no_grad()
     def nearest(self, x: Tensor) -> Tensor:
@@ -231,20 +246,9 @@ class DensityEstimator:
             self._centers = Centers.at(centers_CD)
 
     def _checked(self, x: Tensor) -> Tensor:
-        if x.dim() != 2:
-            raise ValueError(f"features must be [N, D] (got shape {tuple(x.shape)})")
         known = self.centers if self.centers is not None else (self._seeds[0] if self._seeds else None)
-        if known is not None and known.size(1) != x.size(1):
-            raise ValueError(
-                f"features have {x.size(1)} dimensions, the density was built on {known.size(1)}. One blocker serves "
-                "one cut of one model; attach anew after changing either."
-            )
+        x_ND = checked_width(x, None if known is None else known.size(1))
         if known is not None and known.device != x.device:
             self._centers = None if self._centers is None else self._centers.to(x.device)
             self._seeds = [seed.to(x.device) for seed in self._seeds]
-        return x.detach().float()
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """Switch autocast off: a density in half precision would be noise."""
-    return torch.autocast(device.type, enabled=False)
+        return x_ND

@@ -5,26 +5,63 @@ Shape suffixes: N samples, T tokens, C channels, H W space, D feature dimensions
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from pfb.density import full_precision
 from pfb.tree import leaves
 
 
-class FeatureReader:
+class Features:
+    """What samples are judged by: ``[N, D]`` float32, without graph.
+
+    Attributes:
+        name: ``"cut"``, ``"cut-spread"``, ``"momentum"``, ``"sketch"`` or ``"callable"``; a state
+            belongs to one of them.
+        of: what it is called with: the cut's output, or the model's first input, which needs no
+            scoring pass.
+        batch_dim: where that has its samples.
+    """
+
+    name = "callable"
+    of: Literal["cut", "input"] = "cut"
+    batch_dim = 0
+
+    def __call__(self, given: Any) -> Tensor:
+        raise NotImplementedError
+
+    def as_scored(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model is what the scoring pass of ``recompute`` runs."""
+        return contextlib.nullcontext()
+
+    def step(self, model: nn.Module, talk: bool) -> None:
+        """An optimizer step is done; with ``talk`` ranks may tell each other."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs; references."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where the state was taken."""
+
+
+class FeatureReader(Features):
     """Features ``[N, D]`` of a cut's output, in float32 and without graph; reads only.
 
     Args:
         layers: what :func:`channel_layers` says of the cut.
-        features: callable from the cut's output to ``[N, D]``, instead of averaging over all but
-            samples and channels.
+        features: callable to ``[N, D]``, instead of averaging over all but samples and channels; of
+            the cut's output, or of the model's first input if its attribute ``of`` is ``"input"``.
         feature_dim: reduce wider features to so many dimensions by :func:`random_projection`.
         channel_dim: where the output has its channels; ``None``: inferred at the first one.
         batch_dim: where the output has its samples.
+        spread: standard deviations beside the averages, ``[N, 2 C]``: a dense region is told apart
+            far better by both, in a density that is local.
 
     Example:
         >>> import torch
@@ -39,12 +76,15 @@ class FeatureReader:
         feature_dim: int | None = None,
         channel_dim: int | None = None,
         batch_dim: int = 0,
+        spread: bool = False,
     ) -> None:
         if feature_dim is not None and (
             isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
         ):
             raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
-        self.batch_dim = batch_dim
+        self.name = "callable" if features is not None else "cut-spread" if spread else "cut"
+        self.of = _given_to(features)
+        self.batch_dim, self._spread = batch_dim, spread
         self._layers, self._features, self._feature_dim = layers, features, feature_dim
         self._channel_dim = channel_dim
         self._projection: Tensor | None = None
@@ -67,12 +107,12 @@ class FeatureReader:
         x = batched_tensor(output).movedim(self.batch_dim, 0)
         if self._channel_dim is None:
             self._channel_dim = infer_channel_dim(x.shape, self._layers)
-        pooled_NC = pool(x, self._channel_dim)
+        pooled_NC = mean_and_spread(x, self._channel_dim) if self._spread else pool(x, self._channel_dim)
         if self._feature_dim is None or pooled_NC.size(1) <= self._feature_dim:
             return pooled_NC
         if self._projection is None or self._projection.device != pooled_NC.device:
             self._projection = random_projection(pooled_NC.size(1), self._feature_dim, pooled_NC.device)
-        with torch.autocast(pooled_NC.device.type, enabled=False):
+        with full_precision(pooled_NC.device):
             return pooled_NC @ self._projection
 
 
@@ -103,6 +143,31 @@ def pool(x: Tensor, channel_dim: int) -> Tensor:
     space = [d for d in range(1, x.dim()) if d != channel_dim % x.dim()]
     x = x.detach()
     return x.mean(space, dtype=torch.float32) if space else x.float()
+
+
+def mean_and_spread(x: Tensor, channel_dim: int) -> Tensor:
+    """Average and standard deviation over everything but samples and channels, in float32: ``[N,
+    ..., C, ...]`` to ``[N, 2 C]``; ``[N, C]`` has no spread and stays.
+
+    Example:
+        >>> import torch
+        >>> mean_and_spread(torch.tensor([[[1.0, 3.0], [5.0, 5.0]]]), channel_dim=1)
+        tensor([[2., 5., 1., 0.]])
+    """
+    x = x.detach().float()
+    space = [d for d in range(1, x.dim()) if d != channel_dim % x.dim()]
+    if not space:
+        return x
+    mean, deviation = mean_and_deviation(x, space)
+    return torch.cat([mean.flatten(1), deviation.flatten(1)], 1)
+
+
+def mean_and_deviation(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Average and standard deviation over some dimensions, which stay as 1; unlike ``Tensor.std``
+    silent on a batch of none.
+    """
+    mean = x.mean(dims, keepdim=True)
+    return mean, (x - mean).square().mean(dims, keepdim=True).sqrt()
 
 
 def fingerprint(x: Tensor) -> Tensor:
@@ -176,6 +241,13 @@ def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[i
         f"cannot tell which dimension of the cut's output {tuple(shape)} holds the channels. Pass `channel_dim=1` for "
         "[N, C, H, W] or `channel_dim=-1` for [N, H, W, C] and [N, T, C]."
     )
+
+
+def _given_to(features: Callable[[Any], Tensor] | None) -> Literal["cut", "input"]:
+    of = getattr(features, "of", "cut")
+    if of not in ("cut", "input"):
+        raise ValueError(f'`of` of features must be "cut" or "input" (got {of!r})')
+    return cast(Literal["cut", "input"], of)
 
 
 def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:

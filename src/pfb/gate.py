@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from pfb.estimator import DensityEstimator
-from pfb.features import FeatureReader, batched_tensor, channel_layers, fingerprint
+from pfb.density import Density
+from pfb.features import Features, batched_tensor, fingerprint
 from pfb.hints import Hints
 from pfb.importance import Importance, reads_of
 from pfb.replay import Replays, in_backward
@@ -35,10 +35,11 @@ class Gate:
     Args:
         importance: the rule.
         estimator: the density it reads.
-        reader: from the cut's output to features.
+        reader: from the cut's output, or the model's input, to features.
         views: which rows belong together.
 
     Attributes:
+        sees_input: whether the rule judges by the model's input, which needs no scoring pass.
         armed: whether the forward now running prunes; set when it enters the model.
         scoring: whether a pass is running that only scores.
         reached, entered, decided: whether any forward since the last step met the cut, entered the
@@ -52,11 +53,12 @@ class Gate:
     """
 
     def __init__(
-        self, importance: Importance, estimator: DensityEstimator, reader: FeatureReader, views: Views | None = None
+        self, importance: Importance, estimator: Density, reader: Features, views: Views | None = None
     ) -> None:
         self.importance, self.estimator, self.reader = importance, estimator, reader
         self.views = Views() if views is None else views
         self.reads = reads_of(importance)
+        self.sees_input = self.reads != "nothing" and reader.of == "input"
         self.armed = self.scoring = self.reached = self.entered = self.decided = False
         self.blocked_forwards = 0
         self.features: Tensor | None = None
@@ -225,11 +227,24 @@ class Gate:
             self._count_idle()
         return again
 
-    def decide(self, output: Any) -> Tensor:
-        """Indices of the samples that go on, given the cut's output."""
+    @torch.no_grad()
+    def sight(self, given: Any) -> Tensor | None:
+        """Features of the model's first input, for a rule that judges by it; else ``None``."""
+        return self.reader(given) if self.sees_input else None
+
+    def decide(self, output: Any, sight_ND: Tensor | None = None) -> Tensor:
+        """Indices of the samples that go on, given the cut's output (or what has as many rows), and
+        what :meth:`sight` returned.
+        """
         with torch.no_grad():
-            features_ND = self.read(output)
-            n = features_ND.size(0)
+            known_by = self.read(output)
+            features_ND = known_by if sight_ND is None else sight_ND
+            n = known_by.size(0)
+            if features_ND.size(0) != n:
+                raise ValueError(
+                    f"the features of the model's input have {features_ND.size(0)} rows, the cut's output has {n}. If "
+                    "the model folds other dimensions into its batch, cut where it does not."
+                )
             if self._once:
                 indices_K, known = self._once[0]
                 if n != known:
@@ -245,7 +260,7 @@ class Gate:
         if not torch.compiler.is_compiling():
             self._note_thread()
             self.blocked_forwards += 1
-            self.replays.note(features_ND, indices_K)
+            self.replays.note(known_by, indices_K)
             self.hints.count(kept=len(indices_K), of=n)
         return indices_K
 
@@ -276,10 +291,10 @@ class Gate:
     def read(self, output: Any) -> Tensor:
         """Float32 features ``[N, D]`` of the cut's output, without graph.
 
-        A rule that reads none gets ``[N, 1]``, nothing to choose by, of the cut's output or of the
-        model's input.
+        ``[N, 1]``, nothing to choose by but enough to know a batch again, of the cut's output or of
+        the model's input, for a rule that reads none or judges by the input.
         """
-        if self.reads == "nothing":
+        if self.reads == "nothing" or self.sees_input:
             x = output if isinstance(output, Tensor) else batched_tensor(output)
             return fingerprint(x.movedim(self.reader.batch_dim, 0))
         return self.reader(output)
@@ -306,7 +321,8 @@ class Gate:
             importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
         groups_K = keep_largest(importance_G, keep_count_of_parts(g, self._pruned_parts))
         if self.reads == "density":
-            self.estimator.accumulate(features_GD.index_select(0, groups_K))
+            everything = self.estimator.collects == "all"
+            self.estimator.accumulate(features_GD if everything else features_GD.index_select(0, groups_K))
         return self.views.rows(groups_K, rows_ND.size(0))
 
     def _count_idle(self) -> None:
@@ -329,21 +345,3 @@ def _compiled_anything() -> bool:
 
 def _is_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
-
-
-def gate_for(
-    model: nn.Module, cut: str, importance: Importance, estimator: DensityEstimator, pruned_parts: int = 0
-) -> Gate:
-    """A gate without hooks, as planner and benchmarks use it.
-
-    Example:
-        >>> import torch, pfb
-        >>> from pfb.selection import parts
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
-        >>> gate = gate_for(model, "0", pfb.Uniform(), pfb.DensityEstimator(), parts(0.4))
-        >>> gate.decide(torch.randn(10, 8)).shape
-        torch.Size([6])
-    """
-    gate = Gate(importance, estimator, FeatureReader(channel_layers(model.get_submodule(cut), model)))
-    gate.set_share(pruned_parts)
-    return gate

@@ -1,5 +1,5 @@
-"""Which samples matter: the paper's rule and the uniform baseline. Any callable of the same form
-will do.
+"""Which samples matter: the paper's rule, one that draws, and the uniform baseline. Any callable of
+the same form will do.
 
 A rule takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. What it ``reads``
 decides what is done for it: ``"density"`` (it is given the run's density as second argument, which
@@ -18,8 +18,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from pfb.density import log_importance
-from pfb.estimator import DensityEstimator
+from pfb.density import COPY, Density, log_importance
 
 Importance = Callable[..., Tensor]
 Reads = Literal["density", "features", "nothing"]
@@ -51,9 +50,45 @@ class RareFirst:
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"`alpha` must be a finite number >= 0 (got {self.alpha!r}); the paper uses 0.01")
 
-    def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
+    def __call__(self, features: Tensor, estimator: Density) -> Tensor:
         log_density_N = estimator.log_density(features)
         return log_importance(log_density_N, self.alpha * torch.rand_like(log_density_N))
+
+
+@dataclass(frozen=True)
+class InverseDensity:
+    """Samples are drawn, without replacement, with weight ``d ** gamma``: the rule that sees what
+    repeats itself.
+
+    d is the density's ``isolation``: with a :class:`pfb.NeighbourMemory` the distance to the
+    nearest feature remembered, in proportion to what is usual around there. Since ``f ~ d ** -D``,
+    this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn instead of ranked:
+    a copy goes on seldom, but not never, and where no sample is another's copy the draw is nearly
+    uniform. Returns the logarithms of the weights plus Gumbel noise, whose largest are such a draw;
+    draws from the global generator of the features' device.
+
+    Attributes:
+        gamma: how strongly copies are left out; 0 is uniform.
+
+    Example:
+        >>> import torch, pfb
+        >>> _ = torch.manual_seed(0)
+        >>> memory = pfb.NeighbourMemory(4)
+        >>> memory.accumulate(torch.tensor([[0.0], [2.0]])); memory.apply()
+        >>> InverseDensity()(torch.tensor([[0.0], [0.1], [9.0]]), memory).argmax()
+        tensor(2)
+    """
+
+    gamma: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < float("inf"):
+            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
+
+    def __call__(self, features: Tensor, estimator: Density) -> Tensor:
+        isolation_N = estimator.isolation(features)
+        gumbel_N = -torch.empty_like(isolation_N).exponential_().log()
+        return self.gamma * isolation_N.clamp_min(COPY).log() + gumbel_N
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,15 @@ def batches_in(value: Any) -> list[Tensor]:
     return [value.data] if isinstance(value, PackedSequence) else [x for x in tree.leaves(value) if x.dim() > 0]
 
 
+def main_input(model: nn.Module, places: list[tuple[str, Any]]) -> Any:
+    """Of the inputs that hold samples the one to judge them by: that which the model names as
+    ``main_input_name`` (as those of transformers do), else the first in its forward's signature.
+    """
+    known = dict(places)
+    names = [getattr(model, "main_input_name", None), *inspect.signature(model.forward).parameters]
+    return next((known[name] for name in names if name in known), places[0][1])
+
+
 def possible_rows(places: list[tuple[str, Any]], batch_dim: int) -> tuple[int, ...]:
     """How many samples there may be by the first input: its first dimension, or ``batch_dim``; of a
     list, its length or what its first tensor says. Empty: it does not tell.

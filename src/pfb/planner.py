@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pfb import cuts, tree
+from pfb.density import Density
 from pfb.estimator import DensityEstimator
-from pfb.features import batched_tensor
+from pfb.features import FeatureReader, batched_tensor, channel_layers
 from pfb.forward import output_of
-from pfb.gate import gate_for
-from pfb.importance import RareFirst
+from pfb.gate import Gate
+from pfb.importance import Importance, RareFirst
 from pfb.measure import Clock, Spread, count_saved_bytes, interleaved_seconds
 from pfb.schedule import constant
 from pfb.selection import keep_count, parts
@@ -285,3 +286,19 @@ def _saved_bytes(model: nn.Module, names: list[str], args: tuple[Any, ...], kwar
                 model(*args, **kwargs)
         found[name] = saved.total
     return found
+
+
+def gate_for(model: nn.Module, cut: str, importance: Importance, estimator: Density, pruned_parts: int = 0) -> Gate:
+    """A gate without hooks, as planner and benchmarks use it.
+
+    Example:
+        >>> import torch, pfb
+        >>> from pfb.selection import parts
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+        >>> gate = gate_for(model, "0", pfb.Uniform(), pfb.DensityEstimator(), parts(0.4))
+        >>> gate.decide(torch.randn(10, 8)).shape
+        torch.Size([6])
+    """
+    gate = Gate(importance, estimator, FeatureReader(channel_layers(model.get_submodule(cut), model)))
+    gate.set_share(pruned_parts)
+    return gate

@@ -29,6 +29,7 @@ from pfb.inputs import (
     checked_dim,
     checked_names,
     looks_flat,
+    main_input,
     possible_rows,
 )
 from pfb.replay import in_backward
@@ -130,7 +131,10 @@ class _SelectInputs(Hook):
         (first, value), *others = places
         gate.look_at_input(batches_in(value)[0])
         by_item = False if isinstance(value, Tensor) else self.has_items.get(first)
-        if gate.reads == "nothing" and by_item is not None:
+        sight = gate.sight(main_input(model, places))
+        if sight is not None:
+            output, batch_size = sight.movedim(0, gate.reader.batch_dim), len(sight)
+        elif gate.reads == "nothing" and by_item is not None:
             output, batch_size = self._countable(value if by_item else batches_in(value)[0])
         else:
             output = self._scored(model, args, kwargs)
@@ -140,7 +144,7 @@ class _SelectInputs(Hook):
             if by_item is None and not torch.compiler.is_compiling():
                 self.has_items[first] = len(value) == batch_size
         self._refuse_flat_targets(others, batch_size)
-        indices = gate.replay(output) if in_backward() else gate.decide(output)
+        indices = gate.replay(output) if in_backward() else gate.decide(output, sight)
         return None if indices is None else self._selected(model, args, kwargs, indices, batch_size)
 
     def _countable(self, value: Any) -> tuple[Tensor, int]:
@@ -163,7 +167,8 @@ class _SelectInputs(Hook):
             if settings.scale < 1:
                 args, kwargs = tree.shrink_images((args, kwargs), settings.scale)
             try:
-                with self.gate.scoring_pass(), torch.no_grad(), as_in_training(), mode, precision:
+                averaged = self.gate.reader.as_scored(model)
+                with self.gate.scoring_pass(), torch.no_grad(), as_in_training(), mode, precision, averaged:
                     args, kwargs = self._with_later_hooks(model, args, kwargs)
                     model.forward(*args, **kwargs)
             except Reached as reached:

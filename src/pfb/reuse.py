@@ -65,6 +65,7 @@ class _Enter(Hook):
         self.lists: list[tuple[str, int]] = []  # inputs that may have one item per sample, and their lengths
         self.batches: tuple[str, int] | None = None  # a list, its length, that may hold several batches
         self.of_all: set[str] = set()  # lists that were seen to be of another length than a batch
+        self.sight: Tensor | None = None  # features of the model's input, until the cut is met
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
@@ -82,6 +83,10 @@ class _Enter(Hook):
             self.gate.look_at_input(batches[0])
             if not isinstance(value, Tensor) and len(batches) > 1:
                 self.batches = name, len(value)
+        if self.gate.sees_input and not in_backward():
+            if not places:
+                raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to judge samples by")
+            self.sight = self.gate.sight(places[0][1])
 
     def check_bypass(self, batch_size: int) -> None:
         """Now that the number of samples is known, what else has one item or row for each?
@@ -156,7 +161,8 @@ class _Stop(Hook):
         x, dim = batched_tensor(output), gate.reader.batch_dim
         check_rows(self.cut_name, x, dim, self.enter.rows, self.doubt)
         self.enter.check_bypass(x.size(dim))
-        return self._kept(output, gate.decide(output))
+        sight, self.enter.sight = self.enter.sight, None
+        return self._kept(output, gate.decide(output, sight))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:
         dim = self.gate.reader.batch_dim

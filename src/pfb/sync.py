@@ -1,4 +1,4 @@
-"""What ranks tell each other: two sums, called at moments that only the step number decides."""
+"""What ranks tell each other, at moments that only the step number decides."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ def sum_over_ranks(flat: Tensor) -> None:
     """
     if world_size() > 1:
         dist.all_reduce(flat)
+
+
+def concatenated(rows: Tensor) -> Tensor:
+    """The rows ``[P, D]`` of all ranks, one rank after the other, equal on every rank; P must be.
+
+    One collective of fixed size.
+    """
+    if world_size() == 1:
+        return rows
+    everything = rows.new_empty(world_size() * rows.size(0), rows.size(1))
+    dist.all_gather_into_tensor(everything, rows.contiguous())
+    return everything
 
 
 def rows_of_all_ranks(rows: Tensor, n: int) -> Tensor:

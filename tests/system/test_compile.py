@@ -41,21 +41,14 @@ def batches(steps):
     return [(torch.randn(20, 3, 8, 8, generator=g), torch.randint(5, (20,), generator=g)) for _ in range(steps)]
 
 
-def losses(shallow, backend, prune=0.4, steps=6, total_steps=None):
+def losses(shallow, backend, prune=0.4, steps=6, total_steps=None, **arguments):
     """Train some steps; the criterion has no random term, so that compiled random numbers do not
     matter.
     """
     torch.manual_seed(0)
     model = zoo.SmallNet("batch")
-    blocker = pfb.attach(
-        model,
-        "layer1",
-        prune,
-        shallow=shallow,
-        importance=lambda features, estimator: -estimator.log_density(features),
-        estimator=pfb.DensityEstimator(8, 0.1),
-        total_steps=total_steps,
-    )
+    default = {"estimator": pfb.DensityEstimator(8, 0.1), "importance": lambda x, density: -density.log_density(x)}
+    blocker = pfb.attach(model, "layer1", prune, shallow=shallow, total_steps=total_steps, **{**default, **arguments})
     run = model if backend is None else torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     result, chosen = [], []
@@ -75,6 +68,40 @@ def test_equal_to_eager_without_graph_breaks(whole):
     compiled, choice = losses(whole, "aot_eager")
     assert choice == expected_choice
     torch.testing.assert_close(compiled, expected)
+
+
+@pytest.mark.parametrize("features", ["cut-spread", "sketch", "momentum"])
+def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, features):
+    if features == "momentum" and shallow == "reuse":
+        pytest.skip("refused")
+
+    def run(backend):
+        return losses(
+            shallow,
+            backend,
+            features=features,
+            estimator=pfb.NeighbourMemory(64),
+            importance=lambda x, density: density.isolation(x),
+        )
+
+    expected, expected_choice = run(None)
+    counter = Counter()
+    compiled, choice = run(counter)
+    assert choice == expected_choice
+    torch.testing.assert_close(compiled, expected)
+    # One more while nothing is remembered; what runs before the model is a graph of its own.
+    assert counter.graphs == (2 if (shallow, features) == ("reuse", "cut-spread") else 3)
+
+
+def test_a_compiled_draw_takes_as_many(shallow):
+    torch.manual_seed(0)
+    model = zoo.SmallNet("batch")
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, importance=pfb.InverseDensity())
+    run = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    for x, y in batches(4):
+        nn.functional.cross_entropy(run(x), blocker.select(y)).backward()
+        blocker.step()
+    assert blocker.stats["remembered"] == 80
 
 
 def test_equal_to_eager_with_inductor():

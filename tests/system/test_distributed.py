@@ -122,7 +122,7 @@ def test_gradients_and_estimate_equal_a_single_process(shallow):
     on_two_ranks(_gradients_and_estimate, shallow)
 
 
-def _one_collective_per_step(rank):
+def _one_collective_per_step(rank, arguments):
     calls = []
     original = dist.all_reduce
 
@@ -131,7 +131,15 @@ def _one_collective_per_step(rank):
         return original(tensor, *args, **kwargs)
 
     dist.all_reduce = counting
-    model, blocker = build("reuse", prune=pfb.window(0.4, start=0.2, stop=0.8), total_steps=10)
+    gather = dist.all_gather_into_tensor
+
+    def counting_gather(out, x):
+        calls.append(x.numel())
+        return gather(out, x)
+
+    dist.all_gather_into_tensor = counting_gather
+    schedule = pfb.window(0.4, start=0.2, stop=0.8)
+    model, blocker = build("reuse", prune=schedule, total_steps=10, **arguments)
     per_step = []
     for step in range(10):
         calls.clear()
@@ -144,7 +152,8 @@ def _one_collective_per_step(rank):
 
 
 def test_one_collective_per_step_and_none_when_pruning_is_off():
-    on_two_ranks(_one_collective_per_step)
+    on_two_ranks(_one_collective_per_step, {})
+    on_two_ranks(_one_collective_per_step, {"estimator": pfb.NeighbourMemory(64), "features": "sketch"})
 
 
 def _uneven(rank):
@@ -165,8 +174,8 @@ def test_uneven_and_empty_batches():
     on_two_ranks(_uneven)
 
 
-def _of_different_states(rank):
-    model, blocker = build("reuse")
+def _of_different_states(rank, arguments):
+    model, blocker = build("reuse", **arguments)
     for step in range(3):
         model(data(rank, step)[0])
         blocker.step()
@@ -180,7 +189,8 @@ def _of_different_states(rank):
 
 def test_ranks_that_are_at_different_steps_are_refused():
     """One resumed from another checkpoint, for instance."""
-    on_two_ranks(_of_different_states)
+    on_two_ranks(_of_different_states, {})
+    on_two_ranks(_of_different_states, {"estimator": pfb.NeighbourMemory(64), "features": "sketch"})
 
 
 def _mixed(rank):
@@ -201,6 +211,40 @@ def test_a_step_that_one_rank_forgets_is_not_noticed():
     other rank would wait.
     """
     on_two_ranks(_mixed)
+
+
+def _one_memory(rank, shallow, features):
+    """Copies are seen that lie on the other rank, and all ranks know and average the same."""
+    torch.manual_seed(0)
+    model = zoo.SmallNet("batch")
+    blocker = pfb.attach(
+        model,
+        "layer1",
+        0.4,
+        shallow=shallow,
+        importance=pfb.InverseDensity(),
+        features=features,
+        estimator=pfb.NeighbourMemory(50),
+    )
+    parallel = DistributedDataParallel(model)
+    literal = reference.Memory(50)
+    for step, sizes in enumerate([(20, 20), (20, 1), (0, 7), (20, 20)]):
+        x, y = data(rank, step, n=sizes[rank])
+        nn.functional.cross_entropy(parallel(x.float()), blocker.select(y), reduction="sum").backward()
+        seen = gathered(blocker.features)
+        blocker.step()
+        literal.add(torch.cat(seen))
+    states = gathered({**blocker.estimator.state_dict(), **blocker.state_dict()["averages"]})
+    for name, value in states[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][name])), name
+    rows = blocker.estimator.state_dict()["rows"]
+    torch.testing.assert_close(rows.double(), torch.tensor(literal.rows, dtype=torch.float64))
+    assert blocker.estimator.distance(seen[1 - rank]).max() < 1e-2
+
+
+@pytest.mark.parametrize(("shallow", "features"), [("reuse", "sketch"), ("recompute", "momentum")])
+def test_all_ranks_have_one_memory(shallow, features):
+    on_two_ranks(_one_memory, shallow, features)
 
 
 def _accumulation(rank):

@@ -11,7 +11,7 @@ from tests import zoo
 
 
 class Run:
-    def __init__(self, shallow, importance=None, seed=0):
+    def __init__(self, shallow, importance=None, seed=0, **arguments):
         torch.manual_seed(seed)
         self.model = zoo.SmallNet("batch")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
@@ -22,7 +22,7 @@ class Run:
             total_steps=12,
             shallow=shallow,
             importance=importance,
-            estimator=pfb.DensityEstimator(16, 0.1),
+            **{"estimator": pfb.DensityEstimator(16, 0.1), **arguments},
         )
 
     def micro_batch(self):
@@ -145,3 +145,25 @@ def test_a_foreign_or_damaged_state_changes_nothing(shallow, spoil, message):
 def test_a_state_that_is_no_dict(shallow):
     with pytest.raises(ValueError, match="list"):
         Run(shallow).blocker.load_state_dict([])
+
+
+@pytest.mark.parametrize("features", ["sketch", "momentum"])
+@pytest.mark.parametrize("stop_at", [1, 6])
+def test_memory_and_averages_resume_bit_identically(features, stop_at):
+    def made(seed=0):
+        return Run("recompute", pfb.InverseDensity(), seed, features=features, estimator=pfb.NeighbourMemory(64))
+
+    straight = made()
+    straight.run(12)
+    first = made()
+    first.run(stop_at)
+    saved = first.save()
+    second = made(seed=99)
+    second.load(saved)
+    second.run(12 - stop_at)
+    for (name, a), b in zip(straight.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    ours, theirs = straight.blocker.state_dict(), second.blocker.state_dict()
+    for part in ("estimator", "averages"):
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[part][k])) for k, v in ours[part].items())
+    assert bool(ours["averages"]) == (features == "momentum")

@@ -54,7 +54,11 @@ class TestRun:
         model.load_state_dict(saved)  # the checkpoint was written before; names are those of the plain model
 
     @pytest.mark.parametrize(
-        "method", ["uniform", "full", "tempered", "stratified", "release", "infobatch", "orderdp", "selective-backprop"]
+        "method",
+        [
+            *("uniform", "inverse-density", "full", "tempered", "stratified"),
+            *("release", "infobatch", "orderdp", "selective-backprop"),
+        ],
     )
     def test_baselines(self, run, method):
         summary = train(config(run, method=method))
@@ -78,7 +82,13 @@ class TestRun:
 class TestResume:
     @pytest.mark.parametrize(
         "changes",
-        [{"shallow": "reuse"}, {"shallow": "recompute"}, {"method": "infobatch"}, {"method": "orderdp"}],
+        [
+            {"shallow": "reuse"},
+            {"shallow": "recompute"},
+            {"method": "inverse-density"},
+            {"method": "infobatch"},
+            {"method": "orderdp"},
+        ],
         ids=str,
     )
     def test_interrupted_between_epochs(self, tmp_path, changes, monkeypatch):

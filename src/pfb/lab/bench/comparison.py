@@ -216,7 +216,8 @@ def _cost(run: Run) -> float:
         return float(run["samples"])
     shallow = run["shallow_share"]
     if config["shallow"] == "recompute":
-        shallow *= 0 if config["method"] == "uniform" else config["scoring_scale"] ** 2
+        no_pass = config["method"] == "uniform" or config.get("features") == "sketch"
+        shallow *= 0 if no_pass else config["scoring_scale"] ** 2
     return float(run["samples"] - met + met * step_cost((run["samples"] - trained) / met, shallow, config["shallow"]))
 
 

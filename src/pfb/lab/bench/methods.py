@@ -32,6 +32,7 @@ METHODS = {
     "pfb-reuse": GridMethod({"method": "pfb", "shallow": "reuse"}),
     "pfb-recompute": _recompute("pfb"),
     "pfb-recompute-batch": _recompute("pfb", batchnorm="batch"),
+    "inverse-density-recompute": _recompute("inverse-density"),
     "strict-recompute": _recompute("pfb", alpha=0.0),
     "tempered-recompute": _recompute("tempered"),
     "tempered-dense-recompute": _recompute("tempered", gamma=-0.5),

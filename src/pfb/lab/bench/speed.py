@@ -17,11 +17,11 @@ from torch import Tensor
 
 import pfb
 from pfb.forward import output_of
-from pfb.gate import gate_for
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, first_block
 from pfb.lab.bench.variants import VARIANTS
 from pfb.measure import Spread, clock_of, interleaved_seconds
+from pfb.planner import gate_for
 from pfb.selection import keep_count, parts
 from pfb.tree import shrink_images
 

@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "workers": (lambda n: n >= 0, "at least 0"),
     "seed": (lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)"),
     "gamma": (math.isfinite, "a finite number"),
+    "memory": (lambda n: n >= 2, "at least 2"),
     "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
     "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
@@ -56,6 +57,7 @@ class TrainConfig:
     """
     method: Literal[
         "pfb",
+        "inverse-density",
         "tempered",
         "stratified",
         "uniform",
@@ -65,8 +67,9 @@ class TrainConfig:
         "orderdp",
         "selective-backprop",
     ] = "pfb"
-    """What decides which samples are stopped. pfb: the paper's importance; tempered and stratified:
-    softer ones. uniform: random samples are stopped, the baseline to beat. full: none is. release:
+    """What decides which samples are stopped. pfb: the paper's importance; inverse-density: samples
+    are drawn, those seldom that are like one seen lately; tempered and stratified: softer forms of
+    the paper's. uniform: random samples are stopped, the baseline to beat. full: none is. release:
     as in the code that the paper's authors published. infobatch, orderdp, selective-backprop:
     published methods to compare with, which stop nothing at the cut.
     """
@@ -98,8 +101,20 @@ class TrainConfig:
     """Number of levels over which the share grows in the first half of the window."""
     alpha: float = 0.01
     """Upper end of the random term, as a share of the batch's largest density."""
-    gamma: float = 0.5
-    """tempered: how strongly rare samples are favoured; negative favours dense ones."""
+    gamma: float | None = None
+    """inverse-density: how strongly copies are left out, by default 4. tempered: how strongly rare
+    samples are favoured, by default 0.5; negative favours dense ones.
+    """
+    features: Literal["cut", "cut-spread", "momentum", "sketch"] | None = None
+    """What samples are judged by. cut: averages of the cut's output (the paper). cut-spread: and
+    standard deviations. momentum: both under a moving average of the shallow weights (recompute).
+    sketch: fixed features of the input, without any scoring pass. By default sketch for
+    inverse-density, cut for all others.
+    """
+    memory: int | None = None
+    """Number of samples whose features are remembered, in place of centers; at most a third of an
+    epoch. By default 4,096 or a third of an epoch for inverse-density, none for all others.
+    """
     per_class: bool = False
     """Apply the importance within each class, so that all classes keep the same share."""
     n_centers: int = 64
@@ -161,6 +176,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.model:
             object.__setattr__(self, "model", default_model(self.data))
+        if self.features is None:
+            object.__setattr__(self, "features", default_features(self.method))
         for name, (allowed, what) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not allowed(value):
@@ -171,6 +188,8 @@ class TrainConfig:
             self.schedule()
             pfb.RareFirst(self.alpha)
             pfb.DensityEstimator(self.n_centers, self.beta)
+            if self.method == "inverse-density":
+                pfb.InverseDensity(4.0 if self.gamma is None else self.gamma)
         except ValueError as error:
             raise in_flags(error) from error
 
@@ -180,7 +199,10 @@ class TrainConfig:
 
     def changed(self) -> list[str]:
         """Names of the settings that differ from their defaults."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"model": default_model(self.data)}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {
+            "model": default_model(self.data),
+            "features": default_features(self.method),
+        }
         return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def moved_to(self, run: Path) -> TrainConfig:
@@ -227,6 +249,11 @@ def settings_in(path: Path) -> dict[str, Any]:
 def default_model(data: str) -> str:
     """The model for data that come without ``--model``: of their task, and small."""
     return {"shapes": "segformer", "text": "gpt"}.get(data, "cifar-resnet8")
+
+
+def default_features(method: str) -> str:
+    """The features of a method that come without ``--features``."""
+    return "sketch" if method == "inverse-density" else "cut"
 
 
 ALIASES = {"scale": "scoring_scale"}

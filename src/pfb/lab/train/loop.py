@@ -113,14 +113,14 @@ class Training:
         self.schedule = config.schedule()
         self.criterion_at_cut = methods.importance(config)
         self.method = methods.method(config, samples, self.accelerator.device, processes)
-        self.blocker = methods.attach(model, config, self.criterion_at_cut, self._steps_to_take())  # pfb, line 1
+        steps = self._steps_to_take()
+        self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
         optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
-        methods.check(
-            self.plain_model, self.blocker if self.blocks else None, self._two_samples(), scale, config.channel_dim
-        )
+        blocker = self.blocker if self.blocks else None
+        methods.check(self.plain_model, blocker, self._two_samples(), scale, config.channel_dim, config.features)
         self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         parts = {

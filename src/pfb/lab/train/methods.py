@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pfb
+from pfb.density import Density
 from pfb.features import FeatureReader, channel_layers
 from pfb.forward import output_of
 from pfb.importance import Importance
@@ -22,6 +23,7 @@ from pfb.lab.baselines import (
 )
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.sketch import Sketch
 from pfb.tree import shrink_images
 
 
@@ -29,7 +31,8 @@ def importance(config: TrainConfig) -> Importance | None:
     """The importance of samples at the cut; ``None`` for methods that stop nothing there."""
     rules: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
-        "tempered": Tempered(config.gamma),
+        "inverse-density": pfb.InverseDensity(4.0 if config.gamma is None else config.gamma),
+        "tempered": Tempered(0.5 if config.gamma is None else config.gamma),
         "stratified": Stratified(),
         "uniform": pfb.Uniform(),
         "release": Release(),
@@ -62,15 +65,39 @@ def method(config: TrainConfig, samples: int, device: torch.device, processes: i
     return made
 
 
-def attach(model: nn.Module, config: TrainConfig, importance: Importance | None, total_steps: int) -> pfb.Blocker:
-    """The blocker of a run; one that stops nothing for methods without an importance at the cut.
+def density(config: TrainConfig, samples: int) -> Density:
+    """Moving centers, or a memory of neighbours where one is asked for or the method needs it.
+
+    Args:
+        config: the run's settings.
+        samples: of one epoch.
+
+    Raises:
+        RunError: the memory is longer than an epoch.
+    """
+    if config.memory is None and config.method != "inverse-density":
+        return pfb.DensityEstimator(config.n_centers, config.beta)
+    size = min(4096, max(2, samples // 3)) if config.memory is None else config.memory
+    if size >= samples:
+        raise RunError(
+            f"--memory must be less than an epoch of {samples} samples, best at most a third (got {size}): a longer "
+            "one meets every sample again, which then looks like a copy"
+        )
+    return pfb.NeighbourMemory(size)
+
+
+def attach(
+    model: nn.Module, config: TrainConfig, importance: Importance | None, total_steps: int, samples: int
+) -> pfb.Blocker:
+    """The blocker of a run on so many samples; one that stops nothing for methods without an
+    importance at the cut.
 
     Raises:
         RunError: the cut does not exist or cannot be found, or another setting is refused.
     """
     # A blocker that stops nothing only counts steps, at whatever layer.
     cut = next(name for name, _ in model.named_children()) if importance is None else config.cut
-    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
+    estimator = density(config, samples)
     prune = 0.0 if importance is None else config.schedule()
     return attach_as(model, config, cut, prune, importance, estimator, total_steps)
 
@@ -88,7 +115,7 @@ def attach_as(
     cut: str | None,
     prune: float | pfb.Schedule,
     importance: Importance | None,
-    estimator: pfb.DensityEstimator,
+    estimator: Density,
     total_steps: int | None = None,
 ) -> pfb.Blocker:
     """``pfb.attach`` with a run's wiring."""
@@ -98,6 +125,7 @@ def attach_as(
             cut,
             prune,
             channel_dim=config.channel_dim,
+            features=config.features,
             shallow=wiring(config),
             importance=importance,
             estimator=estimator,
@@ -108,15 +136,20 @@ def attach_as(
 
 
 def check(
-    model: nn.Module, blocker: pfb.Blocker | None, x: Tensor, scale: float, channel_dim: int | None = None
+    model: nn.Module,
+    blocker: pfb.Blocker | None,
+    x: Tensor,
+    scale: float,
+    channel_dim: int | None = None,
+    features: str | None = None,
 ) -> None:
     """Run a few samples before training rather than fail when pruning starts. The model is left in
     eval mode.
 
     Raises:
-        RunError: the model does not run on such input; or, with a blocker, the cut's output holds
-            no features or the dimension of its channels cannot be told, or the model does not run
-            at the scale of the scoring pass.
+        RunError: the model does not run on such input; or, with a blocker, the cut's output (the
+            input, for a sketch) holds no features or the dimension of its channels cannot be told,
+            or the model does not run at the scale of the scoring pass.
     """
     try:
         with torch.no_grad():
@@ -127,7 +160,10 @@ def check(
         return
     cut = model.get_submodule(blocker.cut)
     try:
-        FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))
+        if features == "sketch":
+            Sketch()(x)
+        else:
+            FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))
     except (ValueError, TypeError) as error:
         raise in_flags(error) from error
     if scale < 1:

@@ -50,8 +50,8 @@ def measure_full_cost(
         return {"full_train_seconds": None, "time_saved": None}
     device = accelerator.device
     model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
-    estimator = pfb.DensityEstimator(config.n_centers, config.beta)
-    estimator.load_state_dict(blocker.estimator.state_dict())
+    estimator = copy.deepcopy(blocker.estimator)
+    estimator.updates = 0  # of the copy, which sees two batches over and over
     twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
     optimizer = optim.optimizer(model, config)
     for group in optimizer.param_groups:

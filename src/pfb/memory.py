@@ -1,0 +1,299 @@
+"""A local density: the nearest of the features that training has seen lately.
+
+Reading, collecting and writing are separate as in :class:`pfb.DensityEstimator`. Shape suffixes: N
+samples, M remembered ones, P pending ones, R those of all ranks, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfb import sync
+from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
+from pfb.density import COPY, Collects, checked_width, full_precision, median
+
+MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
+LOOK = 256  # rows that tell where the middle is
+STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
+GROUP = 64  # rows whose nearest is the usual neighbour
+CLOSE = 0.1  # part of the distance between any two samples
+FIRST_CHECK = 64  # step
+NEARLY_ALL = 0.9
+NAMES = ("rows", "counts", "frame", "pending")
+
+
+class NeighbourMemory:
+    """The latest features of all samples that came by, stopped ones too, and the density ``f(x) = 1
+    / (M V_D d(x) ** D)`` by the distance d to the nearest of them.
+
+    Distances are in units of the remembered features' standard deviations. Unlike a bandwidth, d
+    fits every place: it is small within a group of near-equal samples, however many others there
+    are. It is large for the extreme ones, too, which is not what matters; :meth:`isolation`
+    therefore puts it in proportion to what is usual around there.
+
+    **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
+    is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
+    an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
+    like a copy of itself.
+
+    A step costs one matrix product of ``[N, D]`` and ``[D, M]`` and, with several ranks, one
+    collective, so that copies are seen on whatever rank they lie. Shapes are constant, and nothing
+    is read on the host except at steps 64, 128, 256, ..., where a memory that is too long is told.
+    Of one rank and step at most 2,048 rows are remembered.
+
+    Args:
+        size: M, number of features remembered, of all ranks together.
+
+    Attributes:
+        collects: ``"all"``: it is given the features of stopped samples, too.
+
+    Example:
+        >>> import torch
+        >>> memory = NeighbourMemory(size=100)
+        >>> memory.accumulate(torch.tensor([[0.0, 0.0], [2.0, 2.0]])); memory.apply()
+        >>> memory.distance(torch.tensor([[0.0, 0.0], [2.0, 1.0]]))
+        tensor([0., 1.])
+    """
+
+    collects: ClassVar[Collects] = "all"
+
+    def __init__(self, size: int = 4096) -> None:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+            raise ValueError(f"`size` must be a whole number of at least 2 (got {size!r}); the default is 4096")
+        self.size = size
+        self.updates = 0
+        self._group = min(GROUP, max(1, size // 8))
+        self._told = False
+        self._rows: Tensor | None = None  # [M, D]
+        self._counts: Tensor | None = None  # [2] int64: where the next row goes, how many there are
+        self._frame: Tensor | None = None  # [2, D]: their middle, and 1 / standard deviation
+        self._pending: Tensor | None = None  # [P, D + 1], the last column 1 where there is a row
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything is remembered. Until then all densities are equal."""
+        return self._rows is not None
+
+    @torch.no_grad()
+    def distance(self, x: Tensor) -> Tensor:
+        """Distance ``[N]`` of features ``[N, D]`` to the nearest that is remembered, float32. Reads
+        only. All 1 while there is none.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        return self._distances(x)[0]
+
+    @torch.no_grad()
+    def isolation(self, x: Tensor) -> Tensor:
+        """How much farther than usual the nearest remembered feature is, ``[N]`` float32: small for
+        a copy, about the same for all others, common or extreme. Reads only. All 1 while there is
+        none.
+
+        The distance to the nearest as a part of that to the nearest of 64 rows (the median over all
+        groups of 64 in the memory; below 512 of an eighth), or of a tenth of the mean distance
+        between two samples, if that is more: copies may be so many that the nearest of 64 is one.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        distance_N, usual_N = self._distances(x)
+        return distance_N if self._frame is None else distance_N / usual_N
+
+    @torch.no_grad()
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log f(x_i)`` of features ``[N, D]``, float32 ``[N]``; all zero while nothing is
+        remembered. Reads only.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        distance_N = self.distance(x)
+        if self._counts is None or self._frame is None:
+            return torch.zeros_like(distance_N)
+        unit_D = self._frame[1]
+        d = (unit_D > 0).sum()
+        log_ball = 0.5 * d * math.log(math.pi) - torch.lgamma(0.5 * d + 1.0)
+        log_ball = log_ball - torch.where(unit_D > 0, unit_D, 1.0).log().sum()  # f is of x, not of x in deviations
+        return -(self._counts[1].clamp_min(1).log() + log_ball + d * distance_N.clamp_min(COPY).log())
+
+    @torch.no_grad()
+    def accumulate(self, x: Tensor) -> None:
+        """Collect features ``[N, D]`` for the next :meth:`apply`; before that no sample is a
+        neighbour, not even its own. Rows that are not finite are left out.
+        """
+        x_ND = self._checked(x)
+        finite_N1 = (x_ND.isfinite() & x_ND.square().isfinite()).all(1, keepdim=True)
+        rows = torch.cat([torch.where(finite_N1, x_ND, 0.0), finite_N1.float()], 1)
+        if self._pending is None:
+            self._pending = rows.new_zeros(self._most_per_step(), rows.size(1))
+        self._pending.copy_(torch.cat([self._pending, rows])[-len(self._pending) :])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Remember what was collected on all ranks since the last call, in place of the oldest: the
+        only method that writes.
+
+        With several ranks this is one collective, which every rank must enter.
+
+        Raises:
+            RuntimeError: a rank among several has seen no forward pass the cut; or they are at
+                different steps (noticed where the features lie on the CPU; on a GPU, asking would
+                cost a synchronisation in every step).
+        """
+        if self._pending is None:
+            if sync.world_size() == 1:
+                return
+            raise RuntimeError(
+                "this rank reached step() before any forward passed the cut, so it cannot tell the others its rows. "
+                "Give every rank at least one training batch per step, if only an empty one."
+            )
+        self.updates += 1
+        self._tell_if_too_long()
+        new_RD = self._rows_of_all_ranks()
+        if self._rows is None or self._counts is None or self._frame is None:
+            self._rows = new_RD.new_zeros(self.size, new_RD.size(1) - 1)
+            self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
+            self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
+        given_R = new_RD[:, -1] > 0
+        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1]
+        head, filled = self._counts.unbind()
+        place_M, n = torch.arange(self.size, device=new_RD.device), given_R.sum()
+        turn_M = (place_M - head) % self.size  # which of the new rows goes where
+        written_MD = new_RD[turn_M.clamp_max(len(new_RD) - 1)]
+        self._rows.copy_(torch.where((turn_M < n)[:, None], written_MD, self._rows))
+        self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
+        self._pending.zero_()
+        self._measure()
+
+    def summary(self) -> dict[str, float]:
+        """Numbers to log; synchronises the device."""
+        return {"remembered": 0.0 if self._counts is None else float(self._counts[1])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
+        references.
+        """
+        return {"size": self.size, "updates": self.updates, **{name: getattr(self, f"_{name}") for name in NAMES}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state; its tensors are copied, and moved to the features' device at the next
+        use.
+
+        Raises:
+            ValueError: not a state of a memory, of another size, or of parts that do not belong
+                together. Nothing is changed then.
+        """
+        wanted = {"size", "updates", *NAMES}
+        if not isinstance(state, dict) or not wanted <= state.keys():
+            lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
+            raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
+        if state["size"] != self.size:
+            raise ValueError(
+                f"the saved memory holds {state['size']} features, this one {self.size}: attach with "
+                f"`estimator=pfb.NeighbourMemory({state['size']})`"
+            )
+        if type(state["updates"]) is not int or state["updates"] < 0:
+            raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
+        tensors = {name: state[name] for name in NAMES}
+        if any(x is not None and not isinstance(x, Tensor) for x in tensors.values()):
+            raise ValueError(f"the memory's {', '.join(NAMES)} must be tensors or None")
+        shapes = {name: None if x is None else tuple(x.shape) for name, x in tensors.items()}
+        d = 0 if shapes["pending"] is None else shapes["pending"][-1] - 1
+        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d)}
+        if {name: shapes[name] for name in filled} not in (filled, dict.fromkeys(filled)):
+            raise ValueError(f"the shapes of the memory's state do not belong together (got {shapes})")
+        for name, x in tensors.items():
+            setattr(self, f"_{name}", None if x is None else x.detach().clone())
+        self.updates = state["updates"]
+        if self._pending is not None:  # of a run on another number of ranks
+            none = self._pending.new_zeros(self._most_per_step(), d + 1)
+            self._pending = torch.cat([none, self._pending])[-len(none) :]
+
+    # Inside
+
+    def _distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest row, and what is usual around there, ``[N]`` each."""
+        x_ND = self._checked(x)
+        if self._rows is None or self._counts is None or self._frame is None:
+            return x_ND.new_ones(x_ND.size(0)), x_ND.new_ones(x_ND.size(0))
+        filled, (middle_D, unit_D) = self._counts[1], self._frame
+        with full_precision(x_ND.device):
+            z_ND, rows_MD = (x_ND - middle_D) * unit_D, (self._rows - middle_D) * unit_D
+            absent_M = torch.arange(self.size, device=x_ND.device) >= filled
+            squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
+            squares_NM = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0)
+            # The product finds the neighbour; its distance is taken without cancellation.
+            nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
+            distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
+            least_NG = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
+            least_NG = least_NG.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
+            middle = ((filled + self._group - 1) // self._group - 1).clamp_min(0) // 2
+            usual_N = least_NG.sort(1).values.index_select(1, middle[None])[:, 0] + z_ND.square().sum(1)
+        apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
+        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+        none = filled == 0
+        return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+
+    def _most_per_step(self) -> int:
+        return max(1, min(MOST_PER_STEP, self.size // sync.world_size()))
+
+    def _rows_of_all_ranks(self) -> Tensor:
+        assert self._pending is not None
+        if sync.world_size() == 1:
+            return self._pending
+        step = torch.full_like(self._pending[:1], self.updates % STEPS_APART)
+        rows = sync.concatenated(torch.cat([step, self._pending])).view(sync.world_size(), -1, step.size(1))
+        if rows.device.type == "cpu" and (steps := rows[:, 0, 0].tolist()) != steps[:1] * len(steps):
+            raise RuntimeError(
+                f"the ranks called step() unevenly: they are at steps {steps}. Give every rank equally many steps, and "
+                "resume all from one state."
+            )
+        return rows[:, 1:].flatten(0, 1)
+
+    def _measure(self) -> None:
+        """Middle and deviations of what is remembered. A far row does not change those of
+        the others.
+        """
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        filled = self._counts[1]
+        sample_LD = self._rows[torch.arange(LOOK, device=filled.device) * filled // LOOK]
+        middle_D = median(sample_LD)
+        near_MD = within_reach(self._rows - middle_D, spread_of(sample_LD - middle_D))
+        there_M1 = (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        n = filled.clamp_min(1)
+        mean_D = torch.where(there_M1, near_MD, 0.0).sum(0) / n
+        std_D = (torch.where(there_M1, near_MD - mean_D, 0.0).square().sum(0) / n).sqrt()
+        alive_D = std_D > DEAD_CHANNEL * std_D.max()
+        self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
+
+    def _tell_if_too_long(self) -> None:
+        """At steps 64, 128, 256, ..., the only ones at which the host waits."""
+        if self._told or self._pending is None or self.updates < FIRST_CHECK or self.updates & (self.updates - 1):
+            return
+        given_P = self._pending[:, -1] > 0
+        near_P = (self.distance(self._pending[:, :-1]) < COPY) & given_P
+        near, given = torch.stack([near_P.sum(), given_P.sum()]).tolist()
+        if given >= 2 and near >= NEARLY_ALL * given:
+            self._told = True
+            warnings.warn(
+                f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the "
+                "data do not repeat themselves that much, the memory is longer than an epoch, so that every sample "
+                "meets itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an epoch.",
+                stacklevel=4,
+            )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        known = self._rows if self._rows is not None else None if self._pending is None else self._pending[:, :-1]
+        x_ND = checked_width(x, None if known is None else known.size(1))
+        if known is not None and known.device != x.device:
+            for name in NAMES:
+                tensor = getattr(self, f"_{name}")
+                setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
+        return x_ND

@@ -1,0 +1,138 @@
+"""Features that do not drift: fixed random features of the model's input.
+
+What two samples have in common is seen before any layer has learned anything, so such features need
+no forward, and what a memory holds of them never goes stale. Equal on every device, rank and run up
+to rounding. Shape suffixes: N samples, C channels, T tokens or time, F values, D feature
+dimensions.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfb.density import full_precision
+from pfb.features import Features, mean_and_deviation, mean_and_spread
+
+FILTERS = 24
+SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
+BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
+VECTOR = 48  # dimensions of the sketch of a vector
+GRAMS = 4  # longest run of tokens that is counted
+BUCKETS = 64  # counts of the runs of one length
+PRIME = 2**31 - 1
+BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product leaves int64
+
+
+class Sketch(Features):
+    """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
+
+    Images ``[N, C, H, W]`` (and volumes ``[N, C, T, H, W]``): averages and standard deviations over
+    space of each channel, and of 24 random 3x3 filters with ReLU on the image, which is first
+    standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
+    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
+    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
+    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
+    padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 24
+    random projections. Vectors ``[N, F]``: 48 random projections, or the vector itself if it is not
+    longer.
+
+    Args:
+        batch_dim: where the input has its samples.
+
+    Example:
+        >>> import torch
+        >>> sketch = Sketch()
+        >>> sketch(torch.randn(5, 3, 32, 32)).shape, sketch(torch.randint(9, (5, 20))).shape
+        (torch.Size([5, 54]), torch.Size([5, 256]))
+    """
+
+    name = "sketch"
+    of: Literal["cut", "input"] = "input"
+
+    def __init__(self, batch_dim: int = 0) -> None:
+        self.batch_dim = batch_dim
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Read the features.
+
+        Raises:
+            TypeError: no tensor, or one of which nothing is known; the message names the way out.
+        """
+        if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
+            raise TypeError(_refusal(x))
+        x = x.detach().movedim(self.batch_dim, 0)
+        if x.dim() == 2 and not x.is_floating_point():
+            return of_tokens(x)
+        with full_precision(x.device):
+            if x.dim() in (4, 5):
+                return of_images(x.float())
+            if x.dim() in (2, 3) and x.is_floating_point():
+                return of_vectors(x.float())
+        raise TypeError(_refusal(x))
+
+
+def of_images(x: Tensor) -> Tensor:
+    """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 48]``."""
+    pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
+    x = pool(x, [max(1, side // SIDE) for side in x.shape[2:]])
+    mean, std = mean_and_deviation(x, list(range(1, x.dim())))
+    plain = (x - mean) / (std + BLANK * mean.abs()).clamp_min(1e-30)
+    filters = _normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
+    answers = convolve(plain, filters, padding=1).relu()
+    return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
+
+
+def of_tokens(x_NT: Tensor) -> Tensor:
+    """Sketch of tokens, ``[N, 256]`` float32."""
+    x_NT = x_NT.long() % PRIME
+    news_NT = torch.ones_like(x_NT, dtype=torch.float32)
+    news_NT[:, 1:] = (x_NT[:, 1:] != x_NT[:, :-1]).float()
+    hash_NT = torch.zeros_like(x_NT)
+    parts = []
+    for length in range(1, GRAMS + 1):
+        counts = x_NT.new_zeros(len(x_NT), BUCKETS, dtype=torch.float32)
+        if x_NT.size(1) >= length:
+            before = hash_NT if length == 1 else hash_NT[:, :-1]
+            hash_NT = (before * BASE + x_NT[:, length - 1 :] + 1) % PRIME
+            place_NT = hash_NT * SPREAD % PRIME
+            sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
+            counts = counts.scatter_add(1, place_NT % BUCKETS, sign_NT * news_NT[:, length - 1 :])
+        parts.append(F.normalize(counts, dim=1))
+    return torch.cat(parts, 1)
+
+
+def of_vectors(x: Tensor) -> Tensor:
+    """Sketch of float32 vectors ``[N, F]`` or sequences ``[N, T, F]``, ``[N, 48]`` at most."""
+    width = x.size(-1)
+    if x.dim() == 3:
+        return mean_and_spread(x @ _normal(width, FILTERS, device=x.device), -1)
+    return x if width <= VECTOR else x @ _normal(width, VECTOR, device=x.device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _normal(*shape: int, device: torch.device) -> Tensor:
+    """Normal numbers, the same everywhere; a constant of a compiled graph, which may hold no
+    generator.
+    """
+    return _drawn(shape, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.randn(shape, generator=generator, device="cpu").to(device)
+
+
+def _refusal(x: object) -> str:
+    got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    return (
+        'features="sketch" knows images [N, C, H, W], token numbers [N, T], sequences [N, T, F] and vectors [N, F] '
+        f'(got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that '
+        'returns [N, D]; or features="cut".'
+    )

@@ -1,0 +1,84 @@
+"""Images whose redundancy is known: clips of near-equal frames among single images."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfb.lab.bench import checks
+from pfb.lab.errors import RunError
+from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import load
+from pfb.lab.train.data.images import in_memory
+from pfb.lab.train.data.source import InMemory, Source
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Frames differ as those of a camera do: moved by up to a pixel, a little lighter or darker,
+    and with noise of their own.
+    """
+
+    data: str = "cifar10"
+    """cifar10, cifar100, digits or imagefolder:PATH of small images; the test set is untouched."""
+    clips: int = 200
+    """Images that become clips; none for distinct images alone."""
+    frames: int = 40
+    """Frames of each."""
+    singles: int = 4000
+    """Images that stay alone; without clips, as many as there would be samples."""
+    light: float = 0.03
+    """Largest relative change of light."""
+    noise: float = 3.0
+    """Standard deviation of the noise, in grey levels of 255."""
+    seed: int = 0
+    """Decides which images, and their frames."""
+
+    def __post_init__(self) -> None:
+        checks.at_least(0, clips=self.clips)
+        checks.at_least(1, frames=self.frames, singles=self.singles)
+
+    @property
+    def distinct(self) -> Clips:
+        """As many samples, of which none is another's copy."""
+        return dataclasses.replace(self, clips=0, singles=self.clips * self.frames + self.singles)
+
+    def source(self) -> tuple[Source, Tensor]:
+        """The data, and how many frames each training sample's clip has, ``[N]``; 1 for a single
+        image.
+
+        Raises:
+            RunError: too few images, or such as are not kept in memory.
+        """
+        source = load(TrainConfig(data=self.data))
+        train, test = source.train, source.test
+        if not isinstance(train, InMemory) or not isinstance(test, InMemory) or train.images.dtype != torch.uint8:
+            raise RunError(f"--data must hold small images with a class each (got {self.data!r})")
+        if self.clips + self.singles > len(train):
+            raise RunError(
+                f"--data holds {len(train)} images, --clips and --singles ask for {self.clips + self.singles}"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(train), generator=generator)[: self.clips + self.singles]
+        first, rest = chosen[: self.clips], chosen[self.clips :]
+        frames = self._frames(train.images[first.repeat_interleave(self.frames)], generator)
+        images = torch.cat([frames, train.images[rest]])
+        labels = torch.cat([train.labels[first].repeat_interleave(self.frames), train.labels[rest]])
+        copies = torch.cat([torch.full((len(frames),), self.frames), torch.ones(len(rest), dtype=torch.long)])
+        augmented = in_memory(InMemory(images, labels), test, source.classes, augment=True, flip=self.data != "digits")
+        return augmented, copies
+
+    def _frames(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        n, channels, height, width = images.shape
+        padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+        down, right = torch.randint(3, (2, n, 1), generator=generator)
+        rows = (down + torch.arange(height))[:, None, :, None]
+        columns = (right + torch.arange(width))[:, None, None, :]
+        moved = padded[torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None], rows, columns]
+        light = 1 + self.light * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
+        noise = self.noise * torch.randn(moved.shape, generator=generator)
+        return (moved * light + noise).round().clamp(0, 255).to(torch.uint8)

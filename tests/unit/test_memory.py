@@ -1,0 +1,173 @@
+"""The memory of neighbours: distances, order, what enters and when, and its state."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pfb
+from tests import reference
+
+
+def remembering(rows, size=32, batch=8):
+    memory = pfb.NeighbourMemory(size)
+    for part in rows.split(batch):
+        memory.accumulate(part)
+        memory.apply()
+    return memory
+
+
+def one_group_far_off():
+    """A feature that is dead, one that is large, and a row far away."""
+    x = torch.randn(50, 5) * torch.tensor([1.0, 1e3, 0.0, 1e-2, 1.0]) + torch.tensor([0.0, 7e4, 3.0, 0.0, 0.0])
+    x[-1] = 1e9
+    return x
+
+
+@pytest.mark.parametrize("rows", [torch.randn(20, 3), torch.randn(75, 3), one_group_far_off()])
+@pytest.mark.parametrize("size", [2, 16, 32, 601])
+def test_equals_the_literal_form(rows, size):
+    memory, literal = remembering(rows, size), reference.Memory(size)
+    for part in rows.split(8):
+        literal.add(part[-size:])
+    queries = torch.cat([rows[-3:] + 0.01, rows[:5], rows.mean(0, keepdim=True)])
+    for name in ("distance", "isolation", "log_density"):
+        got, expected = getattr(memory, name)(queries), getattr(literal, name)(queries)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected.double(), rtol=2e-3, atol=2e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 20), st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_holds_the_latest_rows_and_no_others(size, batches):
+    memory, seen = pfb.NeighbourMemory(size), []
+    for n in batches:
+        rows = torch.arange(len(seen), len(seen) + n).float()[:, None]
+        seen += rows[:, 0].tolist()
+        memory.accumulate(rows)
+        memory.apply()
+    held = memory.state_dict()["rows"][: int(memory.summary()["remembered"]), 0].tolist()
+    assert sorted(held) == seen[-size:]
+
+
+def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_no_better_than_others():
+    torch.manual_seed(1)
+    few, many, single = torch.randn(1, 8), torch.randn(1, 8), torch.randn(3000, 8)
+    copies = torch.cat([few.repeat(6, 1), many.repeat(1000, 1)])
+    copies = copies + 0.01 * torch.randn_like(copies)
+    rows = torch.cat([copies, single])[torch.randperm(4006)]
+    memory = remembering(rows, 4096, batch=64)
+    isolation = memory.isolation(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
+    assert isolation[:2].max() < 0.1
+    usual, outer = isolation[2:202].median(), isolation[202:].median()
+    distances = memory.distance(torch.cat([torch.randn(200, 8), 3 * torch.randn(200, 8)]))
+    assert distances[200:].median() > 3 * distances[:200].median()
+    assert 0.8 < outer / usual < 1.4
+
+
+def test_no_sample_is_its_own_neighbour_before_apply():
+    memory = remembering(torch.zeros(4, 2))
+    x = torch.tensor([[5.0, 5.0]])
+    before = memory.distance(x)
+    memory.accumulate(x)
+    assert torch.equal(memory.distance(x), before)
+    memory.apply()
+    assert memory.distance(x) == 0
+
+
+def test_until_anything_is_remembered_all_are_alike():
+    memory = pfb.NeighbourMemory()
+    x = torch.randn(3, 2)
+    memory.apply()
+    for _ in range(2):
+        assert memory.distance(x).tolist() == memory.isolation(x).tolist() == [1, 1, 1]
+        assert len(set(memory.log_density(x).tolist())) == 1
+        memory.accumulate(torch.full((3, 2), torch.nan))
+        memory.apply()
+    assert memory.ready
+    assert memory.summary() == {"remembered": 0}
+
+
+def test_broken_rows_are_left_out_and_a_broken_query_says_so():
+    rows = torch.randn(40, 3)
+    broken = rows.clone()
+    broken[[3, 20]] = torch.tensor([[torch.nan, 0, 0], [0, torch.inf, 1e30]])
+    fine = remembering(rows[[i for i in range(40) if i not in (3, 20)]], 64)
+    torch.testing.assert_close(remembering(broken, 64).distance(rows), fine.distance(rows))
+    assert fine.distance(broken).isnan().nonzero().flatten().tolist()[0] == 3
+
+
+def test_reading_changes_nothing():
+    memory = remembering(torch.randn(40, 3))
+    before = {k: v.clone() for k, v in memory.state_dict().items() if isinstance(v, torch.Tensor)}
+    memory.distance(torch.randn(9, 3)), memory.isolation(torch.randn(9, 3)), memory.log_density(torch.randn(9, 3))
+    assert all(torch.equal(memory.state_dict()[k], v) for k, v in before.items())
+
+
+def test_far_from_zero_and_in_half_precision_contexts_distances_stay_exact():
+    rows = torch.randn(60, 4)
+    queries = rows[:5] + 0.1 * torch.randn(5, 4)
+    near = remembering(rows, 64).distance(queries)
+    far = remembering(rows.double().add(1024).float(), 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(far.distance(queries.double().add(1024).float()), near, rtol=1e-2, atol=1e-3)
+
+
+def test_an_epoch_shorter_than_the_memory_is_told_once_and_a_longer_one_is_not():
+    epoch = torch.randn(16 * 16, 4)
+    with pytest.warns(UserWarning, match="third of an epoch") as told:
+        remembering(epoch.repeat(10, 1), size=1000, batch=16)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        remembering(epoch.repeat(10, 1), size=64, batch=16)
+        remembering(torch.randn(16 * 150, 4), size=1000, batch=16)
+
+
+def test_a_state_goes_on_bit_by_bit_also_within_a_step():
+    rows = torch.randn(90, 3)
+    straight = remembering(rows[:40])
+    straight.accumulate(rows[40:50])
+    resumed = pfb.NeighbourMemory(32)
+    resumed.load_state_dict(straight.state_dict())
+    for memory in (straight, resumed):
+        memory.accumulate(rows[50:60])
+        memory.apply()
+    assert torch.equal(straight.isolation(rows[60:]), resumed.isolation(rows[60:]))
+    for name, value in straight.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state_dict()[name])), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 9}, r"holds 9 features, this one 32: attach with `estimator=pfb.NeighbourMemory\(9\)`"),
+        ({"updates": -1}, "whole number >= 0"),
+        ({"rows": [1]}, "must be tensors or None"),
+        ({"rows": torch.zeros(3, 3)}, "do not belong together"),
+        ({"frame": None}, "do not belong together"),
+    ],
+)
+def test_a_foreign_state_is_refused_and_changes_nothing(change, message):
+    memory = remembering(torch.randn(40, 3))
+    rows = memory.state_dict()["rows"].clone()
+    with pytest.raises(ValueError, match=message):
+        memory.load_state_dict({**memory.state_dict(), **change})
+    assert torch.equal(memory.state_dict()["rows"], rows)
+    with pytest.raises(ValueError, match="another density's"):
+        memory.load_state_dict(pfb.DensityEstimator().state_dict())
+    with pytest.raises(ValueError, match="all, it is a list"):
+        memory.load_state_dict([])
+
+
+def test_wrong_settings_and_widths_are_refused():
+    for size in (1, True, 3.0):
+        with pytest.raises(ValueError, match="whole number of at least 2"):
+            pfb.NeighbourMemory(size)
+    memory = remembering(torch.randn(8, 3))
+    with pytest.raises(ValueError, match="4 dimensions, the density was built on 3"):
+        memory.distance(torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"\[N, D\]"):
+        memory.accumulate(torch.randn(2))

@@ -1,0 +1,91 @@
+"""Fixed features of the model's input."""
+
+import pytest
+import torch
+
+from pfb.sketch import Sketch, _drawn, _normal
+from tests import reference
+
+
+def test_images_equal_the_literal_form():
+    images = torch.randn(2, 2, 7, 5) * 3 + 1
+    filters = _normal(24, 2, 3, 3, device=torch.device("cpu"))
+    expected = torch.stack([reference.sketch_of_image(image, filters) for image in images])
+    torch.testing.assert_close(Sketch()(images).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_equal_the_literal_form():
+    tokens = torch.randint(0, 50_000, (3, 30))
+    tokens[1, 10:15] = 7
+    expected = torch.stack([reference.sketch_of_tokens(row) for row in tokens.tolist()])
+    torch.testing.assert_close(Sketch()(tokens).double(), expected)
+
+
+def test_the_filters_are_the_same_everywhere_and_leave_the_global_generator_alone():
+    x, state = torch.randn(4, 3, 16, 16), torch.get_rng_state()
+    first = Sketch()(x)
+    torch.manual_seed(5)
+    _drawn.cache_clear()
+    with torch.device("meta"):
+        assert torch.equal(Sketch()(x), first)
+    _drawn.cache_clear()
+    torch.set_rng_state(state)
+    assert torch.equal(Sketch()(x), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = torch.tensor([1.5410, -0.2934, -2.1788])  # of torch's generator at seed 0
+    torch.testing.assert_close(_normal(3, device=torch.device("cpu")), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_offset_and_scale_of_all_inputs_change_no_standardized_feature(scale):
+    x = torch.rand(64, 3, 12, 12, dtype=torch.float64)
+
+    def standardized(images):
+        f = Sketch()(images).double()
+        return (f - f.mean(0)) / f.std(0)
+
+    torch.testing.assert_close(standardized(scale * (x + 0.5)), standardized(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_blank_image_is_a_finite_feature():
+    x = torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), 7.3), torch.rand(3, 8, 8)])
+    features = Sketch()(x)
+    assert features.isfinite().all()
+    assert features[1, 6:].abs().max() < 0.1
+
+
+def test_a_broken_image_shows_in_its_own_features_only():
+    x = torch.randn(3, 3, 8, 8)
+    x[1, 0, 0, 0] = torch.nan
+    assert Sketch()(x).isnan().any(1).tolist() == [False, True, False]
+
+
+def test_padding_of_tokens_tells_nothing():
+    text = torch.randint(1, 500, (1, 200))
+    padded = torch.cat([text, torch.zeros(1, 300, dtype=torch.long)], 1)
+    sketch = Sketch()
+    same, other = sketch(text) - sketch(padded), sketch(text) - sketch(torch.randint(1, 500, (1, 200)))
+    assert same.norm() < 0.2 * other.norm()
+    assert torch.equal(sketch(padded), sketch(padded[:, :300]))
+
+
+def test_short_and_long_inputs_of_every_kind():
+    sketch = Sketch()
+    assert sketch(torch.randint(9, (2, 1))).shape == (2, 256)
+    assert sketch(torch.randn(2, 1, 1, 1)).shape == (2, 50)
+    assert sketch(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)).shape == (2, 54)
+    assert sketch(torch.randn(2, 3, 224, 100)).shape == (2, 54)
+    assert sketch(torch.randn(2, 3, 4, 40, 40)).shape == (2, 54)
+    assert sketch(torch.randn(2, 9, 700).half()).shape == (2, 48)
+    assert torch.equal(sketch(x := torch.randn(2, 5)), x)
+    assert sketch(torch.randn(2, 500)).shape == (2, 48)
+    assert sketch(torch.randn(0, 3, 8, 8)).shape == (0, 54)
+    torch.testing.assert_close(Sketch(batch_dim=1)(x := torch.randint(9, (7, 2))), sketch(x.T))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.randn(3), torch.rand(3, 2) > 0.5, torch.randn(2, 2, dtype=torch.complex64), [torch.randn(3, 8, 8)]]
+)
+def test_other_inputs_are_refused_with_the_way_out(x):
+    with pytest.raises(TypeError, match=r'attribute `of = "input"`'):
+        Sketch()(x)
