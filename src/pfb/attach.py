@@ -30,7 +30,8 @@ from pfb.views import Views
 
 log = logging.getLogger("pfb")
 
-OWNERS: weakref.WeakKeyDictionary[Density, weakref.ref[Blocker]] = weakref.WeakKeyDictionary()
+OWNERS: weakref.WeakValueDictionary[int, Blocker] = weakref.WeakValueDictionary()
+"""Blockers by the id of the density they hold."""
 
 RULES = {"rarefirst": "RareFirst", "inversedensity": "InverseDensity", "uniform": "Uniform"}
 FEATURES = ("cut", "cut-spread", "momentum", "sketch")
@@ -134,7 +135,7 @@ def attach(
             "which does not drift either"
         )
     gate = Gate(importance, estimator, reader, views if isinstance(views, Views) else Views(views))
-    owner = OWNERS.get(estimator, lambda: None)()
+    owner = OWNERS.get(id(estimator))
     if owner is not None and not owner.detached:
         raise ValueError(
             f"this `estimator` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
@@ -142,7 +143,7 @@ def attach(
         )
     handles = wiring.wire(model, module, name, gate, doubt)
     blocker = Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
-    OWNERS[estimator] = weakref.ref(blocker)
+    OWNERS[id(estimator)] = blocker
     return blocker
 
 
