@@ -21,7 +21,7 @@ from pfb.density import Density
 from pfb.features import FeatureReader, Features, channel_layers
 from pfb.forward import output_of, scoring_mode
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device
+from pfb.lab.bench.setup import Device, On
 from pfb.lab.train.models import build_for
 from pfb.momentum import Momentum
 from pfb.sketch import Sketch
@@ -51,7 +51,7 @@ class SightConfig:
     queries: int = 2000
     """Samples at the end of each epoch that are judged."""
     seed: int = 0
-    on: Device = field(default_factory=Device)
+    on: On = field(default_factory=Device)
     out: Path = Path("runs/sight.json")
     """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
 
@@ -119,7 +119,7 @@ def run(config: SightConfig) -> Path:
             auc.append(float(roc_auc_score(single, torch.cat(eye.asked)[-config.queries :].cpu().numpy())))
             eye.asked.clear()
     numbers = {
-        **output.origin(dataclasses.asdict(config) | {"on": dataclasses.asdict(config.on)}, device),
+        **output.origin(dataclasses.asdict(config), device),
         "rows": [
             {"features": eye.features, "density": eye.name, "size": eye.size, "auc": auc}
             for eye, auc in zip(eyes, aucs, strict=True)

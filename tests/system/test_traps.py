@@ -109,9 +109,15 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_training_step_reads_nothing_on_the_host(shallow):
+@pytest.mark.parametrize("features", ["cut", "cut-spread", "sketch", "momentum"])
+@pytest.mark.parametrize("density", [pfb.DensityEstimator, pfb.NeighbourMemory])
+@pytest.mark.parametrize("rule", [pfb.RareFirst, pfb.InverseDensity])
+def test_a_training_step_reads_nothing_on_the_host(shallow, features, density, rule):
+    if features == "momentum" and shallow == "reuse":
+        pytest.skip("refused")
     model = zoo.SmallNet("batch")
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8))
+    chosen = {"features": features, "estimator": density(8), "importance": rule()}
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, **chosen)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def step():

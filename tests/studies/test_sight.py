@@ -1,0 +1,80 @@
+"""Data of known redundancy, what each kind of sight makes of them, and whether it pays; small."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from pfb.lab.errors import RunError
+from studies import __main__ as studies
+from studies.redundancy import Clips
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
+SMALL = Clips("digits", clips=20, frames=10, singles=100)
+FLAGS = ["--clips.data", "digits", "--clips.clips", "20", "--clips.frames", "10", "--clips.singles", "100"]
+FLAGS += ["--device", "cpu"]
+
+
+def train_set(clips: Clips) -> Any:
+    return clips.source()[0].train
+
+
+def test_frames_of_a_clip_are_near_equal_and_of_one_class():
+    copies, data = SMALL.source()[1], train_set(SMALL)
+    images, labels = data.images.float(), data.labels
+    assert copies.tolist() == [10] * 200 + [1] * 100
+    clips = images[:200].view(20, 10, -1)
+    within, between = (clips[:, 0] - clips[:, 1]).norm(dim=1), (clips[:-1, 0] - clips[1:, 1]).norm(dim=1)
+    assert within.mean() < between.mean()
+    assert (labels[:200].view(20, 10) == labels[:200:10, None]).all()
+    assert torch.equal(train_set(SMALL).images.float(), images)
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(images[:10]))
+
+
+def test_distinct_images_are_as_many_and_too_many_are_refused():
+    copies, data = SMALL.distinct.source()[1], train_set(SMALL.distinct)
+    assert len(data) == len(copies) == 300
+    assert set(copies.tolist()) == {1}
+    assert len(data.images.flatten(1).unique(dim=0)) == 300
+    with pytest.raises(RunError, match="--clips and --singles ask for 4200"):
+        Clips("digits").source()
+
+
+def test_what_can_be_seen(tmp_path):
+    flags = ["--features", "cut", "sketch", "--memories", "64", "--centers", "8"]
+    flags += ["--epochs", "2", "--batch-size", "30", "--queries", "60"]
+    studies.main(["sight", *FLAGS, *flags, "--out", str(tmp_path / "sight.json")])
+    rows = json.loads((tmp_path / "sight.json").read_text())["rows"]
+    assert [(row["features"], row["density"], row["size"]) for row in rows] == [
+        *(("cut", "centers", 8), ("cut", "memory", 64)),
+        *(("sketch", "centers", 8), ("sketch", "memory", 64)),
+    ]
+    assert all(len(row["auc"]) == 2 and all(0 <= auc <= 1 for auc in row["auc"]) for row in rows)
+    assert rows[-1]["auc"][-1] > 0.6
+    assert (tmp_path / "sight.png").exists()
+
+
+def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
+    def main(*arms):
+        flags = ["--seeds", "0", "--epochs", "1", "--batch-size", "30", "--memory", "64", "--prune", "0.5"]
+        place = ["--out", str(tmp_path / "clips.json")]
+        studies.main(["clips", *FLAGS, *flags, "--on-data", "clips", "--arms", *arms, *place])
+        return {run["arm"]: run for run in json.loads((tmp_path / "clips.json").read_text())["runs"]}
+
+    first = main("full", "short", "small-batch", "oracle")
+    assert first["full"]["compute"] == 1
+    assert first["short"]["compute"] == first["oracle"]["compute"] == pytest.approx(1 - 0.5 * 0.825)
+    assert first["oracle"]["frames_kept"] < 0.5 < first["oracle"]["singles_kept"]
+    assert first["full"]["frames_kept"] is None
+    monkeypatch.setattr("studies.clips.pfb.attach", lambda *a, **k: pytest.fail("done before"))
+    assert main("oracle") == {"oracle": first["oracle"]}
+    monkeypatch.undo()
+    rules = main("uniform", "paper", "inverse-density", "nearest")
+    assert rules["paper"]["compute"] > rules["uniform"]["compute"]
+    table = (tmp_path / "clips.md").read_text()
+    assert all(f"| clips | {arm} |" in table for arm in rules)
