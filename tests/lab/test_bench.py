@@ -271,7 +271,7 @@ def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path,
 
 def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
     """By a compiler that only follows the Python code, which is what may mix up two models."""
-    compile, settings = torch.nn.Module.compile, torch._dynamo.config.recompile_limit
+    compile, settings = torch.nn.Module.compile, torch._dynamo.config.cache_size_limit
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic, mode: compile(self, backend="eager"))
     step = ["--model", "cifar-resnet8", "--image-size", "8", "--batch-size", "64", "--compile", "default"]
     rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
@@ -279,7 +279,7 @@ def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
     (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
     assert result["steps"]["reuse"]["cut"] == "layer1"
     assert result["steps"]["reuse"]["saved_bytes"] is None, "of a compiled model it cannot be told"
-    assert torch._dynamo.config.recompile_limit == settings
+    assert torch._dynamo.config.cache_size_limit == settings
 
 
 def test_a_variant_asks_for_what_its_name_says():

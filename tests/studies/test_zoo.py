@@ -4,6 +4,7 @@ wirings.
 
 import pytest
 import torch
+from timm.models.xcit import Xcit
 
 from studies.zoo import Member, Misfit, check, members
 from tests.zoo import SmallNet
@@ -13,6 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # These take the batch size from the model's input after the cut as well, so the kept part alone
 # does not fit.
 NOT_WITH_REUSE = {"timm:twins_svt_small"}
+if not hasattr(Xcit, "forward_cls"):  # up to timm 1.0.27 at least
+    NOT_WITH_REUSE.add("timm:xcit_nano_12_p16_224")
 
 
 @pytest.mark.parametrize("member", members(), ids=lambda member: member.id)
@@ -34,9 +37,9 @@ class Forgetful(SmallNet):
         return super().forward(x if self.training else x[:2])
 
 
-@pytest.mark.parametrize(("kind", "message"), [(Lost, "loss is nan"), (Forgetful, "2 of 4 samples came out after")])
+@pytest.mark.parametrize(("kind", "message"), [(Lost, "loss is nan"), (Forgetful, "2 of 6 samples came out after")])
 def test_a_model_that_does_not_fit_is_no_success(kind, message):
     """By an error that does not depend on asserts, which ``python -O`` leaves out."""
-    inputs = {"image": torch.randn(4, 3, 8, 8), "labels": torch.arange(4)}
+    inputs = {"image": torch.randn(6, 3, 8, 8), "labels": torch.arange(6) % 5}
     with pytest.raises(Misfit, match=message):
         check(Member("own", kind.__name__, kind, lambda: inputs), "reuse")

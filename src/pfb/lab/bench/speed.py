@@ -64,7 +64,7 @@ def run(config: SpeedConfig) -> Path:
 
     device = config.on.start()
     # Plain and pruned models of one class stand side by side here: their hooks tell them apart.
-    side_by_side = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64)
+    side_by_side = torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, cache_size_limit=64)
     measured = []
     with Progress() as progress, side_by_side:
         for prune in config.prunes:

@@ -130,7 +130,12 @@ def _segmenter(name: str, classes: int) -> nn.Module:
     if name == "segformer":
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-        sizes: dict[str, Any] = {"num_labels": classes, "hidden_sizes": [24, 48, 64, 96], "decoder_hidden_size": 64}
+        sizes: dict[str, Any] = {
+            "num_labels": classes,
+            "hidden_sizes": [24, 48, 64, 96],
+            "num_attention_heads": [1, 2, 4, 8],  # each divides its width
+            "decoder_hidden_size": 64,
+        }
         return SegformerForSemanticSegmentation(SegformerConfig(**sizes))
     if name not in names:
         raise RunError(f"--model must be segformer or one of {', '.join(names)} for this data (got {name!r})")
