@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from pfb.density import full_precision
 from pfb.features import Features, mean_and_deviation, mean_and_spread
 
-FILTERS = 24
+FILTERS = 16  # of images; as many again tell copies no better
+PROJECTIONS = 24  # of sequences
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
 BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
 VECTOR = 48  # dimensions of the sketch of a vector
@@ -32,7 +33,7 @@ class Sketch(Features):
     """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
 
     Images ``[N, C, H, W]`` (and volumes ``[N, C, T, H, W]``): averages and standard deviations over
-    space of each channel, and of 24 random 3x3 filters with ReLU on the image, which is first
+    space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
     standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
     nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
     numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
@@ -48,7 +49,7 @@ class Sketch(Features):
         >>> import torch
         >>> sketch = Sketch()
         >>> sketch(torch.randn(5, 3, 32, 32)).shape, sketch(torch.randint(9, (5, 20))).shape
-        (torch.Size([5, 54]), torch.Size([5, 256]))
+        (torch.Size([5, 38]), torch.Size([5, 256]))
     """
 
     name = "sketch"
@@ -78,7 +79,7 @@ class Sketch(Features):
 
 
 def of_images(x: Tensor) -> Tensor:
-    """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 48]``."""
+    """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 32]``."""
     pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
     x = pool(x, [max(1, side // SIDE) for side in x.shape[2:]])
     mean, std = mean_and_deviation(x, list(range(1, x.dim())))
@@ -111,7 +112,7 @@ def of_vectors(x: Tensor) -> Tensor:
     """Sketch of float32 vectors ``[N, F]`` or sequences ``[N, T, F]``, ``[N, 48]`` at most."""
     width = x.size(-1)
     if x.dim() == 3:
-        return mean_and_spread(x @ _normal(width, FILTERS, device=x.device), -1)
+        return mean_and_spread(x @ _normal(width, PROJECTIONS, device=x.device), -1)
     return x if width <= VECTOR else x @ _normal(width, VECTOR, device=x.device)
 
 

@@ -33,7 +33,7 @@ class OfInput:
 
 
 FEATURES = ["cut", "cut-spread", "sketch", "momentum", lambda output: output.mean((2, 3)), OfInput()]
-WIDTHS = [8, 16, 54, 16, 8, 24]
+WIDTHS = [8, 16, 38, 16, 8, 24]
 
 
 @pytest.mark.parametrize(("features", "width"), [*zip(FEATURES, WIDTHS, strict=True)])
