@@ -128,7 +128,7 @@ def _settings(config: ClipsConfig) -> dict[str, Any]:
     machine.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "arms", "seeds", "on_data")}
-    settings["clips"]["data"] = Path(config.clips.data).name
+    settings["clips"] = config.clips.published()
     read: dict[str, Any] = json.loads(json.dumps(output.rounded(settings)))
     return read
 

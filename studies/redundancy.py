@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from pfb.lab.bench import checks
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.data.images import in_memory
 from pfb.lab.train.data.source import InMemory, Source
@@ -46,6 +47,10 @@ class Clips:
     def distinct(self) -> Clips:
         """As many samples, of which none is another's copy."""
         return dataclasses.replace(self, clips=0, singles=self.clips * self.frames + self.singles)
+
+    def published(self) -> dict[str, Any]:
+        """The settings without the place of the folder."""
+        return without_folders(dataclasses.asdict(self))
 
     def source(self) -> tuple[Source, Tensor]:
         """The data, and how many frames each training sample's clip has, ``[N]``; 1 for a single

@@ -125,7 +125,7 @@ def run(config: SightConfig) -> Path:
             for eye, auc in zip(eyes, aucs, strict=True)
         ],
     }
-    numbers["config"]["clips"]["data"] = Path(config.clips.data).name
+    numbers["config"]["clips"] = config.clips.published()
     return output.write(config.out, numbers, render, draw)
 
 
@@ -152,6 +152,7 @@ def draw(numbers: dict[str, Any]) -> Figure:
         for density, style in (("memory", "o-"), ("centers", "s--")):
             last = sorted((row["size"], row["auc"][-1]) for row in rows if row["density"] == density)
             by_size.plot(*zip(*last, strict=True), style, color=f"C{color}")
+    over_time.set_xticks(range(1, 1 + len(numbers["rows"][0]["auc"])))
     over_time.set(title=f"Memory of {shown:,}", xlabel="epoch", ylabel="area under the curve: has a copy")
     by_size.set(title="Last epoch (dashed: moving centers)", xlabel="size", xscale="log")
     figure.legend(*over_time.get_legend_handles_labels(), title="features", fontsize=8, loc="outside right upper")
