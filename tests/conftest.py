@@ -3,10 +3,16 @@
 import os
 import uuid
 
+# The models are small and the machine may be busy: threads that wait for each other cost more than
+# they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import psutil
 import pytest
 import torch
+
+torch.set_num_threads(1)  # where torch was imported before this file
 
 MARK = "PFB_TEST_SESSION"
 HELPERS = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")

@@ -37,10 +37,11 @@ def test_a_segmentation_model_of_torchvision_with_an_auxiliary_head(tmp_path):
     dry_run(config(tmp_path / "run", data="shapes", model="deeplabv3_mobilenet_v3_large", batch_size=8))
 
 
-def test_language(tmp_path, shallow):
+def test_language(tmp_path):
     settings = {"data": "text", "model": "gpt", "optimizer": "adamw", "lr": 3e-3, "label_smoothing": 0.0}
     settings |= {"epochs": 3, "eval_every": 3, "batch_size": 16}
-    summary = train(config(tmp_path / "run", shallow=shallow, **settings))
+    dry_run(config(tmp_path / "run", shallow="reuse", **settings))
+    summary = train(config(tmp_path / "run", shallow="recompute", **settings))
     assert summary["test_perplexity"] == pytest.approx(math.exp(summary["test_loss"]))
     assert summary["test_perplexity"] < 80, "128 if nothing were learned"
     assert summary["trained_samples"] < summary["samples"]
