@@ -14,6 +14,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data.source import InMemory, Source, unchanged
 
+TEST_PIECES = 1000  # of text
 TEXT_LENGTH = 64  # bytes
 TEXT_LIMIT = 2_000_000  # bytes
 SHAPES = ["ground", "disc", "square", "triangle"]
@@ -58,7 +59,7 @@ def text(config: TrainConfig) -> Source:
     """
     pieces = _standard_library_text().unfold(0, TEXT_LENGTH + 1, TEXT_LENGTH)
     cut = round(0.9 * len(pieces))
-    train_pieces, test_pieces = pieces[:cut], pieces[cut:][:1000]
+    train_pieces, test_pieces = pieces[:cut], pieces[cut:][:TEST_PIECES]
     if config.train_samples is not None:
         if config.train_samples > cut:
             raise RunError(f"--train-samples must be at most the data set's size {cut} (got {config.train_samples})")
