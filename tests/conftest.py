@@ -70,6 +70,6 @@ def _fresh_accelerate():
 
 
 # Properties are tried on few examples in every run, on many by `make thorough`.
-hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile("quick")
