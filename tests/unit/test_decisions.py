@@ -10,24 +10,7 @@ from torch import nn
 
 import pfb
 from tests import zoo
-
-X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
-
-
-def attached(shallow, prune=0.4, **settings):
-    model = zoo.mlp(6, 8, 3)
-    return model, pfb.attach(model, "1", prune, shallow=shallow, **settings)
-
-
-def forwards(call, times):
-    for _ in range(times):
-        call(X)
-
-
-def steps(model, blocker, times=1):
-    for _ in range(times):
-        model(X)
-        blocker.step()
+from tests.unit.test_gate import X, attached, forwards
 
 
 class TestOneBatchTwice:
