@@ -195,9 +195,11 @@ class _SelectInputs(Hook):
         hooks = cast("OrderedDict[int, Any]", model._forward_pre_hooks)
         keys = list(hooks)
         own = next(key for key in keys if hooks[key] is self)
-        later = [key for key in keys[keys.index(own) + 1 :] if not getattr(hooks[key], "sees_kept_samples", False)]
+        behind = [key for key in keys if getattr(hooks[key], "sees_kept_samples", False)]
+        later = [key for key in keys[keys.index(own) + 1 :] if key not in behind]
+        for key in [own, *behind] if later else []:
+            hooks.move_to_end(key)
         for key in later:
-            hooks.move_to_end(own)
             if key in model._forward_pre_hooks_with_kwargs:
                 changed = hooks[key](model, args, kwargs)
                 args, kwargs = (args, kwargs) if changed is None else changed

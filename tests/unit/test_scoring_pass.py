@@ -126,6 +126,23 @@ class TestHooks:
             out = model(X)
             torch.testing.assert_close(out, model.b(model.a(2 * X[blocker.selection.indices]).tanh()))
 
+    def test_a_hook_that_asks_for_kept_samples_stays_behind_when_another_comes_late(self):
+        """As an adapter's does, which counts the labels that the model is about to see."""
+
+        class Counts:
+            sees_kept_samples = True
+
+            def __call__(self, module, args):
+                seen.append(len(args[0]))
+
+        model, seen = Two(), []
+        with pfb.attach(model, "a", 0.5, shallow="recompute"):
+            model.register_forward_pre_hook(Counts())
+            model.register_forward_pre_hook(lambda module, args: args[0] * 2)
+            for _ in range(3):
+                model(X.clone())
+        assert seen == [5, 5, 5]
+
     def test_hooks_of_layers_before_the_cut_see_both_passes(self):
         """It cannot be told from outside which of the user's hooks want to see the scoring pass."""
         model, seen = zoo.SmallNet(), []
