@@ -36,12 +36,29 @@ class Clips:
     """Largest relative change of light."""
     noise: float = 3.0
     """Standard deviation of the noise, in grey levels of 255."""
+    tail: float = 0.0
+    """0: all clips are equally long. Else the k-th has a length in proportion to k ** -tail, at
+    least 2 frames, and --clips.frames in the mean.
+    """
+    outliers: float = 0.0
+    """Share of the samples that are made noise."""
+    mislabelled: float = 0.0
+    """Share of the samples that get a class at random."""
+    imbalance: float = 1.0
+    """The rarest class has this part of the samples of the most frequent; in between by equal
+    factors. Samples beyond are left out.
+    """
     seed: int = 0
     """Decides which images, and their frames."""
 
     def __post_init__(self) -> None:
         checks.at_least(0, clips=self.clips)
         checks.at_least(1, frames=self.frames, singles=self.singles)
+        checks.shares(outliers=self.outliers, mislabelled=self.mislabelled)
+        if not (self.tail >= 0 and 0 < self.imbalance <= 1):
+            raise RunError(
+                f"--clips.tail must be at least 0 and --clips.imbalance in (0, 1] (got {self.tail}, {self.imbalance})"
+            )
 
     @property
     def distinct(self) -> Clips:
@@ -70,12 +87,28 @@ class Clips:
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(train), generator=generator)[: self.clips + self.singles]
         first, rest = chosen[: self.clips], chosen[self.clips :]
-        frames = self._frames(train.images[first.repeat_interleave(self.frames)], generator)
+        lengths = self._lengths()
+        frames = self._frames(train.images[first.repeat_interleave(lengths)], generator)
         images = torch.cat([frames, train.images[rest]])
-        labels = torch.cat([train.labels[first].repeat_interleave(self.frames), train.labels[rest]])
-        copies = torch.cat([torch.full((len(frames),), self.frames), torch.ones(len(rest), dtype=torch.long)])
+        labels = torch.cat([train.labels[first].repeat_interleave(lengths), train.labels[rest]])
+        copies = torch.cat([lengths.repeat_interleave(lengths), torch.ones(len(rest), dtype=torch.long)])
+        noise = torch.rand(len(images), generator=generator) < self.outliers
+        images[noise] = torch.randint(256, images[noise].shape, generator=generator, dtype=torch.uint8)
+        wrong = torch.rand(len(images), generator=generator) < self.mislabelled
+        labels[wrong] = torch.randint(len(source.classes), (int(wrong.sum()),), generator=generator)
+        if self.imbalance < 1:
+            part = self.imbalance ** (labels / (len(source.classes) - 1))
+            there = torch.rand(len(images), generator=generator) < part
+            images, labels, copies = images[there], labels[there], copies[there]
         augmented = in_memory(InMemory(images, labels), test, source.classes, augment=True, flip=self.data != "digits")
         return augmented, copies
+
+    def _lengths(self) -> Tensor:
+        """Frames of each clip."""
+        if self.tail == 0:
+            return torch.full((self.clips,), self.frames)
+        parts = torch.arange(1, self.clips + 1, dtype=torch.float64) ** -self.tail
+        return (self.clips * self.frames * parts / parts.sum()).round().long().clamp_min(2)
 
     def _frames(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n, channels, height, width = images.shape

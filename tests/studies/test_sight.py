@@ -1,5 +1,6 @@
 """Data of known redundancy, what each kind of sight makes of them, and whether it pays; small."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from pfb.lab.errors import RunError
 from studies import __main__ as studies
+from studies.clips import _batches
 from studies.redundancy import Clips
 
 pytestmark = [
@@ -45,6 +47,41 @@ def test_distinct_images_are_as_many_and_too_many_are_refused():
         Clips("digits").source()
 
 
+def test_long_and_short_clips_share_the_frames_by_a_power_law():
+    lengths = dataclasses.replace(SMALL, tail=1.0).source()[1][:-100].unique(return_counts=True)
+    clips = (lengths[1] / lengths[0]).tolist()
+    assert sum(clips) == 20
+    assert lengths[0].max() == 56  # 200 / (1 + 1/2 + ... + 1/20)
+    assert lengths[0].min() == 3
+
+
+def test_faults_strike_the_share_asked_for():
+    clean, noisy = train_set(SMALL), train_set(dataclasses.replace(SMALL, outliers=0.3))
+    changed = (clean.images != noisy.images).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.4
+    wrong = clean.labels != train_set(dataclasses.replace(SMALL, mislabelled=0.3)).labels
+    assert 0.17 < wrong.float().mean() < 0.37
+    counts = train_set(dataclasses.replace(SMALL, imbalance=0.1)).labels.bincount()
+    assert counts[0] > 3 * counts[9]
+    with pytest.raises(RunError, match="--clips.imbalance in"):
+        Clips(imbalance=0.0)
+
+
+def test_data_that_fail_are_trained_on_too(tmp_path):
+    flags = ["--seeds", "0", "--epochs", "1", "--batch-size", "30", "--memory", "64", "--prunes", "0.5"]
+    flags += ["--arms", "uniform", "fewer-views", "full", "--on-data", "tail", "repeated", "outliers", "mislabelled"]
+    studies.main(["clips", *FLAGS, *flags, "imbalanced", "--out", str(tmp_path / "clips.json")])
+    runs = json.loads((tmp_path / "clips.json").read_text())["runs"]
+    assert len({run["data"] for run in runs}) == 5
+    assert {(run["arm"], run["prune"]) for run in runs} == {("uniform", 0.5), ("fewer-views", 0.5), ("full", 0.0)}
+
+
+def test_repeated_augmentation_has_each_image_twice_in_a_batch():
+    batch = next(_batches(10, 7, views=2))
+    assert batch.view(-1, 2)[:, 0].tolist() == batch.view(-1, 2)[:, 1].tolist()
+    assert len(batch.unique()) == 3
+
+
 def test_what_can_be_seen(tmp_path):
     flags = ["--features", "cut", "sketch", "--memories", "64", "--centers", "8"]
     flags += ["--epochs", "2", "--batch-size", "30", "--queries", "60"]
@@ -61,7 +98,7 @@ def test_what_can_be_seen(tmp_path):
 
 def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     def main(*arms):
-        flags = ["--seeds", "0", "--epochs", "1", "--batch-size", "30", "--memory", "64", "--prune", "0.5"]
+        flags = ["--seeds", "0", "--epochs", "1", "--batch-size", "30", "--memory", "64", "--prunes", "0.5"]
         place = ["--out", str(tmp_path / "clips.json")]
         studies.main(["clips", *FLAGS, *flags, "--on-data", "clips", "--arms", *arms, *place])
         return {run["arm"]: run for run in json.loads((tmp_path / "clips.json").read_text())["runs"]}
@@ -74,7 +111,8 @@ def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     monkeypatch.setattr("studies.clips.pfb.attach", lambda *a, **k: pytest.fail("done before"))
     assert main("oracle") == {"oracle": first["oracle"]}
     monkeypatch.undo()
-    rules = main("uniform", "paper", "inverse-density", "nearest")
-    assert rules["paper"]["compute"] > rules["uniform"]["compute"]
+    rules = main("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest")
+    assert rules["paper-reuse"]["compute"] > rules["paper-recompute"]["compute"] > rules["uniform"]["compute"]
     table = (tmp_path / "clips.md").read_text()
-    assert all(f"| clips | {arm} |" in table for arm in rules)
+    assert all(f"| clips | 50% | {arm} |" in table for arm in rules)
+    assert (tmp_path / "clips.png").exists()
