@@ -18,7 +18,7 @@ from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, Features, channel_layers
 from pfb.gate import Gate
 from pfb.hooks import is_wired
-from pfb.importance import Importance, InverseDensity, RareFirst
+from pfb.importance import Importance, InverseDensity
 from pfb.inputs import checked_dim, doubt_of_batch_dim
 from pfb.memory import NeighbourMemory
 from pfb.momentum import Momentum
@@ -42,7 +42,7 @@ def attach(
     cut: str | nn.Module | None = None,
     prune: float | Schedule = 0.4,
     *,
-    shallow: Literal["reuse", "recompute"] | Reuse | Recompute = "reuse",
+    shallow: Literal["reuse", "recompute"] | Reuse | Recompute = "recompute",
     importance: Importance | None = None,
     total_steps: int | None = None,
     estimator: Density | None = None,
@@ -55,6 +55,10 @@ def attach(
     """Stop a share of every training batch at a layer of the model (Partial Forward Blocking, arXiv
     2506.23674).
 
+    By default samples are stopped that are like others seen lately, as fixed features of the
+    model's input tell, and nothing is computed for them: a step costs what one on the kept samples
+    costs. The paper's own setting is ``shallow="reuse", importance=pfb.RareFirst()``.
+
     The model's code, parameter names and ``state_dict`` stay as they are. Samples are stopped only
     while the model is in training mode and gradients are enabled; otherwise its output is
     untouched, bit for bit.
@@ -66,23 +70,24 @@ def attach(
             first stage, which is found by the model's structure and logged.
         prune: share of each batch that stops, in [0, 1), or :func:`pfb.window`. N samples keep
             ``N - floor(prune * N)``, at least 2 (N itself if smaller).
-        shallow: ``"reuse"`` keeps the shallow part's graph for the whole batch (the paper).
-            ``"recompute"`` scores in a pass without graph and runs the kept samples from the input:
-            cheaper above ``prune = 1/3``, less memory, and the way to go when masks, labels or
-            other inputs bypass the cut. Settings of the latter: :class:`pfb.Recompute`.
+        shallow: ``"recompute"`` runs the kept samples from the input, and where features of the cut
+            are asked for, scores before that in a pass without graph; masks, labels and other
+            inputs that bypass the cut are selected with the batch. ``"reuse"`` keeps the shallow
+            part's graph for the whole batch (the paper). Settings: :class:`pfb.Recompute`,
+            :class:`pfb.Reuse`.
         importance: callable from features ``[N, D]`` (and, as second argument, the density
-            estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the
-            paper's; :class:`pfb.InverseDensity` finds what the data repeat.
+            estimator) to importance ``[N]``, larger is kept. Default :class:`pfb.InverseDensity`,
+            which finds what the data repeat; :class:`pfb.RareFirst` is the paper's.
         total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
-        estimator: the density: the paper's moving centers, ``pfb.DensityEstimator()``, or
-            :class:`pfb.NeighbourMemory`. Default the former; the latter for ``InverseDensity``.
+        estimator: the density. Default :class:`pfb.NeighbourMemory` for ``InverseDensity``, else
+            the paper's moving centers, :class:`pfb.DensityEstimator`.
         features: what samples are judged by: ``"cut"``, averages of the cut's output over all but
             the channels (the paper); ``"cut-spread"``, standard deviations beside them;
             ``"momentum"``, both under a moving average of the shallow weights (``recompute`` only);
             ``"sketch"``, fixed features of the model's first input (:class:`pfb.sketch.Sketch`),
             with which ``recompute`` runs no scoring pass; or a callable to features ``[N, D]``, of
             the cut's output, or of the first input if its attribute ``of`` is ``"input"``. Default
-            ``"cut"``; ``"sketch"`` for ``InverseDensity``.
+            ``"sketch"`` for ``InverseDensity``, else ``"cut"``.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection;
             ``None``: never.
         channel_dim: where the cut's output has its channels once its samples are in dimension 0;
@@ -141,7 +146,10 @@ def attach(
             f"this `estimator` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
             "each blocker one of its own, or detach() the other first."
         )
-    handles = wiring.wire(model, module, name, gate, doubt)
+    if isinstance(wiring, Recompute):
+        handles = wiring.wire(model, module, name, gate, doubt, dim)
+    else:
+        handles = wiring.wire(model, module, name, gate, doubt)
     blocker = Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
     OWNERS[id(estimator)] = blocker
     return blocker
@@ -202,7 +210,7 @@ def _wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:
 
 def _checked_importance(importance: Importance | None) -> Importance:
     if importance is None:
-        return RareFirst()
+        return InverseDensity()
     if isinstance(importance, type) or not callable(importance):
         said = importance.__name__ if isinstance(importance, type) else str(importance)
         near = difflib.get_close_matches(said.lower().replace("-", ""), RULES, n=1)

@@ -40,6 +40,7 @@ class Gate:
 
     Attributes:
         sees_input: whether the rule judges by the model's input, which needs no scoring pass.
+        scores: whether it judges by what the model computes.
         armed: whether the forward now running prunes; set when it enters the model.
         scoring: whether a pass is running that only scores.
         reached, entered, decided: whether any forward since the last step met the cut, entered the
@@ -59,6 +60,7 @@ class Gate:
         self.views = Views() if views is None else views
         self.reads = reads_of(importance)
         self.sees_input = self.reads != "nothing" and reader.of == "input"
+        self.scores = self.reads != "nothing" and not self.sees_input
         self.armed = self.scoring = self.reached = self.entered = self.decided = False
         self.blocked_forwards = 0
         self.features: Tensor | None = None
@@ -294,7 +296,7 @@ class Gate:
         ``[N, 1]``, nothing to choose by but enough to know a batch again, of the cut's output or of
         the model's input, for a rule that reads none or judges by the input.
         """
-        if self.reads == "nothing" or self.sees_input:
+        if not self.scores:
             x = output if isinstance(output, Tensor) else batched_tensor(output)
             return fingerprint(x.movedim(self.reader.batch_dim, 0))
         return self.reader(output)

@@ -108,6 +108,17 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         )
 
 
+def check_input(value: Any, doubt: str) -> None:
+    """Where nothing is scored at the cut, its layers' doubt is that of an input which may have its
+    samples in dimension 1, too: tokens ``[T, N]`` or sequences ``[T, N, F]``.
+
+    Raises:
+        ValueError: it may; the message is the doubt.
+    """
+    if isinstance(value, Tensor) and (value.dim() == 3 or (value.dim() == 2 and not value.is_floating_point())):
+        raise ValueError(f"{doubt} Where the model's inputs are such, shallow=pfb.Recompute(batch_dim=1).")
+
+
 def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
     """What to ask if layers inside the cut say that their batch is not in dimension 0."""
     for name, m in module.named_modules():

@@ -129,6 +129,8 @@ class NeighbourMemory:
         neighbour, not even its own. Rows that are not finite are left out.
         """
         x_ND = self._checked(x)
+        if self._rows is None and self._pending is not None and self._pending.size(1) != x_ND.size(1) + 1:
+            self._pending = None  # of a forward that failed on a batch of another width
         finite_N1 = (x_ND.isfinite() & x_ND.square().isfinite()).all(1, keepdim=True)
         rows = torch.cat([torch.where(finite_N1, x_ND, 0.0), finite_N1.float()], 1)
         if self._pending is None:
@@ -290,9 +292,9 @@ class NeighbourMemory:
             )
 
     def _checked(self, x: Tensor) -> Tensor:
-        known = self._rows if self._rows is not None else None if self._pending is None else self._pending[:, :-1]
-        x_ND = checked_width(x, None if known is None else known.size(1))
-        if known is not None and known.device != x.device:
+        x_ND = checked_width(x, None if self._rows is None else self._rows.size(1))
+        held = self._rows if self._rows is not None else self._pending
+        if held is not None and held.device != x.device:
             for name in NAMES:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))

@@ -25,6 +25,7 @@ from pfb.inputs import (
     argument_names,
     batched_places,
     batches_in,
+    check_input,
     check_rows,
     checked_dim,
     checked_names,
@@ -79,21 +80,36 @@ class Recompute:
         object.__setattr__(self, "batch_dim", checked_dim(self.batch_dim))
 
     def wire(
-        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
+        self,
+        model: nn.Module,
+        cut: nn.Module,
+        cut_name: str,
+        gate: Gate,
+        doubt: str | None = None,
+        cut_dim: int = 0,
     ) -> list[RemovableHandle]:
-        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
+        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`; the cut's
+        output has its samples in ``cut_dim``.
+        """
         enter = _SelectInputs(gate, cut_name, self, doubt)
-        return register(model, cut, enter, _Catch(gate, cut_name), _Leave(gate, cut_name))
+        return register(model, cut, enter, _Catch(gate, cut_name, cut_dim), _Leave(gate, cut_name))
 
 
 class _Catch(Hook):
     """Forward hook on the cut, for ``Recompute``: ends the scoring pass there."""
 
+    def __init__(self, gate: Gate, cut_name: str, dim: int) -> None:
+        super().__init__(gate, cut_name)
+        self.dim = dim
+
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> None:
         refuse_replica(cut)
-        self.gate.meet_cut(training=True)
-        if self.gate.scoring:
+        gate = self.gate
+        gate.meet_cut(training=True)
+        if gate.scoring:
             raise Reached(output)
+        if self.dim > 0 and gate.armed and not gate.scores and gate.latest is not None and not in_backward():
+            check_rows(self.cut_name, batched_tensor(output), self.dim, gate.latest[:1], None)
 
 
 class _Leave(Hook):
@@ -132,6 +148,8 @@ class _SelectInputs(Hook):
         gate.look_at_input(batches_in(value)[0])
         by_item = False if isinstance(value, Tensor) else self.has_items.get(first)
         sight = gate.sight(main_input(model, places))
+        if not gate.scores and self.doubt is not None:
+            check_input(main_input(model, places), self.doubt)
         if sight is not None:
             output, batch_size = sight.movedim(0, gate.reader.batch_dim), len(sight)
         elif gate.reads == "nothing" and by_item is not None:

@@ -113,11 +113,11 @@ def test_the_error_goes_away_with_channel_dim():
             return x.view(len(x), 2, 3, 4)
 
     model = nn.Sequential(Blocks(), nn.Flatten(), nn.Linear(24, 2))
-    blocker = pfb.attach(model, "0", 0.5)
+    blocker = pfb.attach(model, "0", 0.5, importance=pfb.RareFirst())
     with pytest.raises(ValueError, match="channel_dim"):
         model(torch.randn(8, 24))
     blocker.detach()
-    with pfb.attach(model, "0", 0.5, channel_dim=-1):
+    with pfb.attach(model, "0", 0.5, channel_dim=-1, importance=pfb.RareFirst()):
         assert model(torch.randn(8, 24)).shape == (4, 2)
 
 
@@ -146,7 +146,7 @@ def test_an_output_without_features_is_refused():
 
     model = nn.Sequential(Ids(), nn.Embedding(10, 3))
     pfb_error = pytest.raises(TypeError, match="features=")
-    with pfb.attach(model, "0", 0.5), pfb_error:
+    with pfb.attach(model, "0", 0.5, importance=pfb.RareFirst()), pfb_error:
         model(torch.ones(4, 2))
 
 
@@ -165,6 +165,6 @@ def test_the_projection_is_fixed_and_keeps_distances():
 
 def test_wide_features_can_be_reduced():
     model = zoo.mlp(6, 64, 3)
-    with pfb.attach(model, "0", 0.5, feature_dim=16) as blocker:
+    with pfb.attach(model, "0", 0.5, feature_dim=16, importance=pfb.RareFirst()) as blocker:
         model(torch.randn(8, 6))
         assert blocker.features.shape == (8, 16)

@@ -130,8 +130,9 @@ class TestAllIsWell:
     def test_parts_called_beside_the_model(self, shallow):
         model, blocker = attached(shallow)
         for _ in range(250):
-            model(X)
-            model[1](model[0](X))
+            x = torch.randn_like(X)
+            model(x)
+            model[1](model[0](x))
             blocker.step()
 
     def test_frozen_layers_in_evaluation_mode(self, shallow):

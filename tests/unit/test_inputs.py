@@ -47,7 +47,10 @@ class TestFlatTargets:
 
     def test_with_reuse_they_bypass_the_cut(self):
         model = self.Detector()
-        with pfb.attach(model, "a"), pytest.raises(ValueError, match="takes 'boxes' beside 'image'"):
+        with (
+            pfb.attach(model, "a", shallow="reuse"),
+            pytest.raises(ValueError, match="takes 'boxes' beside 'image'"),
+        ):
             model(torch.randn(10, 3, 8, 8), torch.zeros(10, 2))
 
     @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ class Tower(nn.Module):
 class TestSequenceFirst:
     def test_it_is_asked_where_the_samples_are(self, shallow):
         model = Tower()
-        attached = pfb.attach(model, "blocks.0", shallow=shallow)
+        attached = pfb.attach(model, "blocks.0", shallow=shallow, importance=pfb.RareFirst())
         with attached, pytest.raises(ValueError, match=r"'blocks.0' holds a MultiheadAttention with batch_first=False"):
             model(torch.randn(10, 3, 16, 16))
 
@@ -93,19 +96,55 @@ class TestSequenceFirst:
         model = Tower().double()
         plain = copy.deepcopy(model)
         x = torch.randn(n, 3, 16, 16).double()  # 16 tokens
-        with pfb.attach(model, "blocks.0", 0.5, shallow=shallow, batch_dim=1) as blocker:
+        rule = pfb.RareFirst()
+        with pfb.attach(model, "blocks.0", 0.5, shallow=shallow, batch_dim=1, importance=rule) as blocker:
             torch.testing.assert_close(model(x), plain(x[blocker.selection.indices]))
             features = plain.blocks[0](plain.patches(x).flatten(2).permute(2, 0, 1)).mean(0)
             torch.testing.assert_close(blocker.features, features.float())
 
     def test_the_wrong_answer_is_noticed(self, shallow):
         model = Tower()
-        attached = pfb.attach(model, "blocks.0", shallow=shallow, batch_dim=0)
+        attached = pfb.attach(model, "blocks.0", shallow=shallow, batch_dim=0, importance=pfb.RareFirst())
         with (
             attached,
             pytest.raises(ValueError, match=r"\(16, 10, 16\), whose dimension 0 is not the model's batch of 10"),
         ):
             model(torch.randn(10, 3, 16, 16))
+
+    def test_a_sketch_of_images_needs_no_telling_of_the_cut(self):
+        model = Tower().double()
+        plain = copy.deepcopy(model)
+        x = torch.randn(10, 3, 16, 16).double()
+        for told in (None, 0, 1):
+            with pfb.attach(model, "blocks.0", 0.5, batch_dim=told) as blocker:
+                torch.testing.assert_close(model(x), plain(x[blocker.selection.indices]))
+
+    @pytest.mark.parametrize("rule", [pfb.InverseDensity(), pfb.Uniform()])
+    def test_it_is_asked_of_inputs_that_may_be_sequences_first(self, rule):
+        """Nothing is scored at the cut, so the inputs alone must tell."""
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lstm, self.head = nn.LSTM(4, 8), nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.head(self.lstm(x)[0][-1])
+
+        model, x = Net(), torch.randn(10, 10, 4)
+        with (
+            pfb.attach(model, "lstm", 0.5, importance=rule),
+            pytest.raises(ValueError, match=r"LSTM with batch_first=False.*shallow=pfb.Recompute\(batch_dim=1\)"),
+        ):
+            model(x)
+        with (
+            pfb.attach(model, "lstm", 0.5, importance=rule, batch_dim=1),
+            pytest.raises(ValueError, match=r"whose dimension 1 is not the model's batch of 5"),
+        ):
+            model(x)
+        wiring = pfb.Recompute(batch_dim=1)
+        with pfb.attach(model, "lstm", 0.5, importance=rule, shallow=wiring, batch_dim=1) as blocker:
+            torch.testing.assert_close(model(x), model.eval()(x[:, blocker.selection.indices]))
 
     def test_a_recurrent_net_on_sequences_first(self, shallow):
         class Net(nn.Module):
@@ -178,12 +217,26 @@ class TestTheCutsBatchIsTheModels:
                 return self.b(frames.view(len(clip), -1, 8).mean(1))
 
         model = Video()
-        attached = pfb.attach(model, "a", shallow=shallow)
+        attached = pfb.attach(model, "a", shallow=shallow, importance=pfb.RareFirst())
         with (
             attached,
             pytest.raises(ValueError, match=r"the cut 'a' has an output of shape \(40.*the model's batch of 10"),
         ):
             model(torch.randn(10, 4, 3, 8, 8))
+
+    def test_what_the_cut_makes_of_samples_is_nothing_to_a_sketch(self):
+        class Video(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+            def forward(self, clip):
+                frames = self.a(clip.flatten(0, 1)).mean((2, 3))
+                return self.b(frames.view(len(clip), -1, 8).mean(1))
+
+        model, clips = Video(), torch.randn(10, 4, 3, 8, 8)
+        with pfb.attach(model, "a", 0.5) as blocker:
+            torch.testing.assert_close(model(clips), model.eval()(clips[blocker.selection.indices]))
 
     def test_an_output_that_is_one_vector_is_refused(self, shallow):
         class Prompted(nn.Module):
@@ -195,7 +248,10 @@ class TestTheCutsBatchIsTheModels:
                 return self.head(x + self.prompt(torch.ones(1, 4)))
 
         model = Prompted()
-        with pfb.attach(model, "prompt", shallow=shallow), pytest.raises(ValueError, match="'prompt' has an output"):
+        with (
+            pfb.attach(model, "prompt", shallow=shallow, importance=pfb.RareFirst()),
+            pytest.raises(ValueError, match="'prompt' has an output"),
+        ):
             model(torch.randn(10, 6))
 
 

@@ -82,7 +82,9 @@ class TestBatchNorm:
         twin = copy.deepcopy(model).train(batchnorm == "batch")
         other = copy.deepcopy(model).train(batchnorm != "batch")
         x = torch.randn(20, 3, 8, 8) * 3 + 1
-        blocker = pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm=batchnorm))
+        blocker = pfb.attach(
+            model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm=batchnorm), importance=pfb.RareFirst()
+        )
         model(x)
         expected = twin.layer1(twin.stem(x)).mean((2, 3))
         torch.testing.assert_close(blocker.features, expected)
@@ -93,7 +95,9 @@ class TestBatchNorm:
         model = zoo.SmallNet("batch")
         model.layer2.eval()
         modes = [m.training for m in model.modules()]
-        pfb_blocker = pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm="batch"))
+        pfb_blocker = pfb.attach(
+            model, "layer1", 0.5, shallow=pfb.Recompute(batchnorm="batch"), importance=pfb.RareFirst()
+        )
         model(torch.randn(8, 3, 8, 8))
         assert [m.training for m in model.modules()] == modes
         with pytest.raises(RuntimeError):
@@ -105,7 +109,7 @@ class TestBatchNorm:
 
 def test_dropout_does_not_disturb_the_score():
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
-    with pfb.attach(model, "1", 0.5, shallow="recompute") as blocker:
+    with pfb.attach(model, "1", 0.5, shallow="recompute", importance=pfb.RareFirst()) as blocker:
         x = torch.randn(10, 6)
         model(x)
         torch.testing.assert_close(blocker.features, model[0](x))
@@ -119,7 +123,7 @@ def test_a_model_of_one_size_says_so_when_it_is_scored_at_half():
 
     model = nn.Sequential(OneSize(), nn.Conv2d(3, 4, 3))
     message = r"(?s)shrunk by `scale` \(got 0.5\): 8 pixels.*Leave it at 1"
-    blocker = pfb.attach(model, "1", 0.5, shallow=pfb.Recompute(scale=0.5))
+    blocker = pfb.attach(model, "1", 0.5, shallow=pfb.Recompute(scale=0.5), importance=pfb.RareFirst())
     with blocker, pytest.raises(RuntimeError, match=message):
         model(torch.randn(8, 3, 8, 8))
 
@@ -127,13 +131,13 @@ def test_a_model_of_one_size_says_so_when_it_is_scored_at_half():
 def test_scoring_at_half_the_resolution():
     model = zoo.SmallNet("group")
     x = torch.randn(20, 3, 8, 8)
-    with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(scale=0.5)) as blocker:
+    with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(scale=0.5), importance=pfb.RareFirst()) as blocker:
         assert model(x).shape[0] == 10
         small = nn.functional.avg_pool2d(x, 2)
         torch.testing.assert_close(blocker.features, model.layer1(model.stem(small)).mean((2, 3)))
     model = zoo.mlp(6, 8, 3)
     with (
-        pfb.attach(model, "0", shallow=pfb.Recompute(scale=0.5)),
+        pfb.attach(model, "0", shallow=pfb.Recompute(scale=0.5), importance=pfb.RareFirst()),
         pytest.raises(ValueError, match="needs images"),
     ):
         model(torch.randn(10, 6))
@@ -180,7 +184,9 @@ def test_low_precision_changes_features_only_a_little():
     model, x = zoo.SmallNet(), torch.randn(8, 3, 8, 8)
     features = []
     for dtype in (None, torch.bfloat16):
-        with pfb.attach(model, "layer1", 0.5, shallow=pfb.Recompute(dtype=dtype)) as blocker:
+        with pfb.attach(
+            model, "layer1", 0.5, shallow=pfb.Recompute(dtype=dtype), importance=pfb.RareFirst()
+        ) as blocker:
             model(x)
             features.append(blocker.features)
     assert not torch.equal(*features), "it did run in low precision"

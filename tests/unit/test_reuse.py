@@ -24,7 +24,7 @@ def test_reuse_fails_loudly_where_an_input_bypasses_the_cut():
 def test_other_hooks_on_the_cut_see_what_goes_on():
     model, seen = zoo.mlp(6, 8, 3), []
     model[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    with pfb.attach(model, "0", 0.5):
+    with pfb.attach(model, "0", 0.5, shallow="reuse"):
         model(torch.randn(10, 6))
     assert seen == [5]
 
@@ -35,7 +35,7 @@ def test_channels_last_is_kept_through_the_cut():
     model.layer2.register_forward_pre_hook(
         lambda m, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
     )
-    with pfb.attach(model, "layer1", 0.5):
+    with pfb.attach(model, "layer1", 0.5, shallow="reuse"):
         model(torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last))
     assert formats == [True]
 
@@ -85,9 +85,12 @@ def test_what_would_be_paired_with_the_wrong_samples_is_refused(how, call):
         "dataclass": ((Pair(query, passage),), {}),
     }[call]
     cut = "query.0" if model is towers else "towers.query.0"
-    with pfb.attach(model, cut), pytest.raises(ValueError, match='still holds the whole batch.*shallow="recompute"'):
+    with (
+        pfb.attach(model, cut, importance=pfb.RareFirst(), shallow="reuse"),
+        pytest.raises(ValueError, match='still holds the whole batch.*shallow="recompute"'),
+    ):
         model(*arguments, **keywords)
-    with pfb.attach(model, cut, shallow="recompute") as blocker:
+    with pfb.attach(model, cut, shallow="recompute", importance=pfb.RareFirst()) as blocker:
         loss = model(*arguments, **keywords)
         kept = blocker.selection.indices
     torch.testing.assert_close(loss, towers(query[kept], passage[kept]))
@@ -124,22 +127,22 @@ class TestListsBesideTheBatch:
     def test_one_item_per_sample_is_told(self, items):
         """It cannot be known whether the deep part pairs them with samples."""
         model = self.Net()
-        blocker = pfb.attach(model, "a")
+        blocker = pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse")
         with pytest.warns(UserWarning, match="takes 'other' beside its batch"):
             model(torch.randn(10, 6), items)
         blocker.detach()
-        with pfb.attach(model, "a", shallow=pfb.Reuse(shared=("other",))):
+        with pfb.attach(model, "a", shallow=pfb.Reuse(shared=("other",)), importance=pfb.RareFirst()):
             model(torch.randn(10, 6), items)
 
     def test_a_list_that_had_another_length_before_is_not(self):
         model = self.Net()
-        with pfb.attach(model, "a"):
+        with pfb.attach(model, "a", shallow="reuse"):
             for n in (8, 5, 2):
                 model(torch.randn(n, 6), ("cat", "dog", "owl", "fox", "elk"))
 
     def test_neither_are_numbers_and_small_shared_things(self):
         model = self.Net()
-        with pfb.attach(model, "a"):
+        with pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"):
             for other in (None, 0.5, torch.tensor(0.5), (16, 16), "mean", {"p": 0.1}, torch.nn.Identity()):
                 assert len(model(torch.randn(10, 6), other)) == 6
 
@@ -153,7 +156,10 @@ class TestListsBesideTheBatch:
                 return self.b(self.a(parts[0])) + parts[1][:6]
 
         model = Sum()
-        with pfb.attach(model, "a"), pytest.raises(ValueError, match=r"takes 'parts\[1\]' beside 'parts\[0\]'"):
+        with (
+            pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"),
+            pytest.raises(ValueError, match=r"takes 'parts\[1\]' beside 'parts\[0\]'"),
+        ):
             model([torch.randn(10, 6), torch.randn(10, 6)])
 
     def test_one_list_of_one_tensor_per_sample_is_the_batch(self):
@@ -167,7 +173,7 @@ class TestListsBesideTheBatch:
 
         model = Stacks()
         for sizes in (range(2, 12), [4] * 10):
-            with pfb.attach(model, "a"):
+            with pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"):
                 assert len(model([torch.randn(n, 3) for n in sizes])) == 6
 
 

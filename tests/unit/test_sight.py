@@ -68,8 +68,8 @@ def test_inverse_density_brings_what_it_needs_and_leaves_what_was_given(shallow)
         blocker = pfb.attach(zoo.SmallNet(), "layer1", shallow=shallow, **arguments)
         return blocker.state_dict()["features"], type(blocker.estimator)
 
-    assert made(importance=pfb.InverseDensity()) == ("sketch", pfb.NeighbourMemory)
-    assert made() == made(importance=pfb.RareFirst()) == ("cut", pfb.DensityEstimator)
+    assert made() == made(importance=pfb.InverseDensity()) == ("sketch", pfb.NeighbourMemory)
+    assert made(importance=pfb.RareFirst()) == ("cut", pfb.DensityEstimator)
     own = {"features": "cut", "estimator": pfb.DensityEstimator()}
     assert made(importance=pfb.InverseDensity(), **own) == ("cut", pfb.DensityEstimator)
 
@@ -212,7 +212,7 @@ def test_features_with_other_rows_than_the_cut_are_refused():
             return x[::2].flatten(1)
 
     model = zoo.SmallNet()
-    blocker = pfb.attach(model, "layer1", 0.5, features=Halved())
+    blocker = pfb.attach(model, "layer1", 0.5, features=Halved(), shallow="reuse")
     with pytest.raises(ValueError, match="have 4 rows, the cut's output has 8"):
         model(torch.randn(8, 3, 8, 8))
     blocker.detach()
@@ -222,7 +222,7 @@ def test_features_with_other_rows_than_the_cut_are_refused():
     ("arguments", "message"),
     [
         ({"features": "momentun", "shallow": "recompute"}, "Did you mean 'momentum'?"),
-        ({"features": "momentum"}, 'use shallow="recompute"'),
+        ({"features": "momentum", "shallow": "reuse"}, 'use shallow="recompute"'),
         ({"features": "sketch", "channel_dim": 1}, "leave them out"),
         ({"features": 3}, "or a callable"),
     ],
@@ -266,10 +266,10 @@ def test_the_state_is_of_one_kind_of_features_and_density():
     def made(**arguments):
         return pfb.attach(zoo.SmallNet(), "layer1", shallow="recompute", **arguments)
 
-    state = made(importance=pfb.InverseDensity()).state_dict()
+    state = made().state_dict()
     with pytest.raises(ValueError, match="features='sketch', this blocker has features='cut'"):
-        made().load_state_dict(state)
-    other = made(features="sketch")
+        made(importance=pfb.RareFirst()).load_state_dict(state)
+    other = made(importance=pfb.RareFirst(), features="sketch")
     with pytest.raises(ValueError, match="density state lacks"):
         other.load_state_dict(state)
 

@@ -192,7 +192,7 @@ class TestModules:
                 return super().forward(x)
 
         model = Late()
-        with pfb.attach(model, "a", shallow="recompute") as blocker:
+        with pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()) as blocker:
             for _ in range(4):
                 model(torch.randn(10, 6))
                 blocker.step()
@@ -210,7 +210,10 @@ class TestModules:
                 raise ArithmeticError("by the model")
 
         model, x = Fails(), X.clone()
-        with pfb.attach(model, "a", shallow="recompute"), pytest.raises(ArithmeticError) as failed:
+        with (
+            pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()),
+            pytest.raises(ArithmeticError) as failed,
+        ):
             model(x)
         assert model.steps == 0
         assert torch.equal(x, X)
@@ -227,7 +230,7 @@ class TestModules:
                 return self.b(self.a(x).mean((2, 3)))
 
         model = Lazy()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", channel_dim=1) as blocker:
+        with pfb.attach(model, "a", 0.5, shallow="recompute", channel_dim=1, importance=pfb.RareFirst()) as blocker:
             for step in range(3):
                 assert len(model(torch.randn(10, 3, 8, 8))) == 5
                 assert int(model.a[1].num_batches_tracked) == step + 1

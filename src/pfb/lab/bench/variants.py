@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ class Variant:
     """One way to take a pruned step."""
 
     shallow: pfb.Reuse | pfb.Recompute
-    importance: Callable[..., Tensor] | None = None
-    """By default the paper's rule."""
+    importance: Callable[..., Tensor] = field(default_factory=pfb.RareFirst)
+    """The paper's rule, where none is named."""
+    features: str | None = None
+    """What the samples are judged by, where it is not what the rule takes by default."""
     early: bool = False
     """Cut after the first block of the stage."""
     filled: bool = False
@@ -26,8 +28,8 @@ class Variant:
 
     @property
     def scores(self) -> bool:
-        """Whether the batch is scored at the cut and pruned as it is: what figures compare."""
-        return self.importance is None and not self.filled
+        """Whether the batch is judged, and pruned as it is: what figures compare."""
+        return not isinstance(self.importance, pfb.Uniform) and not self.filled
 
     @property
     def scale(self) -> float:
@@ -41,11 +43,19 @@ class Variant:
 
     def attach(self, cut: str | None, prune: float) -> dict[str, Any]:
         """Arguments of ``pfb.attach``."""
-        rule = {} if self.importance is None else {"importance": self.importance}
-        return {"cut": cut, "prune": prune, "shallow": self.shallow, **rule}
+        return {
+            "cut": cut,
+            "prune": prune,
+            "shallow": self.shallow,
+            "importance": self.importance,
+            "features": self.features,
+        }
 
 
 VARIANTS = {
+    "sketch": Variant(pfb.Recompute(), pfb.InverseDensity()),
+    "sketch-reuse": Variant(pfb.Reuse(), pfb.InverseDensity()),
+    "momentum": Variant(pfb.Recompute(), pfb.InverseDensity(), "momentum"),
     "reuse": Variant(pfb.Reuse()),
     "recompute": Variant(pfb.Recompute()),
     "recompute-half": Variant(pfb.Recompute(scale=0.5)),
@@ -53,6 +63,6 @@ VARIANTS = {
     "recompute-early": Variant(pfb.Recompute(), early=True),
     "recompute-early-half": Variant(pfb.Recompute(scale=0.5), early=True),
     "recompute-filled": Variant(pfb.Recompute(), filled=True),
-    "uniform-reuse": Variant(pfb.Reuse(), importance=pfb.Uniform()),
-    "uniform-recompute": Variant(pfb.Recompute(), importance=pfb.Uniform()),
+    "uniform-reuse": Variant(pfb.Reuse(), pfb.Uniform()),
+    "uniform-recompute": Variant(pfb.Recompute(), pfb.Uniform()),
 }
