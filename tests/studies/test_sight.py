@@ -10,7 +10,7 @@ import torch
 
 from pfb.lab.errors import RunError
 from studies import __main__ as studies
-from studies.clips import _batches
+from studies.arms import batches
 from studies.redundancy import Clips
 
 pytestmark = [
@@ -77,7 +77,7 @@ def test_data_that_fail_are_trained_on_too(tmp_path):
 
 
 def test_repeated_augmentation_has_each_image_twice_in_a_batch():
-    batch = next(_batches(10, 7, views=2))
+    batch = next(batches(10, 7, views=2))
     assert batch.view(-1, 2)[:, 0].tolist() == batch.view(-1, 2)[:, 1].tolist()
     assert len(batch.unique()) == 3
 
@@ -108,7 +108,7 @@ def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     assert first["short"]["compute"] == first["oracle"]["compute"] == pytest.approx(1 - 0.5 * 0.825)
     assert first["oracle"]["frames_kept"] < 0.5 < first["oracle"]["singles_kept"]
     assert first["full"]["frames_kept"] is None
-    monkeypatch.setattr("studies.clips.pfb.attach", lambda *a, **k: pytest.fail("done before"))
+    monkeypatch.setattr("studies.arms.pfb.attach", lambda *a, **k: pytest.fail("done before"))
     assert main("oracle") == {"oracle": first["oracle"]}
     monkeypatch.undo()
     rules = main("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest")
