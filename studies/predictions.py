@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ import pfb
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, check_models
 from pfb.measure import Spread, clock_of, interleaved_seconds
+from pfb.planner import Prediction
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,21 @@ def _row(name: str, config: PlanConfig, device: torch.device) -> dict[str, Any]:
         with step.blocker.paused():
             step(image, label)
 
+    steps: dict[str, tuple[Prediction, dict[str, Any]]] = {
+        "reuse": (best.reuse, {"shallow": "reuse", "importance": pfb.RareFirst()}),
+        "recompute": (best.recompute, {"shallow": "recompute", "importance": pfb.RareFirst()}),
+        **({} if found.sketch is None else {"sketch": (found.sketch, {})}),
+    }
     seconds: dict[str, Spread] = {}
-    wirings: tuple[Literal["reuse", "recompute"], ...] = ("reuse", "recompute")
-    for wiring in wirings:
-        with pfb.attach(step.model, found.cut, config.prune, shallow=wiring) as step.blocker:
+    for kind, (_, settings) in steps.items():
+        with pfb.attach(step.model, found.cut, config.prune, **settings) as step.blocker:
             times = interleaved_seconds({"full": full_step, "pruned": pruned_step}, device, config.repeats, clock=clock)
-        seconds[wiring] = Spread.of_ratios(times["pruned"], times["full"])
+        seconds[kind] = Spread.of_ratios(times["pruned"], times["full"])
     return {
         "model": name,
         "cut": found.cut,
-        "recommended": found.shallow,
-        "predicted": {"reuse": best.reuse.step_ratio, "recompute": best.recompute.step_ratio},
+        "recommended": found.shallow if found.sketch is None else "sketch",
+        "predicted": {kind: prediction.step_ratio for kind, (prediction, _) in steps.items()},
         "measured": {wiring: asdict(spread) for wiring, spread in seconds.items()},
         "shallow_share": best.shallow_share,
     }

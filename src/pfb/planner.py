@@ -21,10 +21,13 @@ from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, batched_tensor, channel_layers
 from pfb.forward import output_of
 from pfb.gate import Gate
-from pfb.importance import Importance, RareFirst
+from pfb.importance import Importance, InverseDensity, RareFirst
+from pfb.inputs import batched_places, main_input
 from pfb.measure import Clock, Spread, count_saved_bytes, interleaved_seconds
+from pfb.memory import NeighbourMemory
 from pfb.schedule import constant
 from pfb.selection import keep_count, parts
+from pfb.sketch import Sketch
 
 MAX_CUTS = 6
 
@@ -71,8 +74,12 @@ class Plan:
         prune, batch_size, kept: the share, N and K.
         device: where it was measured.
         full_seconds, full_bytes: one full training step, and what autograd keeps for it.
-        candidates: in the order of the model.
-        cut, shallow: what is recommended: the first stage, as in the paper, in its faster wiring.
+        sketch: a step under ``pfb.attach``'s defaults, where a sketch of the input tells and no
+            shallow pass is needed, so that the cut does not matter; ``None`` for an input that no
+            sketch is known of.
+        candidates: steps judged by the cut's output, in the order of the model.
+        cut, shallow: what is recommended: the first stage, as in the paper; ``"recompute"`` with a
+            sketch, else the faster wiring.
     """
 
     prune: float
@@ -81,6 +88,7 @@ class Plan:
     device: str
     full_seconds: float
     full_bytes: int
+    sketch: Prediction | None
     candidates: tuple[Candidate, ...]
     cut: str
 
@@ -90,7 +98,13 @@ class Plan:
 
     @property
     def shallow(self) -> str:
-        return self.recommended.shallow
+        return self.recommended.shallow if self.sketch is None else "recompute"
+
+    @property
+    def saved(self) -> float:
+        """Time of a step that what is recommended saves, full step = 1."""
+        best = self.recommended
+        return 1 - (self.sketch or min(best.reuse, best.recompute, key=lambda p: p.step_ratio)).step_ratio
 
     def __str__(self) -> str:
         width = max(len(c.cut) for c in self.candidates) + 2
@@ -105,12 +119,16 @@ class Plan:
             f"{c.recompute.step_ratio:>18.2f}{c.recompute.saved_bytes / 2**20:>7.0f}"
             for c in self.candidates
         ]
-        best = self.recommended
-        saved = 1 - min(best.reuse.step_ratio, best.recompute.step_ratio)
+        if self.sketch is not None:
+            lines.append(
+                f"  judged by a sketch of the input, at any cut: time {self.sketch.step_ratio:.2f}, "
+                f"{self.sketch.saved_bytes / 2**20:.0f} MiB"
+            )
+        wiring = "" if self.sketch is not None else f', shallow="{self.shallow}", features="cut"'
         lines.append(
-            f'Recommended: pfb.attach(model, cut="{self.cut}", prune={self.prune:g}, shallow="{self.shallow}"), '
-            f"about {saved:.0%} less time per step."
-            if saved > 0
+            f'Recommended: pfb.attach(model, cut="{self.cut}", prune={self.prune:g}{wiring}), '
+            f"about {self.saved:.0%} less time per step."
+            if self.saved > 0
             else "Nothing would be saved at this share: prune more, or cut earlier."
         )
         return "\n".join(lines)
@@ -132,8 +150,9 @@ def plan(
     (forward, backward, SGD) on all N and on K samples, and for each cut the shallow part alone,
     with graph and without. From these parts::
 
-        reuse     = step(K) + shallow_training(N) - shallow_training(K) + scoring
-        recompute = step(K) + shallow_forward_without_graph(N) + scoring
+        sketch    = step(K) + sketch(N) + choice
+        reuse     = step(K) + shallow_training(N) - shallow_training(K) + choice
+        recompute = step(K) + shallow_forward_without_graph(N) + choice
 
     Args:
         model: any module; it is not changed. Call this inside ``torch.autocast`` to plan for mixed
@@ -181,6 +200,9 @@ def plan(
         "full": lambda: step(args, kwargs),
         "kept": lambda: step(few_args, few_kwargs),
     }
+    sketched = _sketched(model, args, kwargs, prune)
+    if sketched is not None:
+        timed["sketch"] = sketched
     for name in names:
         part = _Shallow(model, name, prune)
         timed[f"score {name}"] = lambda part=part: part.score(args, kwargs)  # type: ignore[misc]
@@ -208,7 +230,10 @@ def plan(
         for name in names
     )
     full = Spread.of(seconds["full"]).median
-    return Plan(prune, n, kept, str(device), full, in_all[""], candidates, names[0] if cut is None else cut)
+    sketch = None
+    if sketched is not None:
+        sketch = Prediction(ratio(lambda r: r["kept"] + r["sketch"]), in_few[""])
+    return Plan(prune, n, kept, str(device), full, in_all[""], sketch, candidates, names[0] if cut is None else cut)
 
 
 class _Shallow:
@@ -234,6 +259,27 @@ class _Shallow:
     def train(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _loss(output_of(self.model, self.module, args, kwargs, grad=True)).backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad()
+
+
+def _sketched(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], prune: float
+) -> Callable[[], None] | None:
+    """The decision by a sketch of the input; ``None`` if none is known of it."""
+    gate = Gate(InverseDensity(), NeighbourMemory(), Sketch())
+    gate.set_share(parts(prune))
+    given = main_input(model, batched_places(model, args, kwargs, ()))
+
+    def decide() -> None:
+        seen_ND = gate.sight(given)
+        gate.decide(seen_ND, seen_ND)
+        gate.estimator.apply()
+        gate.end_step()
+
+    try:
+        decide()
+    except TypeError:
+        return None
+    return decide
 
 
 def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -23,7 +23,8 @@ def test_a_plan_of_a_convolutional_net():
     assert best.shallow_share > 0
     assert best.recompute.saved_bytes < best.reuse.saved_bytes <= found.full_bytes
     printed = str(found)
-    assert f'shallow="{found.shallow}"' in printed or "Nothing would be saved" in printed
+    assert 'pfb.attach(model, cut="layer1", prune=0.5), ' in printed or "Nothing would be saved" in printed
+    assert found.sketch.saved_bytes == best.recompute.saved_bytes
     assert "* layer1" in printed
 
 
@@ -33,7 +34,7 @@ def test_predictions_are_put_together_from_the_measured_parts(monkeypatch):
     """
 
     def made_up(steps, device, repeats, **options):
-        values = {"full": 10.0, "kept": 5.0, "score 0": 1.0, "decide 0": 0.1, "all 0": 4.0, "few 0": 2.0}
+        values = {"full": 10.0, "kept": 5.0, "sketch": 0.2, "score 0": 1.0, "decide 0": 0.1, "all 0": 4.0, "few 0": 2.0}
         return {name: [values.get(name, 1.0)] * repeats for name in steps}
 
     monkeypatch.setattr(planner, "interleaved_seconds", made_up)
@@ -42,8 +43,24 @@ def test_predictions_are_put_together_from_the_measured_parts(monkeypatch):
     assert best.shallow_share == pytest.approx(0.4)
     assert best.reuse.step_ratio == pytest.approx((5 + 4 - 2 + 0.1) / 10)
     assert best.recompute.step_ratio == pytest.approx((5 + 1) / 10)
+    assert found.sketch.step_ratio == pytest.approx((5 + 0.2) / 10)
     assert found.shallow == "recompute"
-    assert "40% less time" in str(found)
+    assert found.saved == pytest.approx(0.48)
+    assert "48% less time" in str(found)
+
+
+def test_an_input_that_no_sketch_is_known_of_is_judged_at_the_cut():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.b(self.a(torch.view_as_real(x).flatten(1)))
+
+    found = pfb.plan(Complex(), torch.randn(12, 2, dtype=torch.complex64), repeats=2)
+    assert found.sketch is None
+    assert 'features="cut"' in str(found) or "Nothing would be saved" in str(found)
 
 
 def test_inputs_as_keywords_and_without_a_first_stage():

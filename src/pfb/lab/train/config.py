@@ -56,8 +56,8 @@ class TrainConfig:
     or gpt, as the data asks.
     """
     method: Literal[
-        "pfb",
         "inverse-density",
+        "pfb",
         "tempered",
         "stratified",
         "uniform",
@@ -66,9 +66,9 @@ class TrainConfig:
         "infobatch",
         "orderdp",
         "selective-backprop",
-    ] = "pfb"
-    """What decides which samples are stopped. pfb: the paper's importance; inverse-density: samples
-    are drawn, those seldom that are like one seen lately; tempered and stratified: softer forms of
+    ] = "inverse-density"
+    """What decides which samples are stopped. inverse-density: samples are drawn, those seldom that
+    are like one seen lately; pfb: the paper's importance; tempered and stratified: softer forms of
     the paper's. uniform: random samples are stopped, the baseline to beat. full: none is. release:
     as in the code that the paper's authors published. infobatch, orderdp, selective-backprop:
     published methods to compare with, which stop nothing at the cut.
@@ -85,9 +85,9 @@ class TrainConfig:
     """Second level: share of the samples that an epoch does not even load while pruning is on,
     drawn anew for each.
     """
-    shallow: Literal["reuse", "recompute"] = "reuse"
-    """reuse: one shallow pass, as in the paper. recompute: score without graph, then run the kept
-    samples.
+    shallow: Literal["reuse", "recompute"] = "recompute"
+    """recompute: the kept samples run from the input, after a pass without graph where they are
+    judged by the cut's features. reuse: one shallow pass, as in the paper.
     """
     batchnorm: Literal["running", "batch"] = "running"
     """recompute: statistics that BatchNorms use in the scoring pass."""
