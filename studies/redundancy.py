@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pfb.lab.bench import checks
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
+from pfb.lab.train.data.clips import frames
 from pfb.lab.train.data.images import in_memory
 from pfb.lab.train.data.source import InMemory, Source
 
@@ -88,8 +88,9 @@ class Clips:
         chosen = torch.randperm(len(train), generator=generator)[: self.clips + self.singles]
         first, rest = chosen[: self.clips], chosen[self.clips :]
         lengths = self._lengths()
-        frames = self._frames(train.images[first.repeat_interleave(lengths)], generator)
-        images = torch.cat([frames, train.images[rest]])
+        shown = train.images[first.repeat_interleave(lengths)]
+        shots = frames(shown, generator, light=self.light, noise=self.noise)
+        images = torch.cat([shots, train.images[rest]])
         labels = torch.cat([train.labels[first].repeat_interleave(lengths), train.labels[rest]])
         copies = torch.cat([lengths.repeat_interleave(lengths), torch.ones(len(rest), dtype=torch.long)])
         noise = torch.rand(len(images), generator=generator) < self.outliers
@@ -109,14 +110,3 @@ class Clips:
             return torch.full((self.clips,), self.frames)
         parts = torch.arange(1, self.clips + 1, dtype=torch.float64) ** -self.tail
         return (self.clips * self.frames * parts / parts.sum()).round().long().clamp_min(2)
-
-    def _frames(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        n, channels, height, width = images.shape
-        padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
-        down, right = torch.randint(3, (2, n, 1), generator=generator)
-        rows = (down + torch.arange(height))[:, None, :, None]
-        columns = (right + torch.arange(width))[:, None, None, :]
-        moved = padded[torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None], rows, columns]
-        light = 1 + self.light * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-        noise = self.noise * torch.randn(moved.shape, generator=generator)
-        return (moved * light + noise).round().clamp(0, 255).to(torch.uint8)

@@ -41,9 +41,9 @@ class TrainConfig:
     """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, imagefolder:PATH with train/ and test/ (or val/) inside; shapes
-    (generated pictures, to be segmented); text (documentation of Python's standard library, to be
-    continued byte by byte).
+    """digits; digit-clips (some of them as clips of near-equal frames); cifar10, cifar100,
+    imagefolder:PATH with train/ and test/ (or val/) inside; shapes (generated pictures, to be
+    segmented); text (documentation of Python's standard library, to be continued byte by byte).
     """
     data_root: Path = Path("data")
     """Where cifar10 and cifar100 lie or are downloaded to."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.data import folder, generated, packaged
+from pfb.lab.train.data import clips, folder, generated, packaged
 from pfb.lab.train.data.images import SMALL_IMAGE
 from pfb.lab.train.data.sampler import EpochSampler
 from pfb.lab.train.data.source import Batch, Source, labels_of
@@ -19,6 +19,7 @@ __all__ = ["SMALL_IMAGE", "Batch", "EpochSampler", "Source", "labels_of", "load"
 FOLDER = "imagefolder:"
 SOURCES = {
     "digits": packaged.digits,
+    "digit-clips": clips.digit_clips,
     "cifar10": packaged.cifar10,
     "cifar100": packaged.cifar100,
     "shapes": generated.shapes,

@@ -1,0 +1,117 @@
+"""What looking for copies gains, on one page: the table and the figure that README shows, from the
+results of the other studies.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pfb.lab import files
+from pfb.lab.bench import output
+from studies import arms
+from studies.arms import Metric, Run
+
+ACCURACY = Metric("test_accuracy", "points of accuracy", 100, 1)
+NATS = Metric("novel", "hundredths of a nat per byte, new code", -100, 1)
+COLOUR = Metric("novel", "% of the error, new pictures", -100, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: half of each batch is stopped in all."""
+
+    title: str
+    file: str
+    data: str
+    metric: Metric
+
+
+CASES = (
+    Case("CIFAR-10 clips: 200 images of 40 near-equal frames, 4,000 single ones", "clips", "clips", ACCURACY),
+    Case("CIFAR-10, 12,000 images, no copies", "clips", "distinct", ACCURACY),
+    Case("source code (transformers), as it is", "code", "code", NATS),
+    Case("frames of four videos, as they are", "video", "video", COLOUR),
+    Case("CIFAR-10, 1,000 images learned by heart", "long", "distinct", ACCURACY),
+)
+SHOWN = ("full", "short", "small-batch", "uniform", "paper-recompute", "inverse-density")
+
+
+@dataclass(frozen=True)
+class OverviewConfig:
+    """Put together what the studies of redundancy found."""
+
+    root: Path = Path("results/redundancy-cpu")
+    """Folder of their results: clips.json, code.json, video.json, long.json."""
+
+    @property
+    def out(self) -> Path:
+        return self.root / "overview.md"
+
+
+def run(config: OverviewConfig) -> Path:
+    """Write the table and the figure; returns the table's path."""
+    files.write_text(config.out, render(config.root))
+    output.save(draw(config.root), config.root / "overview.png")
+    return config.out
+
+
+def render(root: Path) -> str:
+    """Markdown table; + is better, differences in pairs of seeds with half their 95 % interval."""
+    rows = []
+    for case in CASES:
+        runs = _runs(root, case)
+        if not runs:
+            continue
+        metric = _relative(case, runs)
+        own = _of(runs, "inverse-density")
+        apart = [arms.difference(own, _of(runs, other), metric) for other in arms.AGAINST]
+        told = ["" if d is None else f"{d[0]:+.{metric.digits}f} ± {d[1]:.{metric.digits}f}" for d in apart]
+        rows.append([case.title, f"{metric.title} (n = {len(own)})", *told])
+    header = ["data", "better by (+) or worse (-), in", *(TITLES[name] for name in arms.AGAINST)]
+    return output.table(header, rows)
+
+
+TITLES = {
+    "uniform": "than random blocking",
+    "short": "than fewer epochs",
+    "small-batch": "than smaller batches",
+    "full": "than full data, 1.7 times the compute",
+}
+
+
+def draw(root: Path) -> Figure:
+    """Accuracy against compute, with copies and without."""
+    figure, panels = output.panels(10, 3.6, 2)
+    for panel, case in zip(panels, CASES, strict=False):
+        runs = [run for run in _runs(root, case) if run["arm"] in SHOWN]
+        arms.draw_on(panel, runs, Metric("test_accuracy", "", 100))
+        panel.set(title=case.title.replace(": ", ":\n"), ylabel="test accuracy, %")
+        panel.title.set_fontsize(9)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    return figure
+
+
+def _relative(case: Case, runs: list[Run]) -> Metric:
+    """The case's metric; an error that has no unit of its own in percent of what uniform leaves."""
+    if case.metric is not COLOUR:
+        return case.metric
+    usual = statistics.mean(run["novel"] for run in _of(runs, "uniform").values())
+    return Metric("novel", case.metric.title, case.metric.factor / usual, case.metric.digits)
+
+
+def _runs(root: Path, case: Case) -> list[Run]:
+    place = root / f"{case.file}.json"
+    if not place.exists():
+        return []
+    numbers: dict[str, Any] = json.loads(place.read_text())
+    return [run for run in numbers["runs"] if run["data"] == case.data and run["prune"] in (0.0, 0.5)]
+
+
+def _of(runs: list[Run], arm: str) -> dict[int, Run]:
+    return {run["seed"]: run for run in runs if run["arm"] == arm}
