@@ -5,8 +5,10 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 RUN ?= runs/digits
 RESULTS ?= runs/measure
+EVIDENCE ?= runs/redundancy
+DATA ?= cifar10
 
-.PHONY: help train test check lower-bounds format measure thorough clean
+.PHONY: help train test check lower-bounds format measure evidence thorough clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +38,9 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 
 measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
 	$(BIN)/python -m studies measure --out $(RESULTS)
+
+evidence: $(BIN)/.train  ## measure what looking for copies is worth, on the GPU if there is one (MINUTES, DATA), into EVIDENCE
+	$(BIN)/python -m studies evidence --data $(DATA) --out $(EVIDENCE) $(if $(MINUTES),--minutes $(MINUTES))
 
 clean:  ## remove the virtual environments and all caches
 	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,18 @@ def cells(data: Sequence[str], prunes: Sequence[float], seeds: Sequence[int], ar
     ]
 
 
-def run_missing(asked: list[Cell], settings: dict[str, Any], out: Path, train: Callable[[Cell], Run]) -> list[Run]:
+def run_missing(
+    asked: list[Cell],
+    settings: dict[str, Any],
+    out: Path,
+    train: Callable[[Cell], Run],
+    minutes: float | None = None,
+) -> list[Run]:
     """Do the runs that do not stand in the file of runs beside ``out`` with the same settings, and
-    note each there as it ends; returns those asked for.
+    note each there as it ends, beginning none after so many minutes; returns all that stand there,
+    those asked for first.
     """
+    begun = time.monotonic()
     place = out.with_suffix(".jsonl")
     place.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(output.rounded(settings)))
@@ -86,11 +95,14 @@ def run_missing(asked: list[Cell], settings: dict[str, Any], out: Path, train: C
     runs = [run for run in runs if run["settings"] == settings]
     missing = sorted(set(asked) - {Cell.of(run) for run in runs}, key=asked.index)
     for cell in track(missing, "runs", disable=not missing):
+        if minutes is not None and time.monotonic() - begun > 60 * minutes:
+            break
         ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": versions().get("commit")}
         runs.append(output.rounded(ended))
         with place.open("a") as file:
             file.write(json.dumps(runs[-1]) + "\n")
-    return [{k: v for k, v in run.items() if k != "settings"} for run in runs if Cell.of(run) in set(asked)]
+    runs = [{k: v for k, v in run.items() if k != "settings"} for run in runs]
+    return sorted(runs, key=lambda run: Cell.of(run) not in asked)
 
 
 # What an arm does
