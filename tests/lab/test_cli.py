@@ -1,6 +1,8 @@
 """The command line: what it says, and how it ends."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -39,6 +41,31 @@ def refused(capsys, *args, code=1):
     return error
 
 
+class TestHelp:
+    @pytest.fixture
+    def help(self, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--help"])
+        return capsys.readouterr().out
+
+    def test_every_setting_stands_in_its_group_with_a_text(self, help):
+        before, *rest = re.split(r"^\W*(?:(\w+) )?options\W*$", help, flags=re.MULTILINE)
+        groups = dict(zip(rest[::2], rest[1::2], strict=True))
+        assert list(groups) == [None, "data", "model", "pruning", "optimisation", "run"]
+        for flag, group in (("train-samples", "data"), ("cut", "pruning"), ("lr", "optimisation"), ("out", "run")):
+            assert f" --{flag} " in groups[group]
+        assert set(re.findall(r"^\W*--([a-z-]+)", help, re.MULTILINE)) >= {
+            *(f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig)),
+            *("config", "resume", "dry-run"),
+        }
+        assert "pfb train --data imagefolder:PATH" in before, "an example"
+
+    def test_the_example_is_one(self, help, trained):
+        example = next(line for line in help.splitlines() if line.startswith("pfb train"))
+        cli.main(example.split()[1:])
+        assert trained[0][0].prune == 0.5
+
+
 class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
@@ -51,11 +78,6 @@ class TestConfigFile:
     def test_the_default_model_follows_the_data_of_a_flag(self, trained, file):
         cli.main(["train", "--config", str(file), "--data", "text"])
         assert trained[-1][0].model == "gpt"
-
-    def test_it_is_listed_in_the_help(self, capsys):
-        with pytest.raises(SystemExit):
-            cli.main(["train", "--help"])
-        assert "--config" in capsys.readouterr().out
 
     def test_what_is_wrong_with_it_is_one_line(self, capsys, file):
         assert "nowhere.toml cannot be read" in refused(capsys, "train", "--config", "nowhere.toml")
@@ -71,8 +93,8 @@ class TestResume:
         assert trained == [(TrainConfig(epochs=7, out=tmp_path), True)]
 
     def test_with_settings_of_its_own_only(self, capsys, trained, file, tmp_path):
-        flags = ["--batch-size", "7", "--data", "text"]
-        assert "leave out --data, --batch-size" in refused(capsys, "train", "--resume", tmp_path, *flags)
+        flags = ["--batch_size=7", "--no-augment"]
+        assert "leave out --batch-size, --augment" in refused(capsys, "train", "--resume", tmp_path, *flags)
         assert "leave out --config" in refused(capsys, "train", "--resume", tmp_path, "--config", file)
         assert "leave out --resume" in refused(capsys, "train", "--resume", tmp_path, "--dry-run")
         assert trained == []
@@ -116,5 +138,15 @@ print(json.dumps(sorted(sys.modules)))
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         *said, loaded = run.stdout.splitlines()
         assert any("--channels-last" in line for line in said)
-        needless = {"accelerate", "matplotlib", "PIL", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+        needless = {
+            "accelerate",
+            "matplotlib",
+            "PIL",
+            "scipy",
+            "sklearn",
+            "timm",
+            "torch",
+            "torchvision",
+            "transformers",
+        }
         assert not needless & set(json.loads(loaded))

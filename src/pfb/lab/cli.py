@@ -6,7 +6,6 @@ What a command needs is imported when it runs, so that help comes at once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import importlib
@@ -21,7 +20,9 @@ import tyro
 
 import pfb
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, in_flags, settings_in
+from pfb.lab.train.command import whole
+from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
 
@@ -30,33 +31,40 @@ app = tyro.extras.SubcommandApp()
 
 @app.command
 def train(
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    data: DataSettings,
+    model: ModelSettings,
+    pruning: PruningSettings,
+    optimisation: OptimisationSettings,
+    run: RunSettings,
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train a model and show what pruning saved.
+    """Train a model and show what pruning saved. For example:
+
+    pfb train --data imagefolder:PATH --model resnet18 --prune 0.5 --epochs 60 --out runs/a
 
     Args:
-        settings: all settings.
+        data: what is trained on.
+        model: what is trained, and in which numbers.
+        pruning: which samples are stopped, where, and when.
+        optimisation: how the others are learned from.
+        run: where the run lies, and what it says.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
+    from pfb.lab.train import loop
     from pfb.lab.train.folder import RunFolder
-    from pfb.lab.train.loop import dry_run as check
-    from pfb.lab.train.loop import train as run
 
-    if resume is None:
-        (check if dry_run else run)(settings)
+    if resume is not None:
+        loop.train(RunFolder(resume).config(), resume=True)
         return
-    if dry_run:
-        raise RunError("--dry-run checks a run that has not begun; leave out --resume")
-    given = ["config"] if config is not None else [name.replace("_", "-") for name in settings.changed()]
-    if given:
-        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(given)}")
-    run(RunFolder(resume).config(), resume=True)
+    settings = {
+        name: value for group in (data, model, pruning, optimisation, run) for name, value in vars(group).items()
+    }
+    (loop.dry_run if dry_run else loop.train)(TrainConfig(**settings))
 
 
 @app.command
@@ -126,6 +134,11 @@ def bench() -> None:
     # Listed only: they have a command line of their own, below.
 
 
+def _run(args: list[str]) -> None:
+    description = "Partial Forward Blocking; pfb --version tells which."
+    app.cli(prog="pfb", description=description, args=args, config=(tyro.conf.OmitArgPrefixes,))
+
+
 def _benchmarks(args: list[str]) -> None:
     benchmarks = tyro.extras.SubcommandApp()
     for name in BENCHMARKS:
@@ -145,23 +158,6 @@ def add_benchmark(app: tyro.extras.SubcommandApp, module: ModuleType) -> None:
     app.command(name=module.__name__.rpartition(".")[2])(command)
 
 
-def _with_file(args: list[str]) -> list[str]:
-    """Arguments of ``pfb train`` with the settings of its ``--config`` in front, where flags win
-    over them.
-    """
-    parser = argparse.ArgumentParser(prog="pfb train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    file = parser.parse_known_args(args)[0].config
-    flags: list[str] = []
-    for name, value in (settings_in(file) if file else {}).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags.append(f"--{flag}={value}")
-    return [*flags, *args]
-
-
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments,
     130 for Ctrl-C.
@@ -173,9 +169,9 @@ def main(args: list[str] | None = None) -> None:
         elif args[:1] == ["bench"]:
             _benchmarks(args[1:])
         elif args[:1] == ["train"]:
-            app.cli(prog="pfb", args=["train", *_with_file(args[1:])])
+            _run(["train", *whole(args[1:])])
         else:
-            app.cli(prog="pfb", description="Partial Forward Blocking; pfb --version tells which.", args=args)
+            _run(args)
 
 
 @contextlib.contextmanager
