@@ -23,7 +23,8 @@ def weights(run):
 def end_of(run):
     """All that two runs of the same settings have in common, bit by bit."""
     folder = RunFolder(run)
-    epochs = [{name: value for name, value in line.items() if name != "train_seconds"} for line in folder.epochs()]
+    times = {"train_seconds", "waiting_share"}
+    epochs = [{name: value for name, value in line.items() if name not in times} for line in folder.epochs()]
     records = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in folder.records().items()}
     checkpoints = folder.checkpoints()
     model = hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()

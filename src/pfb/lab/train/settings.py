@@ -169,5 +169,10 @@ class RunSettings:
     """Steps between two lines of the step log."""
     eval_every: int = 1
     """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
+    track: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Where the metrics are drawn, besides metrics.jsonl: TensorBoard's files in --out; a run in
+    project (experiment) pfb of Weights & Biases or MLflow, whose own environment variables say
+    where that is; or nowhere.
+    """
     cpu: bool = False
     """Stay on the CPU even if there is a GPU."""
