@@ -19,7 +19,7 @@ from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSett
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "log_every", "eval_every", "train_samples", "image_size"),
+        ("epochs", "batch_size", "accumulate", "log_every", "eval_every", "train_samples", "image_size"),
         (lambda n: n >= 1, "at least 1"),
     ),
     "workers": (lambda n: n >= 0, "at least 0"),
@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory": (lambda n: n >= 2, "at least 2"),
     "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
     "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
+    "clip": (lambda norm: 0 < norm < math.inf, "positive and finite"),
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
     "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
     "weight_decay": (lambda decay: 0 <= decay < math.inf, "at least 0 and finite"),

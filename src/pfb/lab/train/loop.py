@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pfb.lab.baselines import PerClass
 from pfb.lab.errors import RunError
 from pfb.lab.origin import versions
-from pfb.lab.train import checkpoint, task, tracking
+from pfb.lab.train import checkpoint, compiling, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, Source, labels_of
@@ -47,7 +47,8 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
     """
     if resume and (summary := _finished(config)) is not None:
         return summary
-    return Training(config, source).run(resume)
+    with compiling.in_one_line(config):
+        return Training(config, source).run(resume)
 
 
 def dry_run(config: TrainConfig) -> None:
@@ -58,12 +59,14 @@ def dry_run(config: TrainConfig) -> None:
         RunError: what the run itself would raise.
     """
     RunFolder(config.out).check_free(config.overwrite)
-    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
+    # The first step prunes already.
+    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0, accumulate=1))
     training.sampler.set_epoch(0)
-    with training.blocker.paused():
+    with compiling.in_one_line(config):
+        with training.blocker.paused():
+            training.step(next(iter(training.train_loader)))
         training.step(next(iter(training.train_loader)))
-    training.step(next(iter(training.train_loader)))
-    training.evaluate(training.model, [next(iter(training.test_loader))], "test")
+        training.evaluate(training.model, [next(iter(training.test_loader))], "test")
     training.say_what()
     training.say(
         f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
@@ -122,19 +125,20 @@ class Training(Setup):
         batches = Waiting(self.train_loader, accelerator.device)
         self.model.train()
         for batch_number, batch in enumerate(batches, start=1):
-            loss, loaded, trained, scored = self.step(batch)
+            with accelerator.accumulate(self.model):
+                loss, loaded, trained, scored = self.step(batch)
+            counts["steps"] += 1
             # Methods that load fewer samples take fewer steps, and the learning rate arrives with
             # the others'.
             position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
-            while self.lr_schedule.last_epoch < position:
+            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position:
                 self.lr_schedule.step()
             loss_sum += loss
-            counts["steps"] += 1
             counts["samples"] += loaded * accelerator.num_processes
             counts["trained_samples"] += trained * accelerator.num_processes
             counts["deep_samples"] += (trained + scored) * accelerator.num_processes
             counts["pruned_steps"] += trained < loaded
-            if self.blocker.steps % config.log_every == 0:
+            if accelerator.sync_gradients and self.blocker.steps % config.log_every == 0:
                 stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
                 self._log({"step": position, "epoch": epoch, "loss": loss.item(), **stats})
             on_step(position)
@@ -166,8 +170,11 @@ class Training(Setup):
         return metrics
 
     def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
-        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded
-        only to choose.
+        """Learn from one batch, and take a step of the optimizer at the last of those whose
+        gradients are averaged.
+
+        Returns:
+            The loss, and how many samples were loaded, trained on, and forwarded only to choose.
         """
         config, blocker = self.config, self.blocker
         x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
@@ -185,11 +192,14 @@ class Training(Setup):
         loss = self.method.reduce(losses, blocker.select(index))
         self.accelerator.backward(loss)
         self._record(batch["index"])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        blocker.step()  # pfb, line 3
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.plain_model)
+        if self.accelerator.sync_gradients:
+            if config.clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            blocker.step()  # pfb, line 3
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.plain_model)
         loaded = len(batch["index"])
         return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
 

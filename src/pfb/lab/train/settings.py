@@ -54,6 +54,8 @@ class ModelSettings:
     """
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision, as Accelerate names it."""
+    compile: bool = False
+    """Compile the model with torch.compile; the first steps take minutes, all others less time."""
     channels_last: bool = False
     """Keep images as [N, H, W, C] in memory, which many convolutions run faster on."""
 
@@ -138,6 +140,12 @@ class OptimisationSettings:
     """Passes over the training set."""
     batch_size: int = 128
     """Samples per step and process."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged for one step of the optimizer."""
+    clip: float | None = None
+    """Largest norm of all gradients together; longer ones are shortened to it. 1.0 is usual for
+    transformers.
+    """
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: momentum without Nesterov's step. adamw: no decay of norms and biases."""
     lr: float = 0.05

@@ -40,6 +40,7 @@ class Setup:
         self.config = config
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulate,
             cpu=config.cpu,
             log_with=tracking.log_with(config),
             project_dir=str(config.out),
@@ -72,10 +73,12 @@ class Setup:
         self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
         optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
         blocker = self.blocker if self.blocks else None
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         methods.check(self.plain_model, blocker, self._two_samples(), scale, config.channel_dim, config.features)
+        if config.compile:
+            self.model.compile()  # in place: names of weights stay
         self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
         self.records = Records(samples, self.accelerator.device)
         parts = {
@@ -103,14 +106,20 @@ class Setup:
         return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
 
     def _steps_to_take(self) -> int:
-        """Steps of the whole run, without those of samples that are not loaded: over these the
-        blocker's window spans.
+        """Of the optimizer in the whole run, without those of samples that are not loaded: over
+        these the blocker's window spans.
         """
+        epochs, full = self.config.epochs, self._updates(self.steps_per_epoch)
         if not isinstance(self.method, Skip):
-            return self.total_steps
-        fewer = max(1, self.method.loaded // self.batch_samples)
-        epochs = range(self.config.epochs)
-        return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
+            return epochs * full
+        fewer = self._updates(max(1, self.method.loaded // self.batch_samples))
+        return sum(fewer if self.schedule.share(e, epochs) else full for e in range(epochs))
+
+    def _updates(self, batches: int) -> int:
+        """Steps of the optimizer in an epoch of so many batches, of which the last may take
+        fewer.
+        """
+        return -(-batches // self.config.accumulate)
 
 
 def _check_task(config: TrainConfig, source: Source) -> None:

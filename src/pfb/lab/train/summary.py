@@ -53,6 +53,9 @@ def measure_full_cost(
     estimator = copy.deepcopy(blocker.estimator)
     estimator.updates = 0  # of the copy, which sees two batches over and over
     twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
+    if config.compile:
+        torch._dynamo.reset()  # what is known of the trained model's hooks is not true of the copy's
+        model.compile()
     optimizer = optim.optimizer(model, config)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
