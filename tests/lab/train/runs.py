@@ -2,6 +2,9 @@
 
 import hashlib
 
+import torch
+from PIL import Image
+
 from pfb.lab.train import loop
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
@@ -28,11 +31,13 @@ def end_of(run):
     records = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in folder.records().items()}
     checkpoints = folder.checkpoints()
     model = hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()
+    exported = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("best.pt", "weights.pt")}
     samples = (run / "samples.csv").read_text()
     summary = {name: folder.summary()[name] for name in ("test_loss", "train_accuracy", "samples", "trained_samples")}
     return {
         "checkpoints": [p.name for p in checkpoints],
         "model": model,
+        "exported": exported,
         "epochs": epochs,
         "records": records,
         "samples": samples,
@@ -43,6 +48,18 @@ def end_of(run):
 def content(run):
     """Every file of a folder, and what is in it."""
     return {p.relative_to(run).as_posix(): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def image_folder(root, side=16, train=6, test=4):
+    """Noisy pictures of two classes, dark and light, ``train`` and ``test`` of each."""
+    g = torch.Generator().manual_seed(0)
+    for part, n in (("train", train), ("test", test)):
+        for label, name in enumerate(("dark", "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = (torch.rand(side, side, 3, generator=g) * 100 + 120 * label).to(torch.uint8).numpy()
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
 
 
 def interrupt_evaluation(monkeypatch, at):

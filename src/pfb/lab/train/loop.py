@@ -22,7 +22,7 @@ from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
 from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.setup import TOTALS, Setup, console
@@ -96,6 +96,7 @@ class Training(Setup):
         if resume:
             first_epoch, progress = checkpoint.load(config.out, model, self.parts, self.origin)
             self.totals, metrics = self.totals | progress["totals"], progress["metrics"]
+            self.best = progress["best"]
         if accelerator.is_main_process:
             folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
@@ -106,10 +107,21 @@ class Training(Setup):
             for epoch in range(first_epoch, config.epochs):
                 metrics = self.epoch(epoch, on_step)
                 self._log(metrics)
-                progress = {"totals": self.totals, "metrics": metrics}
+                self._keep_the_best(metrics)
+                progress = {"totals": self.totals, "metrics": metrics, "best": self.best}
                 checkpoint.save(accelerator, config.out, epoch + 1, model, self.parts, progress, self.origin)
                 self.say(epoch_line(metrics, config.epochs))
         return metrics
+
+    def _keep_the_best(self, metrics: dict[str, Any]) -> None:
+        """Weights that do better on the test set than all before. After an interruption the same
+        are written again.
+        """
+        name = "test_mean_iou" if "test_mean_iou" in metrics else "test_accuracy"
+        if metrics.get(name, -math.inf) > self.best.get(name, -math.inf):
+            self.best = {"epoch": metrics["epoch"], name: metrics[name]}
+            if self.accelerator.is_main_process:
+                self.folder.write_weights(BEST, self.plain_model)
 
     def epoch(self, epoch: int, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Train on one epoch and evaluate; returns its metrics."""
@@ -213,7 +225,10 @@ class Training(Setup):
         """Look at what was learned and what it cost, and write the summary."""
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            self.folder.write_records(self.records, labels_of(self.source.train))
+            self.folder.write_records(self.records, labels_of(self.source.train), self.source.names)
+            self.folder.write_weights(WEIGHTS, self.plain_model)
+            if self.averaged is not None:
+                self.folder.write_weights(AVERAGE, self.averaged.module)
         with self.bars.shown():
             learned = self.evaluate(self.model, self.learned_loader, "train")
         summary = {
@@ -226,6 +241,7 @@ class Training(Setup):
             "full_samples": self.total_steps * self.batch_samples,
             "classes": self.source.classes,
             **metrics,
+            **{f"best_{name}": value for name, value in self.best.items()},
             "train_accuracy": learned["train_accuracy"],
             **self.totals,
             **measure_full_cost(

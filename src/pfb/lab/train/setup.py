@@ -93,6 +93,7 @@ class Setup:
         }
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        self.best: dict[str, float] = {}
 
     @property
     def blocks(self) -> bool:

@@ -139,6 +139,11 @@ def render(summary: dict[str, Any]) -> Table:
     }.items():
         if name in summary:
             table.add_row(f"test {title}", f"{summary[name]:.2%}" if "accuracy" in name else f"{summary[name]:.4g}")
+    if "best_epoch" in summary:
+        name = "best_test_mean_iou" if "best_test_mean_iou" in summary else "best_test_accuracy"
+        table.add_row(
+            f"best, after epoch {summary['best_epoch']}", f"{summary[name]:.2%} (chosen on the test set: flattering)"
+        )
     table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
     full, trained = summary["full_samples"], summary["trained_samples"]
     table.add_row("samples loaded", f"{summary['samples']:,} of {full:,}")
