@@ -55,7 +55,7 @@ class TestHelp:
         for flag, group in (("train-samples", "data"), ("cut", "pruning"), ("lr", "optimisation"), ("out", "run")):
             assert f" --{flag} " in groups[group]
         assert set(re.findall(r"^\W*--([a-z-]+)", help, re.MULTILINE)) >= {
-            *(f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig)),
+            *(f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig) if f.name != "extended_from"),
             *("config", "resume", "dry-run"),
         }
         assert "pfb train --data imagefolder:PATH" in before, "an example"
@@ -98,6 +98,15 @@ class TestResume:
         assert "leave out --config" in refused(capsys, "train", "--resume", tmp_path, "--config", file)
         assert "leave out --resume" in refused(capsys, "train", "--resume", tmp_path, "--dry-run")
         assert trained == []
+
+    def test_but_for_epochs_and_minutes(self, capsys, trained, tmp_path):
+        (tmp_path / "config.json").write_text(TrainConfig(epochs=7, minutes=3.0).to_json())
+        cli.main(["train", "--resume", str(tmp_path), "--minutes", "5"])
+        assert trained == [(TrainConfig(epochs=7, minutes=5.0, out=tmp_path), True)]
+        assert "one of 7 epochs; name more" in refused(capsys, "train", "--resume", tmp_path, "--epochs=3")
+        assert "finish it first with pfb train --resume" in refused(capsys, "train", "--resume", tmp_path, "--epochs=9")
+        cli.main(["train", "--resume", str(tmp_path), "--epochs=7"])
+        assert trained[1] == (TrainConfig(epochs=7, out=tmp_path), True)
 
     def test_a_damaged_config(self, capsys, tmp_path):
         (tmp_path / "config.json").write_bytes(b"\xff\xfe")

@@ -7,6 +7,7 @@ What a command needs is imported when it runs, so that help comes at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import importlib
 import logging
@@ -52,14 +53,18 @@ def train(
         run: where the run lies, and what it says.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
-            epoch.
+            epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
+            whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
     from pfb.lab.train import loop
+    from pfb.lab.train.extension import extended
     from pfb.lab.train.folder import RunFolder
 
     if resume is not None:
-        loop.train(RunFolder(resume).config(), resume=True)
+        own = dataclasses.replace(RunFolder(resume).config(), minutes=run.minutes)
+        more = own if optimisation.epochs == own.epochs else extended(own, optimisation.epochs)
+        loop.train(more, resume=True)
         return
     settings = {
         name: value for group in (data, model, pruning, optimisation, run) for name, value in vars(group).items()

@@ -22,15 +22,21 @@ def whole(args: list[str]) -> list[str]:
         parser.add_argument(f"--{name}", type=Path)
     named = parser.parse_known_args(args)[0]
     if named.resume is not None:
+        from pfb.lab.train.folder import RunFolder
+
         _check_resume(given(args))
+        return [f"--epochs={RunFolder(named.resume).config().epochs}", *args]
     return [*(as_flags(settings_in(named.config)) if named.config else []), *args]
 
 
 def _check_resume(names: list[str]) -> None:
     if "dry-run" in names:
         raise RunError("--dry-run checks a run that has not begun; leave out --resume")
-    if others := [name for name in names if name not in ("resume", "help")]:
-        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(others)}")
+    if others := [name for name in names if name not in ("resume", "epochs", "minutes", "help")]:
+        raise RunError(
+            f"--resume continues a run with its own settings, but for --epochs and --minutes; leave out "
+            f"--{', --'.join(others)}"
+        )
 
 
 def given(args: list[str]) -> list[str]:

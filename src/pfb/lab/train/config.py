@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
+
 import pfb
 from pfb.lab.errors import RunError
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
@@ -28,6 +30,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory": (lambda n: n >= 2, "at least 2"),
     "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
     "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
+    "minutes": (lambda minutes: 0 < minutes < math.inf, "positive and finite"),
     "clip": (lambda norm: 0 < norm < math.inf, "positive and finite"),
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
     "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
@@ -41,6 +44,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 @dataclass(frozen=True)
 class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSettings, DataSettings):  # the last's first
     """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
+
+    extended_from: tyro.conf.Suppress[int] = 0
+    """Epochs after which a finished run was given more, by --resume RUN --epochs MORE."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -179,11 +185,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, accepted.get(hint, hint))
 
 
+NOT_OF_THE_RESULT = ("out", "data_root", "overwrite", "minutes", "track")
+"""Settings that decide where and when, not what comes out."""
+
+
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings for a published result: what decided it, and no folder of the machine it ran
     on.
     """
-    kept = {name: value for name, value in settings.items() if name not in ("out", "data_root", "overwrite")}
+    kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_RESULT}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
     return kept

@@ -165,6 +165,11 @@ class RunFolder:
                 shutil.rmtree(place)
         files.write_text(self.path / CONFIG, config.to_json())
 
+    def reopen(self, config: TrainConfig) -> None:
+        """Make a finished run one that goes on with these settings."""
+        (self.path / SUMMARY).unlink()
+        files.write_text(self.path / CONFIG, config.to_json())
+
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to the metrics."""
         with (self.path / METRICS).open("a") as file:

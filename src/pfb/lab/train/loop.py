@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pfb.lab.baselines import PerClass
 from pfb.lab.errors import RunError
 from pfb.lab.origin import versions
-from pfb.lab.train import checkpoint, compiling, task, tracking
+from pfb.lab.train import checkpoint, compiling, extension, optim, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, Source, labels_of
@@ -79,7 +80,9 @@ class Training(Setup):
     """A run, from its parts to its end."""
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end, from the start or from the latest checkpoint; returns the summary."""
+        """Train to the end, from the start or from the latest checkpoint; returns the summary, or
+        the last epoch's metrics where the time was over before.
+        """
         main = self.accelerator.is_main_process
         with self.folder.saying_how_to_go_on():
             if main and not resume:
@@ -87,16 +90,17 @@ class Training(Setup):
             with self.folder.locked() if main else contextlib.nullcontext():
                 if resume and (summary := _finished(self.config)) is not None:  # while we waited for data
                     return summary
-                return self.finish(self._epochs(resume))
+                metrics = self._epochs(resume)
+                return metrics if self.out_of_time else self.finish(metrics)
 
     def _epochs(self, resume: bool) -> dict[str, Any]:
         """All epochs that are not done yet; returns the last one's metrics."""
         config, accelerator, folder, model = self.config, self.accelerator, self.folder, self.plain_model
         first_epoch, metrics = 0, {}
         if resume:
-            first_epoch, progress = checkpoint.load(config.out, model, self.parts, self.origin)
+            first_epoch, progress = self._load()
             self.totals, metrics = self.totals | progress["totals"], progress["metrics"]
-            self.best = progress["best"]
+            self.best = progress.get("best", {})
         if accelerator.is_main_process:
             folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
@@ -104,14 +108,40 @@ class Training(Setup):
         self.say_what()
         begun = first_epoch * self.steps_per_epoch
         with self.bars.shown(), self.bars.task("train", self.total_steps, begun) as on_step:
+            self.budget.epochs_begin()
             for epoch in range(first_epoch, config.epochs):
+                if not self.budget.allows_another():
+                    self._stop(epoch)
+                    break
                 metrics = self.epoch(epoch, on_step)
                 self._log(metrics)
                 self._keep_the_best(metrics)
                 progress = {"totals": self.totals, "metrics": metrics, "best": self.best}
                 checkpoint.save(accelerator, config.out, epoch + 1, model, self.parts, progress, self.origin)
                 self.say(epoch_line(metrics, config.epochs))
+                self.budget.epoch_ends()
         return metrics
+
+    def _load(self) -> tuple[int, dict[str, Any]]:
+        """The latest checkpoint: how many epochs are done, and the progress noted in it."""
+        config = self.config
+        done, progress = checkpoint.load(config.out, self.plain_model, self.parts, self.origin, config.extended_from)
+        if extension.begins(config, done):
+            self.lr_schedule = optim.schedule_anew(self.optimizer.optimizer, config, self.cycle_steps)
+            self.parts["lr_schedule"] = self.lr_schedule
+            extension.restart(self.blocker)
+            self.say(extension.said(config))
+        return done, progress
+
+    def _stop(self, done: int) -> None:
+        """End before the end: the time is over."""
+        self.out_of_time = True
+        self.say(
+            f"stopped after epoch {done} of {self.config.epochs}: another would end after the "
+            f"{self.config.minutes:g} minutes of --minutes. Continue with: "
+            f"pfb train --resume {shlex.quote(str(self.config.out))}"
+        )
+        self.accelerator.end_training()
 
     def _keep_the_best(self, metrics: dict[str, Any]) -> None:
         """Weights that do better on the test set than all before. After an interruption the same
@@ -128,7 +158,7 @@ class Training(Setup):
         config, accelerator = self.config, self.accelerator
         self.train_loader.set_epoch(epoch)
         self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
-        share = self.schedule.share(epoch, config.epochs)
+        share = self.schedule.share(epoch - config.extended_from, self.cycle_epochs)
         self.sampler.only = self.method.load(share, self.sampler.random_numbers(purpose=1))
         epoch_steps = len(self.train_loader)
         counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
@@ -143,7 +173,7 @@ class Training(Setup):
             # Methods that load fewer samples take fewer steps, and the learning rate arrives with
             # the others'.
             position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
-            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position:
+            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position - self.steps_before:
                 self.lr_schedule.step()
             loss_sum += loss
             counts["samples"] += loaded * accelerator.num_processes
@@ -195,7 +225,7 @@ class Training(Setup):
         if isinstance(self.criterion_at_cut, PerClass):
             self.criterion_at_cut.see(label)
         x, label = mix(x, label, config.mix, len(self.source.classes))
-        share = self.schedule.share(self.lr_schedule.last_epoch, self.total_steps)
+        share = self.schedule.share(self.lr_schedule.last_epoch, self.cycle_steps)
         chosen = self.method.choose(self.model, self._losses, x, label, share)
         if chosen is not None:
             x, label, index = x[chosen], label[chosen], index[chosen]

@@ -173,6 +173,10 @@ class RunSettings:
     """Folder of the run: configuration, log, checkpoint, summary."""
     overwrite: bool = False
     """Replace the run that is in --out already."""
+    minutes: float | None = None
+    """Stop after the last epoch that ends within so many minutes of this command (at least one);
+    the run can be resumed.
+    """
     log_every: int = 50
     """Steps between two lines of the step log."""
     eval_every: int = 1

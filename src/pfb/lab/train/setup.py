@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from pfb.lab.baselines import Skip
 from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint, methods, optim, tracking
+from pfb.lab.train.budget import Budget
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import EpochSampler, Source, load
 from pfb.lab.train.evaluation import averaged
@@ -38,6 +39,7 @@ class Setup:
 
     def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
         self.config = config
+        self.out_of_time = False
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulate,
@@ -45,6 +47,7 @@ class Setup:
             log_with=tracking.log_with(config),
             project_dir=str(config.out),
         )
+        self.budget = Budget(config.minutes, self.accelerator)
         self.bars = Bars(console, self.accelerator.is_main_process)
         if (kind := self.accelerator.distributed_type) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise RunError(f"pfb train keeps a whole model per process (got {kind} from accelerate's configuration)")
@@ -65,6 +68,9 @@ class Setup:
         self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loads)
         self.steps_per_epoch = len(self.train_loader)
         self.total_steps = self.steps_per_epoch * config.epochs
+        self.cycle_epochs = config.epochs - config.extended_from
+        self.steps_before = self.steps_per_epoch * config.extended_from
+        self.cycle_steps = self.steps_per_epoch * self.cycle_epochs
         self.batch_samples = config.batch_size * processes
         self.schedule = config.schedule()
         self.criterion_at_cut = methods.importance(config)
@@ -72,7 +78,7 @@ class Setup:
         steps = self._steps_to_take()
         self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
         optimizer = optim.optimizer(model, config)
-        self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
+        self.lr_schedule = optim.schedule(optimizer, config, self.cycle_steps)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
         blocker = self.blocker if self.blocks else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -107,10 +113,10 @@ class Setup:
         return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
 
     def _steps_to_take(self) -> int:
-        """Of the optimizer in the whole run, without those of samples that are not loaded: over
+        """Of the optimizer in all epochs, without those of samples that are not loaded: over
         these the blocker's window spans.
         """
-        epochs, full = self.config.epochs, self._updates(self.steps_per_epoch)
+        epochs, full = self.cycle_epochs, self._updates(self.steps_per_epoch)
         if not isinstance(self.method, Skip):
             return epochs * full
         fewer = self._updates(max(1, self.method.loaded // self.batch_samples))
