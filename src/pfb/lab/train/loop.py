@@ -49,7 +49,7 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
     if resume and (summary := _finished(config)) is not None:
         return summary
     with compiling.in_one_line(config):
-        return Training(config, source).run(resume)
+        return Training(config, source, resume).run(resume)
 
 
 def dry_run(config: TrainConfig) -> None:

@@ -52,6 +52,10 @@ class ModelSettings:
     For text: gpt (GPT-2's architecture, 6 layers of width 96). By default cifar-resnet8, segformer
     or gpt, as the data asks.
     """
+    pretrained: bool = False
+    """Begin with the library's published weights (torchvision's best, timm's default), all but a
+    last layer for other classes. Images of an image folder should be as large as the weights'.
+    """
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision, as Accelerate names it."""
     compile: bool = False

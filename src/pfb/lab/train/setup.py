@@ -37,7 +37,7 @@ class Setup:
         RunError: settings, data or model that cannot be right.
     """
 
-    def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
+    def __init__(self, config: TrainConfig, source: Source | None = None, resume: bool = False) -> None:
         self.config = config
         self.out_of_time = False
         self.accelerator = Accelerator(
@@ -61,7 +61,8 @@ class Setup:
         loads = loaders(self.source, config, self.sampler)
         if len(loads[0]) == 0:
             raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
-        model = build_for(self.source, config.model)
+        with self.accelerator.local_main_process_first():  # who downloads, if anybody
+            model = build_for(self.source, config.model, config.pretrained and not resume)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.plain_model = model
