@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,7 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.train import loop
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.presets import PRESETS, Preset
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ class TestHelp:
             assert f" --{flag} " in groups[group]
         assert set(re.findall(r"^\W*--([a-z-]+)", help, re.MULTILINE)) >= {
             *(f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig) if f.name != "extended_from"),
-            *("config", "resume", "dry-run"),
+            *("config", "preset", "resume", "dry-run"),
         }
         assert "pfb train --data imagefolder:PATH" in before, "an example"
 
@@ -64,6 +66,27 @@ class TestHelp:
         example = next(line for line in help.splitlines() if line.startswith("pfb train"))
         cli.main(example.split()[1:])
         assert trained[0][0].prune == 0.5
+
+
+class TestPreset:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_each_is_a_run(self, trained, name):
+        data = ["--data=imagefolder:x"] if name == "finetune" else []
+        cli.main(["train", "--preset", name, *data])
+        (config, _) = trained[0]
+        assert {setting: getattr(config, setting) for setting in PRESETS[name]} == PRESETS[name]
+        assert set(get_args(Preset)) == set(PRESETS)
+
+    def test_a_file_and_flags_win_over_it(self, trained, file):
+        cli.main(["train", "--epochs=3", f"--config={file}", "--preset=cifar10", "--lr", "0.2"])
+        (config, _) = trained[0]
+        assert (config.model, config.epochs, config.augment, config.lr) == ("resnet18", 3, False, 0.2)
+
+    def test_finetune_needs_an_image_folder(self, capsys, trained):
+        assert "--image-size is for image folders" in refused(capsys, "train", "--preset", "finetune")
+
+    def test_an_unknown_one_is_refused_with_the_list(self, capsys):
+        assert "imagenet-r50-40" in refused(capsys, "train", "--preset", "imagenet", code=2)
 
 
 class TestConfigFile:

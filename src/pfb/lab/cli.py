@@ -23,6 +23,7 @@ import pfb
 from pfb.lab.errors import RunError
 from pfb.lab.train.command import whole
 from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
@@ -37,6 +38,7 @@ def train(
     pruning: PruningSettings,
     optimisation: OptimisationSettings,
     run: RunSettings,
+    preset: Preset | None = None,
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
@@ -51,6 +53,10 @@ def train(
         pruning: which samples are stopped, where, and when.
         optimisation: how the others are learned from.
         run: where the run lies, and what it says.
+        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
+            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
+            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
+            docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,

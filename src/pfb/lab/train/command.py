@@ -9,24 +9,27 @@ from typing import Any
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import settings_in
+from pfb.lab.train.presets import PRESETS
 
 
 def whole(args: list[str]) -> list[str]:
-    """Arguments with the settings of ``--config`` in front, where flags win over them.
+    """Arguments with the settings of ``--preset`` and then of ``--config`` in front: the later ones
+    win.
 
     Raises:
         RunError: the file cannot be read or names no settings; or ``--resume`` comes with settings.
     """
     parser = argparse.ArgumentParser(prog="pfb train", add_help=False, allow_abbrev=False)
-    for name in ("config", "resume"):
-        parser.add_argument(f"--{name}", type=Path)
+    for name, kind in (("preset", str), ("config", Path), ("resume", Path)):
+        parser.add_argument(f"--{name}", type=kind)
     named = parser.parse_known_args(args)[0]
     if named.resume is not None:
         from pfb.lab.train.folder import RunFolder
 
         _check_resume(given(args))
         return [f"--epochs={RunFolder(named.resume).config().epochs}", *args]
-    return [*(as_flags(settings_in(named.config)) if named.config else []), *args]
+    recipe = PRESETS.get(named.preset, {})  # an unknown name is refused by tyro
+    return [*as_flags(recipe), *(as_flags(settings_in(named.config)) if named.config else []), *args]
 
 
 def _check_resume(names: list[str]) -> None:
