@@ -28,7 +28,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "run.toml"
-    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nshallow = "recompute"\n')
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nmethod = "tempered"\n')
     return place
 
 
@@ -93,7 +93,7 @@ class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
         cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
-        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, shallow="recompute", augment=True, lr=0.5)
+        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, method="tempered", augment=True, lr=0.5)
         assert trained == [(expected, False)]
         cli.main(["train", *form(file)])
         assert not trained[-1][0].augment
@@ -136,6 +136,13 @@ class TestResume:
         assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
         (tmp_path / "config.json").write_text("5")
         assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
+
+
+def test_plan_says_how_far_it_is_where_no_bar_can_be_drawn(capsys, monkeypatch):
+    monkeypatch.setattr("pfb.lab.train.terminal.SECONDS_PER_LINE", 0)
+    cli.main(["plan", "--model", "cifar-resnet8", "--batch-size", "8", "--image-size", "8", "--repeats", "1"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "measuring: 1 of 3 rounds"
 
 
 class TestEnds:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -119,9 +120,10 @@ def plan(
         repeats: counted rounds.
     """
     import torch
-    from rich.progress import Progress
+    from rich.console import Console
 
     from pfb.lab.train.models import build
+    from pfb.lab.train.terminal import Bars
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
         if value < 1:
@@ -130,10 +132,11 @@ def plan(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    with Progress(transient=True) as progress, torch.autocast(image.device.type, torch.bfloat16, precision == "bf16"):
-        task = progress.add_task("measuring", total=repeats + 2)
+    bars, rounds = Bars(Console()), itertools.count(1)
+    mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
+    with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
         try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: progress.advance(task))
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(rounds)))
         except ValueError as error:
             raise in_flags(error) from error
     print(found)

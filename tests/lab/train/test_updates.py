@@ -98,7 +98,7 @@ class TestCompile:
             run(config(tmp_path / "run", compile=True, track="none"))
 
 
-def perceptron(source, name):
+def perceptron(*_):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
