@@ -1,8 +1,11 @@
 """The command line: what it says, and how it ends."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -10,6 +13,7 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.train import loop
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.presets import PRESETS, Preset
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "run.toml"
-    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nshallow = "recompute"\n')
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nmethod = "tempered"\n')
     return place
 
 
@@ -39,11 +43,57 @@ def refused(capsys, *args, code=1):
     return error
 
 
+class TestHelp:
+    @pytest.fixture
+    def help(self, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--help"])
+        return capsys.readouterr().out
+
+    def test_every_setting_stands_in_its_group_with_a_text(self, help):
+        before, *rest = re.split(r"^\W*(?:(\w+) )?options\W*$", help, flags=re.MULTILINE)
+        groups = dict(zip(rest[::2], rest[1::2], strict=True))
+        assert list(groups) == [None, "data", "model", "pruning", "optimisation", "run"]
+        for flag, group in (("train-samples", "data"), ("cut", "pruning"), ("lr", "optimisation"), ("out", "run")):
+            assert f" --{flag} " in groups[group]
+        assert set(re.findall(r"^\W*--([a-z-]+)", help, re.MULTILINE)) >= {
+            *(f.name.replace("_", "-") for f in dataclasses.fields(TrainConfig) if f.name != "extended_from"),
+            *("config", "preset", "resume", "dry-run"),
+        }
+        assert "pfb train --data imagefolder:PATH" in before, "an example"
+
+    def test_the_example_is_one(self, help, trained):
+        example = next(line for line in help.splitlines() if line.startswith("pfb train"))
+        cli.main(example.split()[1:])
+        assert trained[0][0].prune == 0.5
+
+
+class TestPreset:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_each_is_a_run(self, trained, name):
+        data = ["--data=imagefolder:x"] if name == "finetune" else []
+        cli.main(["train", "--preset", name, *data])
+        (config, _) = trained[0]
+        assert {setting: getattr(config, setting) for setting in PRESETS[name]} == PRESETS[name]
+        assert set(get_args(Preset)) == set(PRESETS)
+
+    def test_a_file_and_flags_win_over_it(self, trained, file):
+        cli.main(["train", "--epochs=3", f"--config={file}", "--preset=cifar10", "--lr", "0.2"])
+        (config, _) = trained[0]
+        assert (config.model, config.epochs, config.augment, config.lr) == ("resnet18", 3, False, 0.2)
+
+    def test_finetune_needs_an_image_folder(self, capsys, trained):
+        assert "--image-size is for image folders" in refused(capsys, "train", "--preset", "finetune")
+
+    def test_an_unknown_one_is_refused_with_the_list(self, capsys):
+        assert "imagenet-r50-40" in refused(capsys, "train", "--preset", "imagenet", code=2)
+
+
 class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
         cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
-        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, shallow="recompute", augment=True, lr=0.5)
+        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, method="tempered", augment=True, lr=0.5)
         assert trained == [(expected, False)]
         cli.main(["train", *form(file)])
         assert not trained[-1][0].augment
@@ -51,11 +101,6 @@ class TestConfigFile:
     def test_the_default_model_follows_the_data_of_a_flag(self, trained, file):
         cli.main(["train", "--config", str(file), "--data", "text"])
         assert trained[-1][0].model == "gpt"
-
-    def test_it_is_listed_in_the_help(self, capsys):
-        with pytest.raises(SystemExit):
-            cli.main(["train", "--help"])
-        assert "--config" in capsys.readouterr().out
 
     def test_what_is_wrong_with_it_is_one_line(self, capsys, file):
         assert "nowhere.toml cannot be read" in refused(capsys, "train", "--config", "nowhere.toml")
@@ -71,17 +116,33 @@ class TestResume:
         assert trained == [(TrainConfig(epochs=7, out=tmp_path), True)]
 
     def test_with_settings_of_its_own_only(self, capsys, trained, file, tmp_path):
-        flags = ["--batch-size", "7", "--data", "text"]
-        assert "leave out --data, --batch-size" in refused(capsys, "train", "--resume", tmp_path, *flags)
+        flags = ["--batch_size=7", "--no-augment"]
+        assert "leave out --batch-size, --augment" in refused(capsys, "train", "--resume", tmp_path, *flags)
         assert "leave out --config" in refused(capsys, "train", "--resume", tmp_path, "--config", file)
         assert "leave out --resume" in refused(capsys, "train", "--resume", tmp_path, "--dry-run")
         assert trained == []
+
+    def test_but_for_epochs_and_minutes(self, capsys, trained, tmp_path):
+        (tmp_path / "config.json").write_text(TrainConfig(epochs=7, minutes=3.0).to_json())
+        cli.main(["train", "--resume", str(tmp_path), "--minutes", "5"])
+        assert trained == [(TrainConfig(epochs=7, minutes=5.0, out=tmp_path), True)]
+        assert "one of 7 epochs; name more" in refused(capsys, "train", "--resume", tmp_path, "--epochs=3")
+        assert "finish it first with pfb train --resume" in refused(capsys, "train", "--resume", tmp_path, "--epochs=9")
+        cli.main(["train", "--resume", str(tmp_path), "--epochs=7"])
+        assert trained[1] == (TrainConfig(epochs=7, out=tmp_path), True)
 
     def test_a_damaged_config(self, capsys, tmp_path):
         (tmp_path / "config.json").write_bytes(b"\xff\xfe")
         assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
         (tmp_path / "config.json").write_text("5")
         assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
+
+
+def test_plan_says_how_far_it_is_where_no_bar_can_be_drawn(capsys, monkeypatch):
+    monkeypatch.setattr("pfb.lab.train.terminal.SECONDS_PER_LINE", 0)
+    cli.main(["plan", "--model", "cifar-resnet8", "--batch-size", "8", "--image-size", "8", "--repeats", "1"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "measuring: 1 of 3 rounds"
 
 
 class TestEnds:
@@ -116,5 +177,15 @@ print(json.dumps(sorted(sys.modules)))
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         *said, loaded = run.stdout.splitlines()
         assert any("--channels-last" in line for line in said)
-        needless = {"accelerate", "matplotlib", "PIL", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+        needless = {
+            "accelerate",
+            "matplotlib",
+            "PIL",
+            "scipy",
+            "sklearn",
+            "timm",
+            "torch",
+            "torchvision",
+            "transformers",
+        }
         assert not needless & set(json.loads(loaded))

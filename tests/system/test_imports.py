@@ -85,6 +85,19 @@ def test_the_laboratory_imports_downwards():
             assert not ours(path, "pfb.lab") & set(FLOORS[place + 1 :]), path
 
 
+def test_every_public_name_is_loaded_at_its_first_use():
+    code = """
+import sys, pfb
+print("torch" in sys.modules, "attach" in dir(pfb))
+import pfb.attach
+print(all(getattr(pfb, name).__module__ == f"pfb.{place}" for place, names in pfb._PLACES.items() for name in names))
+print(callable(pfb.attach), hasattr(pfb, "Unifrom"))
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == ["False", "True", "True", "True", "False"]
+    assert sorted(pfb.__all__) == sorted(name for names in pfb._PLACES.values() for name in names)
+
+
 def test_only_one_file_registers_hooks_that_stay():
     registering = {p.name for p in library() if "register_forward" in p.read_text()}
     assert registering == {"hooks.py", "forward.py"}

@@ -6,10 +6,11 @@ What a command needs is imported when it runs, so that help comes at once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import errno
 import importlib
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,10 @@ import tyro
 
 import pfb
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, in_flags, settings_in
+from pfb.lab.train.command import whole
+from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.presets import Preset
+from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
 
@@ -30,33 +34,49 @@ app = tyro.extras.SubcommandApp()
 
 @app.command
 def train(
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")],
+    data: DataSettings,
+    model: ModelSettings,
+    pruning: PruningSettings,
+    optimisation: OptimisationSettings,
+    run: RunSettings,
+    preset: Preset | None = None,
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train a model and show what pruning saved.
+    """Train a model and show what pruning saved. For example:
+
+    pfb train --data imagefolder:PATH --model resnet18 --prune 0.5 --epochs 60 --out runs/a
 
     Args:
-        settings: all settings.
+        data: what is trained on.
+        model: what is trained, and in which numbers.
+        pruning: which samples are stopped, where, and when.
+        optimisation: how the others are learned from.
+        run: where the run lies, and what it says.
+        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
+            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
+            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
+            docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
-            epoch.
+            epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
+            whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
     """
+    from pfb.lab.train import loop
+    from pfb.lab.train.extension import extended
     from pfb.lab.train.folder import RunFolder
-    from pfb.lab.train.loop import dry_run as check
-    from pfb.lab.train.loop import train as run
 
-    if resume is None:
-        (check if dry_run else run)(settings)
+    if resume is not None:
+        own = dataclasses.replace(RunFolder(resume).config(), minutes=run.minutes)
+        more = own if optimisation.epochs == own.epochs else extended(own, optimisation.epochs)
+        loop.train(more, resume=True)
         return
-    if dry_run:
-        raise RunError("--dry-run checks a run that has not begun; leave out --resume")
-    given = ["config"] if config is not None else [name.replace("_", "-") for name in settings.changed()]
-    if given:
-        raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(given)}")
-    run(RunFolder(resume).config(), resume=True)
+    settings = {
+        name: value for group in (data, model, pruning, optimisation, run) for name, value in vars(group).items()
+    }
+    (loop.dry_run if dry_run else loop.train)(TrainConfig(**settings))
 
 
 @app.command
@@ -100,9 +120,10 @@ def plan(
         repeats: counted rounds.
     """
     import torch
-    from rich.progress import Progress
+    from rich.console import Console
 
     from pfb.lab.train.models import build
+    from pfb.lab.train.terminal import Bars
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
         if value < 1:
@@ -111,10 +132,11 @@ def plan(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    with Progress(transient=True) as progress, torch.autocast(image.device.type, torch.bfloat16, precision == "bf16"):
-        task = progress.add_task("measuring", total=repeats + 2)
+    bars, rounds = Bars(Console()), itertools.count(1)
+    mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
+    with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
         try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: progress.advance(task))
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(rounds)))
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
@@ -124,6 +146,11 @@ def plan(
 def bench() -> None:
     """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
+
+
+def _run(args: list[str]) -> None:
+    description = "Partial Forward Blocking; pfb --version tells which."
+    app.cli(prog="pfb", description=description, args=args, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _benchmarks(args: list[str]) -> None:
@@ -145,23 +172,6 @@ def add_benchmark(app: tyro.extras.SubcommandApp, module: ModuleType) -> None:
     app.command(name=module.__name__.rpartition(".")[2])(command)
 
 
-def _with_file(args: list[str]) -> list[str]:
-    """Arguments of ``pfb train`` with the settings of its ``--config`` in front, where flags win
-    over them.
-    """
-    parser = argparse.ArgumentParser(prog="pfb train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    file = parser.parse_known_args(args)[0].config
-    flags: list[str] = []
-    for name, value in (settings_in(file) if file else {}).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags.append(f"--{flag}={value}")
-    return [*flags, *args]
-
-
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``pfb``: exits with 1 for a refused or failed run, 2 for unusable arguments,
     130 for Ctrl-C.
@@ -173,9 +183,9 @@ def main(args: list[str] | None = None) -> None:
         elif args[:1] == ["bench"]:
             _benchmarks(args[1:])
         elif args[:1] == ["train"]:
-            app.cli(prog="pfb", args=["train", *_with_file(args[1:])])
+            _run(["train", *whole(args[1:])])
         else:
-            app.cli(prog="pfb", description="Partial Forward Blocking; pfb --version tells which.", args=args)
+            _run(args)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 import hashlib
 
+import torch
+from PIL import Image
+
 from pfb.lab.train import loop
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
@@ -23,15 +26,18 @@ def weights(run):
 def end_of(run):
     """All that two runs of the same settings have in common, bit by bit."""
     folder = RunFolder(run)
-    epochs = [{name: value for name, value in line.items() if name != "train_seconds"} for line in folder.epochs()]
+    times = {"train_seconds", "waiting_share"}
+    epochs = [{name: value for name, value in line.items() if name not in times} for line in folder.epochs()]
     records = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in folder.records().items()}
     checkpoints = folder.checkpoints()
     model = hashlib.sha256((checkpoints[-1] / "model.safetensors").read_bytes()).hexdigest()
+    exported = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("best.pt", "weights.pt")}
     samples = (run / "samples.csv").read_text()
     summary = {name: folder.summary()[name] for name in ("test_loss", "train_accuracy", "samples", "trained_samples")}
     return {
         "checkpoints": [p.name for p in checkpoints],
         "model": model,
+        "exported": exported,
         "epochs": epochs,
         "records": records,
         "samples": samples,
@@ -42,6 +48,18 @@ def end_of(run):
 def content(run):
     """Every file of a folder, and what is in it."""
     return {p.relative_to(run).as_posix(): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def image_folder(root, side=16, train=6, test=4):
+    """Noisy pictures of two classes, dark and light, ``train`` and ``test`` of each."""
+    g = torch.Generator().manual_seed(0)
+    for part, n in (("train", train), ("test", test)):
+        for label, name in enumerate(("dark", "light")):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = (torch.rand(side, side, 3, generator=g) * 100 + 120 * label).to(torch.uint8).numpy()
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
 
 
 def interrupt_evaluation(monkeypatch, at):

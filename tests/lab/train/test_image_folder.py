@@ -3,12 +3,11 @@
 import shutil
 
 import pytest
-import torch
 from PIL import Image
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.loop import train
-from tests.lab.train.runs import config
+from tests.lab.train.runs import config, image_folder
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -24,14 +23,7 @@ def run(tmp_path):
 class TestImageFolder:
     @pytest.fixture
     def folder(self, tmp_path):
-        g = torch.Generator().manual_seed(0)
-        for part, n in (("train", 24), ("test", 8)):
-            for label, name in enumerate(("dark", "light")):
-                (tmp_path / "images" / part / name).mkdir(parents=True)
-                for i in range(n):
-                    pixels = (torch.rand(16, 16, 3, generator=g) * 100 + 120 * label).to(torch.uint8).numpy()
-                    Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
-        return tmp_path / "images"
+        return image_folder(tmp_path / "images", train=24, test=8)
 
     def settings(self, run, folder, **changes):
         common = {"train_samples": None, "batch_size": 16, "epochs": 6, "lr": 0.1, "n_centers": 8}

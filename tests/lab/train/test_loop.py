@@ -142,6 +142,7 @@ class TestBadInput:
             ({"model": "timm:vit_smal"}, "timm has no model"),
             ({"cut": "layer9"}, "layer9.*Candidates"),
             ({"model": "timm:convnext_atto"}, r"does not run on an input of shape \(2, 1, 8, 8\): .*Kernel size"),
+            ({"model": "timm:test_vit"}, r"does not run on an input of shape \(2, 1, 8, 8\): .*patch size"),
             ({"batch_size": 100_000, "train_samples": None}, "larger than the training set of 1437"),
             ({"train_samples": 5000}, "at most the data set's size 1437"),
             ({"data": "imagefolder:/nowhere"}, "/nowhere is missing"),

@@ -7,6 +7,7 @@ must hold.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,6 +25,8 @@ from pfb.lab.errors import RunError, first_line
 from pfb.lab.train.config import TrainConfig, without_folders
 
 MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.pt"
+EXTENDED = ("epochs", "extended_from")
+"""Settings that change when a finished run is given more epochs."""
 _NAME = re.compile(r"checkpoint_\d{4,}", re.ASCII)
 
 
@@ -94,9 +97,13 @@ def _epoch(place: Path) -> int:
     return int(place.name.removeprefix("checkpoint_"))
 
 
-def load(run: Path, model: nn.Module, parts: Mapping[str, Any], of: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def load(
+    run: Path, model: nn.Module, parts: Mapping[str, Any], of: dict[str, Any], extended_from: int = 0
+) -> tuple[int, dict[str, Any]]:
     """Load the newest checkpoint; returns how many epochs it had finished, and its ``progress``.
-    Arguments as for :func:`save`.
+
+    Arguments as for :func:`save`; a checkpoint of ``extended_from`` epochs was the end of the run
+    that was then given more: the learning rate is not taken from it.
 
     Raises:
         RunError: there is none, a file is missing or damaged, or it belongs to another run.
@@ -106,12 +113,15 @@ def load(run: Path, model: nn.Module, parts: Mapping[str, Any], of: dict[str, An
         raise RunError(f"{run} holds no checkpoint: no epoch was finished. Start again with --overwrite")
     place = checkpoints[-1]
     manifest = verified(place)
-    check_origin(place, manifest, of)
+    extends = manifest["epoch"] == extended_from > 0
+    check_origin(place, manifest, of, EXTENDED if extends else ())
     try:
         load_model(model, place / MODEL)
         state = torch.load(place / STATE, map_location="cpu", weights_only=True)
         for name, part in parts.items():
-            part.load_state_dict(state["parts"].pop(name))
+            saved = state["parts"].pop(name)
+            if not (extends and name == "lr_schedule"):
+                part.load_state_dict(saved)
         if state["parts"]:
             raise KeyError(*state["parts"])
         return manifest["epoch"], state["progress"]
@@ -150,13 +160,14 @@ def origin(config: TrainConfig, processes: int) -> dict[str, Any]:
     return {"config": without_folders(json.loads(config.to_json())), "processes": processes}
 
 
-def check_origin(place: Path, found: dict[str, Any], of: dict[str, Any]) -> None:
+def check_origin(place: Path, found: dict[str, Any], of: dict[str, Any], but: tuple[str, ...] = ()) -> None:
     """Refuse what another run has written.
 
     Args:
         place: the checkpoint or file.
         found: its ``config`` and number of ``processes``.
         of: those of this run.
+        but: settings that may differ.
 
     Raises:
         RunError: they differ; it names the first setting that does.
@@ -164,7 +175,8 @@ def check_origin(place: Path, found: dict[str, Any], of: dict[str, Any]) -> None
     there, here = found.get("config"), of["config"]
     if not isinstance(there, dict):
         raise RunError(f"{place} does not say of which run it is; another version wrote it")
-    for name in sorted(there.keys() | here.keys()):
+    there = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in here} | there  # older versions
+    for name in sorted((there.keys() | here.keys()) - set(but)):
         if there.get(name) != here.get(name):
             raise RunError(
                 f"{place} belongs to other settings: --{name.replace('_', '-')} is {there.get(name)} there and "

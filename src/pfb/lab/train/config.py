@@ -1,4 +1,4 @@
-"""All settings of a run, in one frozen dataclass; the command line is derived from it."""
+"""All settings of a run, in one flat frozen dataclass: checked, and written and read as JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
+
 import pfb
 from pfb.lab.errors import RunError
+from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "log_every", "eval_every", "train_samples", "image_size"),
+        ("epochs", "batch_size", "accumulate", "log_every", "eval_every", "train_samples", "image_size"),
         (lambda n: n >= 1, "at least 1"),
     ),
     "workers": (lambda n: n >= 0, "at least 0"),
@@ -27,6 +30,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "memory": (lambda n: n >= 2, "at least 2"),
     "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
     "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
+    "minutes": (lambda minutes: 0 < minutes < math.inf, "positive and finite"),
+    "clip": (lambda norm: 0 < norm < math.inf, "positive and finite"),
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
     "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
     "weight_decay": (lambda decay: 0 <= decay < math.inf, "at least 0 and finite"),
@@ -37,141 +42,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSettings, DataSettings):  # the last's first
     """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
 
-    data: str = "digits"
-    """digits; digit-clips (some of them as clips of near-equal frames); cifar10, cifar100,
-    imagefolder:PATH with train/ and test/ (or val/) inside; shapes (generated pictures, to be
-    segmented); text (documentation of Python's standard library, to be continued byte by byte).
-    """
-    data_root: Path = Path("data")
-    """Where cifar10 and cifar100 lie or are downloaded to."""
-    model: str = ""
-    """A classifier of torchvision by its name there; timm:NAME; or cifar-resnet8, 14, 20, ... (6 n
-    + 2 layers), the ResNets of He et al. for CIFAR. A ResNet of torchvision gets the CIFAR stem for
-    images of at most 64 pixels: a 3x3 convolution of stride 1 and no max-pool. For shapes: a
-    segmentation model of torchvision, or segformer (0.7 M parameters, narrower than SegFormer-B0).
-    For text: gpt (GPT-2's architecture, 6 layers of width 96). By default cifar-resnet8, segformer
-    or gpt, as the data asks.
-    """
-    method: Literal[
-        "inverse-density",
-        "pfb",
-        "tempered",
-        "stratified",
-        "uniform",
-        "full",
-        "release",
-        "infobatch",
-        "orderdp",
-        "selective-backprop",
-    ] = "inverse-density"
-    """What decides which samples are stopped. inverse-density: samples are drawn, those seldom that
-    are like one seen lately; pfb: the paper's importance; tempered and stratified: softer forms of
-    the paper's. uniform: random samples are stopped, the baseline to beat. full: none is. release:
-    as in the code that the paper's authors published. infobatch, orderdp, selective-backprop:
-    published methods to compare with, which stop nothing at the cut.
-    """
-    cut: str | None = None
-    """Layer after which samples are stopped; by default the first stage."""
-    channel_dim: int | None = None
-    """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C,
-    H, W], -1 for [N, T, C].
-    """
-    prune: float = 0.4
-    """Share of every batch that is stopped, in [0, 1)."""
-    skip: float = 0.0
-    """Second level: share of the samples that an epoch does not even load while pruning is on,
-    drawn anew for each.
-    """
-    shallow: Literal["reuse", "recompute"] = "recompute"
-    """recompute: the kept samples run from the input, after a pass without graph where they are
-    judged by the cut's features. reuse: one shallow pass, as in the paper.
-    """
-    batchnorm: Literal["running", "batch"] = "running"
-    """recompute: statistics that BatchNorms use in the scoring pass."""
-    scoring_scale: float = 1.0
-    """recompute: resolution of the scoring pass, as a part of the images'."""
-    start: float = 0.05
-    """Share of training before pruning starts."""
-    stop: float = 0.875
-    """Share of training after which all samples train again."""
-    ramp: int = 0
-    """Number of levels over which the share grows in the first half of the window."""
-    alpha: float = 0.01
-    """Upper end of the random term, as a share of the batch's largest density."""
-    gamma: float | None = None
-    """inverse-density: how strongly copies are left out, by default 4. tempered: how strongly rare
-    samples are favoured, by default 0.5; negative favours dense ones.
-    """
-    features: Literal["cut", "cut-spread", "momentum", "sketch"] | None = None
-    """What samples are judged by. cut: averages of the cut's output (the paper). cut-spread: and
-    standard deviations. momentum: both under a moving average of the shallow weights (recompute).
-    sketch: fixed features of the input, without any scoring pass. By default sketch for
-    inverse-density, cut for all others.
-    """
-    memory: int | None = None
-    """Number of samples whose features are remembered, in place of centers; at most a third of an
-    epoch. By default 4,096 or a third of an epoch for inverse-density, none for all others.
-    """
-    per_class: bool = False
-    """Apply the importance within each class, so that all classes keep the same share."""
-    n_centers: int = 64
-    """Centers of the density estimate."""
-    beta: float = 0.01
-    """How far a center moves per step."""
-    epochs: int = 20
-    """Passes over the training set."""
-    batch_size: int = 128
-    """Samples per step and process."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd: momentum without Nesterov's step. adamw: no decay of norms and biases."""
-    lr: float = 0.05
-    """Peak learning rate."""
-    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to 0 after 5 % linear warm-up."""
-    momentum: float = 0.9
-    """Momentum of SGD, beta1 of AdamW; with onecycle the middle of a cycle of 0.05 to either side.
-    """
-    weight_decay: float = 5e-4
-    """Decay of all weights with sgd, of the matrices with adamw."""
-    label_smoothing: float = 0.1
-    """Share of the label that is spread over all classes, in training and test loss."""
-    augment: bool = True
-    """Small images: shift by up to an eighth of the side (reflected) and flip; digits are not
-    flipped. Large ones: random resized crop and flip. Shapes and text are left as they are.
-    """
-    mix: Literal["none", "mixup", "cutmix", "both"] = "none"
-    """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two
-    for each batch.
-    """
-    ema: float | None = None
-    """Decay of a moving average of the weights, which is evaluated beside them; 0.999 is usual."""
-    image_size: int | None = None
-    """Side of an image folder's images; by default that of its first image if at most 64, else 224.
-    Up to 64 an image is resized to a square, above it is resized and cropped.
-    """
-    train_samples: int | None = None
-    """Train on so many samples only, equally many of every class; of shapes, draw so many."""
-    seed: int = 0
-    """Decides weights, order and augmentation."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision, as Accelerate names it."""
-    channels_last: bool = False
-    """Keep images as [N, H, W, C] in memory, which many convolutions run faster on."""
-    workers: int = 2
-    """Loader processes for images too large to be kept in memory."""
-    log_every: int = 50
-    """Steps between two lines of the step log."""
-    eval_every: int = 1
-    """Epochs between two evaluations on the test set; the last epoch is always evaluated."""
-    cpu: bool = False
-    """Stay on the CPU even if there is a GPU."""
-    out: Path = Path("runs/run")
-    """Folder of the run: configuration, log, checkpoint, summary."""
-    overwrite: bool = False
-    """Replace the run that is in --out already."""
+    extended_from: tyro.conf.Suppress[int] = 0
+    """Epochs after which a finished run was given more, by --resume RUN --epochs MORE."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -310,11 +185,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, accepted.get(hint, hint))
 
 
+NOT_OF_THE_RESULT = ("out", "data_root", "overwrite", "minutes", "track")
+"""Settings that decide where and when, not what comes out."""
+
+
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's settings for a published result: what decided it, and no folder of the machine it ran
     on.
     """
-    kept = {name: value for name, value in settings.items() if name not in ("out", "data_root", "overwrite")}
+    kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_RESULT}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
     return kept

@@ -6,6 +6,8 @@
 ``checkpoint_NNNN/``    the state after the latest epoch, see :mod:`.checkpoint`
 ``records.pt``          what happened to each sample, see :mod:`.records`
 ``samples.csv``         the same as a table
+``best.pt``             the plain model's weights after the epoch that was best on the test set
+``weights.pt``          those at the end; ``ema.pt``: their moving average
 ``summary.json``        what came out; written last, so a run that has one is finished
 ``tensorboard/``        the metrics once more
 ``.lock``               held by the process that writes
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfb.lab import files
 from pfb.lab.errors import RunError, first_line
@@ -34,6 +36,7 @@ from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.records import Records
 
 CONFIG, METRICS, SUMMARY, RECORDS, SAMPLES = "config.json", "metrics.jsonl", "summary.json", "records.pt", "samples.csv"
+BEST, WEIGHTS, AVERAGE = "best.pt", "weights.pt", "ema.pt"
 TENSORBOARD, LOCK = "tensorboard", ".lock"
 
 T = TypeVar("T")
@@ -155,11 +158,16 @@ class RunFolder:
         """Remove the run that was here, and nothing else, and note the new one's settings."""
         self.check_free(config.overwrite)
         # While this is interrupted, config.json says that the folder is a run's.
-        for name in (SUMMARY, RECORDS, SAMPLES, METRICS):
+        for name in (SUMMARY, RECORDS, SAMPLES, METRICS, BEST, WEIGHTS, AVERAGE):
             (self.path / name).unlink(missing_ok=True)
         for place in (*self.checkpoints(), *self.path.glob("checkpoint_*.draft"), self.path / TENSORBOARD):
             if place.exists():
                 shutil.rmtree(place)
+        files.write_text(self.path / CONFIG, config.to_json())
+
+    def reopen(self, config: TrainConfig) -> None:
+        """Make a finished run one that goes on with these settings."""
+        (self.path / SUMMARY).unlink()
         files.write_text(self.path / CONFIG, config.to_json())
 
     def log(self, values: dict[str, Any]) -> None:
@@ -175,12 +183,15 @@ class RunFolder:
         kept = [line for line in self._lines() if line["epoch"] + (0 if _of_epoch(line) else 1) <= epoch]
         files.write_text(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write_records(self, records: Records, labels: Tensor) -> None:
+    def write_records(self, records: Records, labels: Tensor, names: list[str] | None) -> None:
         """The samples' records, for programs and as a table."""
-        with files.replacing(self.path / RECORDS) as draft, files.as_os_error(draft):
-            torch.save({name: value.cpu() for name, value in records.state_dict().items()}, draft)
+        self._write_tensors(RECORDS, records.state_dict())
         with files.replacing(self.path / SAMPLES) as draft:
-            records.write_csv(draft, labels)
+            records.write_csv(draft, labels, names)
+
+    def write_weights(self, name: str, model: nn.Module) -> None:
+        """The weights of a model as its ``load_state_dict`` takes them, whoever has built it."""
+        self._write_tensors(name, model.state_dict())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """What came out; with it the run is finished."""
@@ -200,6 +211,10 @@ class RunFolder:
             raise RunError(f"the run in {self.path} stopped: {first_line(error)}. {self._way_on()}") from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted. {self._way_on()}") from None
+
+    def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        with files.replacing(self.path / name) as draft, files.as_os_error(draft):
+            torch.save({key: value.cpu() for key, value in tensors.items()}, draft)
 
     def _way_on(self) -> str:
         if not (checkpoints := self.checkpoints()):

@@ -1,7 +1,9 @@
-"""The three loaders of a run."""
+"""The three loaders of a run, and how long one waits for them."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,3 +37,41 @@ def loaders(source: Source, config: TrainConfig, sampler: EpochSampler) -> tuple
 def length(dataset: Any) -> int:
     """Samples of a data set; PyTorch's type does not say that it has a length."""
     return len(dataset)
+
+
+class Waiting:
+    """The batches of a loader, and how long the device had nothing to do until each was there.
+
+    A GPU is asked itself: what it still works on while the loader is waited for is no waiting.
+
+    Example:
+        >>> import torch
+        >>> batches = Waiting([1, 2], torch.device("cpu"))
+        >>> list(batches), 0 <= batches.seconds() < 1
+        ([1, 2], True)
+    """
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self.loader, self.device = loader, device
+        self._waits: list[tuple[Any, Any]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        begin = self._now()
+        for batch in self.loader:
+            self._waits.append((begin, self._now()))
+            yield batch
+            begin = self._now()
+
+    def seconds(self) -> float:
+        """Of all batches so far; waits for the device."""
+        if self.device.type != "cuda":
+            return sum(end - begin for begin, end in self._waits)
+        torch.cuda.synchronize(self.device)
+        return sum(begin.elapsed_time(end) for begin, end in self._waits) / 1000
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()  # type: ignore[no-untyped-call]
+        return event

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import os
+import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from pfb.lab.baselines import PerClass, Skip
+from pfb.lab.baselines import PerClass
 from pfb.lab.errors import RunError
 from pfb.lab.origin import versions
-from pfb.lab.train import checkpoint, methods, optim, task
+from pfb.lab.train import checkpoint, compiling, extension, optim, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.data import Batch, EpochSampler, Source, labels_of, load
-from pfb.lab.train.evaluation import averaged, evaluate
-from pfb.lab.train.folder import RunFolder
-from pfb.lab.train.loaders import length, loaders
-from pfb.lab.train.models import build_for
-from pfb.lab.train.random_states import RandomStates
-from pfb.lab.train.records import Records
+from pfb.lab.train.data import Batch, Source, labels_of
+from pfb.lab.train.evaluation import evaluate
+from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
+from pfb.lab.train.idle import idle
+from pfb.lab.train.loaders import Waiting
+from pfb.lab.train.setup import TOTALS, Setup, console
 from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
-from pfb.lab.train.terminal import epoch_line, headline, progress_bar
-
-console = Console()
-
-TOTALS = ("train_seconds", "train_cpu_seconds", "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
-"""What a run adds up: samples loaded, sent forward through the deep part, and trained on."""
+from pfb.lab.train.terminal import epoch_line, headline
 
 
 def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
@@ -57,7 +48,8 @@ def train(config: TrainConfig, resume: bool = False, source: Source | None = Non
     """
     if resume and (summary := _finished(config)) is not None:
         return summary
-    return Training(config, source).run(resume)
+    with compiling.in_one_line(config):
+        return Training(config, source, resume).run(resume)
 
 
 def dry_run(config: TrainConfig) -> None:
@@ -68,12 +60,14 @@ def dry_run(config: TrainConfig) -> None:
         RunError: what the run itself would raise.
     """
     RunFolder(config.out).check_free(config.overwrite)
-    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0))  # the first step prunes already
+    # The first step prunes already.
+    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0, accumulate=1))
     training.sampler.set_epoch(0)
-    with training.blocker.paused():
+    with compiling.in_one_line(config):
+        with training.blocker.paused():
+            training.step(next(iter(training.train_loader)))
         training.step(next(iter(training.train_loader)))
-    training.step(next(iter(training.train_loader)))
-    training.evaluate(training.model, itertools.islice(training.test_loader, 1), "test")
+        training.evaluate(training.model, [next(iter(training.test_loader))], "test")
     training.say_what()
     training.say(
         f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
@@ -82,83 +76,13 @@ def dry_run(config: TrainConfig) -> None:
     training.accelerator.free_memory()
 
 
-class Training:
-    """A run: everything is built and checked when it is made; :meth:`run` takes it to its end."""
-
-    def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
-        self.config = config
-        self.accelerator = Accelerator(
-            mixed_precision=config.precision, cpu=config.cpu, log_with="tensorboard", project_dir=str(config.out)
-        )
-        if (kind := self.accelerator.distributed_type) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise RunError(f"pfb train keeps a whole model per process (got {kind} from accelerate's configuration)")
-        self.folder = RunFolder(config.out)
-        self.origin = checkpoint.origin(config, self.accelerator.num_processes)
-        set_seed(config.seed)
-        self.source = load(config) if source is None else source
-        _check_task(config, self.source)
-        samples, processes = length(self.source.train), self.accelerator.num_processes
-        self.sampler = EpochSampler(samples, config.seed)
-        loads = loaders(self.source, config, self.sampler)
-        if len(loads[0]) == 0:
-            raise RunError(f"--batch-size {config.batch_size} is larger than the training set of {samples} samples")
-        model = build_for(self.source, config.model)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.plain_model = model
-        self.train_loader, self.test_loader, self.learned_loader = self.accelerator.prepare(*loads)
-        self.steps_per_epoch = len(self.train_loader)
-        self.total_steps = self.steps_per_epoch * config.epochs
-        self.batch_samples = config.batch_size * processes
-        self.schedule = config.schedule()
-        self.criterion_at_cut = methods.importance(config)
-        self.method = methods.method(config, samples, self.accelerator.device, processes)
-        steps = self._steps_to_take()
-        self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
-        optimizer = optim.optimizer(model, config)
-        self.lr_schedule = optim.schedule(optimizer, config, self.total_steps)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        scale = config.scoring_scale if config.shallow == "recompute" else 1.0
-        blocker = self.blocker if self.blocks else None
-        methods.check(self.plain_model, blocker, self._two_samples(), scale, config.channel_dim, config.features)
-        self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
-        self.records = Records(samples, self.accelerator.device)
-        parts = {
-            "optimizer": self.optimizer,
-            "lr_schedule": self.lr_schedule,
-            "loss_scaler": self.accelerator.scaler,
-            "blocker": self.blocker,
-            "method": self.method,
-            "records": self.records,
-            "averaged": self.averaged,
-            "random": RandomStates(self.accelerator),
-        }
-        self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
-
-    @property
-    def blocks(self) -> bool:
-        """Whether samples are stopped at the cut."""
-        return self.criterion_at_cut is not None
-
-    def _two_samples(self) -> Tensor:
-        """The first two training samples as the model takes them, without augmentation."""
-        batch = next(iter(DataLoader(self.source.train, batch_size=2, collate_fn=self.source.collate)))
-        x = self.source.prepare_test(batch["input"].to(self.accelerator.device))
-        return x.to(memory_format=torch.channels_last) if self.config.channels_last else x
-
-    def _steps_to_take(self) -> int:
-        """Steps of the whole run, without those of samples that are not loaded: over these the
-        blocker's window spans.
-        """
-        if not isinstance(self.method, Skip):
-            return self.total_steps
-        fewer = max(1, self.method.loaded // self.batch_samples)
-        epochs = range(self.config.epochs)
-        return sum(fewer if self.schedule.share(e, len(epochs)) else self.steps_per_epoch for e in epochs)
+class Training(Setup):
+    """A run, from its parts to its end."""
 
     def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end, from the start or from the latest checkpoint; returns the summary."""
+        """Train to the end, from the start or from the latest checkpoint; returns the summary, or
+        the last epoch's metrics where the time was over before.
+        """
         main = self.accelerator.is_main_process
         with self.folder.saying_how_to_go_on():
             if main and not resume:
@@ -166,60 +90,102 @@ class Training:
             with self.folder.locked() if main else contextlib.nullcontext():
                 if resume and (summary := _finished(self.config)) is not None:  # while we waited for data
                     return summary
-                return self.finish(self._epochs(resume))
+                metrics = self._epochs(resume)
+                return metrics if self.out_of_time else self.finish(metrics)
 
     def _epochs(self, resume: bool) -> dict[str, Any]:
         """All epochs that are not done yet; returns the last one's metrics."""
         config, accelerator, folder, model = self.config, self.accelerator, self.folder, self.plain_model
         first_epoch, metrics = 0, {}
         if resume:
-            first_epoch, progress = checkpoint.load(config.out, model, self.parts, self.origin)
-            self.totals, metrics = progress["totals"], progress["metrics"]
+            first_epoch, progress = self._load()
+            self.totals, metrics = self.totals | progress["totals"], progress["metrics"]
+            self.best = progress.get("best", {})
         if accelerator.is_main_process:
             folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("tensorboard")
+        tracking.start(accelerator, config)
         self.say_what()
-        with progress_bar(console, accelerator.is_main_process) as bar:
-            steps = bar.add_task("train", total=self.total_steps, completed=first_epoch * self.steps_per_epoch)
+        begun = first_epoch * self.steps_per_epoch
+        with self.bars.shown(), self.bars.task("train", self.total_steps, begun) as on_step:
+            self.budget.epochs_begin()
             for epoch in range(first_epoch, config.epochs):
-                metrics = self.epoch(epoch, lambda position: bar.update(steps, completed=position))
+                if not self.budget.allows_another():
+                    self._stop(epoch)
+                    break
+                metrics = self.epoch(epoch, on_step)
                 self._log(metrics)
-                progress = {"totals": self.totals, "metrics": metrics}
+                self._keep_the_best(metrics)
+                progress = {"totals": self.totals, "metrics": metrics, "best": self.best}
                 checkpoint.save(accelerator, config.out, epoch + 1, model, self.parts, progress, self.origin)
-                bar.console.print(epoch_line(metrics, config.epochs))
+                self.say(epoch_line(metrics, config.epochs))
+                self.budget.epoch_ends()
         return metrics
 
-    def epoch(self, epoch: int, on_step: Any) -> dict[str, Any]:
+    def _load(self) -> tuple[int, dict[str, Any]]:
+        """The latest checkpoint: how many epochs are done, and the progress noted in it."""
+        config = self.config
+        done, progress = checkpoint.load(config.out, self.plain_model, self.parts, self.origin, config.extended_from)
+        if extension.begins(config, done):
+            self.lr_schedule = optim.schedule_anew(self.optimizer.optimizer, config, self.cycle_steps)
+            self.parts["lr_schedule"] = self.lr_schedule
+            extension.restart(self.blocker)
+            self.say(extension.said(config))
+        return done, progress
+
+    def _stop(self, done: int) -> None:
+        """End before the end: the time is over."""
+        self.out_of_time = True
+        self.say(
+            f"stopped after epoch {done} of {self.config.epochs}: another would end after the "
+            f"{self.config.minutes:g} minutes of --minutes. Continue with: "
+            f"pfb train --resume {shlex.quote(str(self.config.out))}"
+        )
+        self.accelerator.end_training()
+
+    def _keep_the_best(self, metrics: dict[str, Any]) -> None:
+        """Weights that do better on the test set than all before. After an interruption the same
+        are written again.
+        """
+        name = "test_mean_iou" if "test_mean_iou" in metrics else "test_accuracy"
+        if metrics.get(name, -math.inf) > self.best.get(name, -math.inf):
+            self.best = {"epoch": metrics["epoch"], name: metrics[name]}
+            if self.accelerator.is_main_process:
+                self.folder.write_weights(BEST, self.plain_model)
+
+    def epoch(self, epoch: int, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Train on one epoch and evaluate; returns its metrics."""
         config, accelerator = self.config, self.accelerator
         self.train_loader.set_epoch(epoch)
         self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
-        share = self.schedule.share(epoch, config.epochs)
+        share = self.schedule.share(epoch - config.extended_from, self.cycle_epochs)
         self.sampler.only = self.method.load(share, self.sampler.random_numbers(purpose=1))
         epoch_steps = len(self.train_loader)
         counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
         loss_sum = torch.zeros((), device=accelerator.device)
         begin, cpu_begin = time.perf_counter(), time.process_time()
+        batches = Waiting(self.train_loader, accelerator.device)
         self.model.train()
-        for batch_number, batch in enumerate(self.train_loader, start=1):
-            loss, loaded, trained, scored = self.step(batch)
+        for batch_number, batch in enumerate(batches, start=1):
+            with accelerator.accumulate(self.model):
+                loss, loaded, trained, scored = self.step(batch)
+            counts["steps"] += 1
             # Methods that load fewer samples take fewer steps, and the learning rate arrives with
             # the others'.
             position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
-            while self.lr_schedule.last_epoch < position:
+            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position - self.steps_before:
                 self.lr_schedule.step()
             loss_sum += loss
-            counts["steps"] += 1
             counts["samples"] += loaded * accelerator.num_processes
             counts["trained_samples"] += trained * accelerator.num_processes
             counts["deep_samples"] += (trained + scored) * accelerator.num_processes
             counts["pruned_steps"] += trained < loaded
-            if self.blocker.steps % config.log_every == 0:
+            if accelerator.sync_gradients and self.blocker.steps % config.log_every == 0:
                 stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
                 self._log({"step": position, "epoch": epoch, "loss": loss.item(), **stats})
             on_step(position)
         self.records.merge(accelerator)
+        counts["waiting_seconds"] = batches.seconds()
         counts["train_seconds"] = time.perf_counter() - begin
         counts["train_cpu_seconds"] = time.process_time() - cpu_begin
         train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
@@ -237,6 +203,7 @@ class Training:
             "lr": self.lr_schedule.get_last_lr()[0],
             "pruned_share": 1 - counts["trained_samples"] / (self.steps_per_epoch * self.batch_samples),
             "train_seconds": counts["train_seconds"],
+            "waiting_share": counts["waiting_seconds"] / counts["train_seconds"],
         }
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             metrics |= self.evaluate(self.model, self.test_loader, "test")
@@ -245,8 +212,11 @@ class Training:
         return metrics
 
     def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
-        """One optimizer step: its loss, and how many samples were loaded, trained on, and forwarded
-        only to choose.
+        """Learn from one batch, and take a step of the optimizer at the last of those whose
+        gradients are averaged.
+
+        Returns:
+            The loss, and how many samples were loaded, trained on, and forwarded only to choose.
         """
         config, blocker = self.config, self.blocker
         x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
@@ -255,7 +225,7 @@ class Training:
         if isinstance(self.criterion_at_cut, PerClass):
             self.criterion_at_cut.see(label)
         x, label = mix(x, label, config.mix, len(self.source.classes))
-        share = self.schedule.share(self.lr_schedule.last_epoch, self.total_steps)
+        share = self.schedule.share(self.lr_schedule.last_epoch, self.cycle_steps)
         chosen = self.method.choose(self.model, self._losses, x, label, share)
         if chosen is not None:
             x, label, index = x[chosen], label[chosen], index[chosen]
@@ -264,25 +234,33 @@ class Training:
         loss = self.method.reduce(losses, blocker.select(index))
         self.accelerator.backward(loss)
         self._record(batch["index"])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        blocker.step()  # pfb, line 3
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.plain_model)
+        if self.accelerator.sync_gradients:
+            if config.clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            blocker.step()  # pfb, line 3
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.plain_model)
         loaded = len(batch["index"])
         return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
 
     def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
         """Loss, accuracy and what else the task is judged by, all named ``{name}_...``."""
-        found = evaluate(model, loader, self.source, self.config.label_smoothing, self.accelerator)
+        with self.bars.task(name, len(loader)) as on_batch:
+            found = evaluate(model, loader, self.source, self.config.label_smoothing, self.accelerator, on_batch)
         return {f"{name}_{what}": value for what, value in found.items()}
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Look at what was learned and what it cost, and write the summary."""
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            self.folder.write_records(self.records, labels_of(self.source.train))
-        learned = self.evaluate(self.model, self.learned_loader, "train")
+            self.folder.write_records(self.records, labels_of(self.source.train), self.source.names)
+            self.folder.write_weights(WEIGHTS, self.plain_model)
+            if self.averaged is not None:
+                self.folder.write_weights(AVERAGE, self.averaged.module)
+        with self.bars.shown():
+            learned = self.evaluate(self.model, self.learned_loader, "train")
         summary = {
             "config": json.loads(config.to_json()),
             "versions": versions(),
@@ -293,6 +271,7 @@ class Training:
             "full_samples": self.total_steps * self.batch_samples,
             "classes": self.source.classes,
             **metrics,
+            **{f"best_{name}": value for name, value in self.best.items()},
             "train_accuracy": learned["train_accuracy"],
             **self.totals,
             **measure_full_cost(
@@ -309,20 +288,21 @@ class Training:
     def say_what(self) -> None:
         """What is about to be trained."""
         cut = self.blocker.cut if self.blocks else None
-        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut))
+        loaded = self.steps_per_epoch * self.batch_samples
+        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut, loaded))
+        if unused := idle(self.config):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+            self.say(f"{flags}: without effect on this run (--method {self.config.method}, see pfb train --help)")
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             console.print(text, highlight=False)
 
     def _log(self, values: dict[str, float]) -> None:
-        """One line in the run's log, and one TensorBoard point per value."""
-        if not self.accelerator.is_main_process:
-            return
-        self.folder.log(values)
-        kind = "epoch" if "train_loss" in values else "step"
-        points = {f"{kind}/{name}": value for name, value in values.items() if name not in ("epoch", "step")}
-        self.accelerator.log(points, step=int(values["step"]))
+        """One line in the run's log, and points for the tracker."""
+        if self.accelerator.is_main_process:
+            self.folder.log(values)
+            tracking.log(self.accelerator, values)
 
     def _losses(self, output: Any, label: Tensor) -> Tensor:
         return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
@@ -340,10 +320,3 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
         console.print(f"{config.out} is finished already; nothing was changed", highlight=False)
         console.print(render(summary))
     return summary
-
-
-def _check_task(config: TrainConfig, source: Source) -> None:
-    if source.task != "classification":
-        for name, value, default in (("per-class", config.per_class, False), ("mix", config.mix, "none")):
-            if value != default:
-                raise RunError(f"--{name} is for classes of whole images (got --data {config.data}); leave it out")

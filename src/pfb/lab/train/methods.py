@@ -154,7 +154,7 @@ def check(
     try:
         with torch.no_grad():
             model.eval()(x)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise RunError(f"the model does not run on an input of shape {tuple(x.shape)}: {error}") from error
     if blocker is None:
         return

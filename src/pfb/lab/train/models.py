@@ -13,6 +13,7 @@ from typing import Any
 from torch import distributed, nn
 
 from pfb.lab.errors import RunError
+from pfb.lab.train import pretrained
 from pfb.lab.train.cifar_resnet import CifarResNet
 from pfb.lab.train.data import SMALL_IMAGE, Source
 
@@ -23,7 +24,7 @@ CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 """The usual ones, for suggestions; any 6 n + 2 is built."""
 
 
-def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def build(name: str, classes: int, channels: int, image_size: int, published: bool = False) -> nn.Module:
     """A classifier with ``classes`` outputs for images ``[N, channels, image_size, image_size]``.
 
     Args:
@@ -34,28 +35,34 @@ def build(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
         classes: outputs of the model.
         channels: of the images.
         image_size: their side.
+        published: with the library's weights.
 
     Raises:
-        RunError: no library knows the name, or the model cannot take such images.
+        RunError: no library knows the name, the model cannot take such images, or there are no
+            weights for them.
 
     Example:
         >>> sum(p.numel() for p in build("cifar-resnet20", 10, 3, 32).parameters())
         272474
     """
     if name.startswith("timm:"):
-        return _from_timm(name.removeprefix("timm:"), classes, channels, image_size)
+        return _from_timm(name.removeprefix("timm:"), classes, channels, image_size, published)
     if match := re.fullmatch(rf"{CIFAR}(\d+)", name):
+        if published:
+            raise RunError(f"--pretrained is for models of torchvision and timm (got {name}); leave it out")
         return CifarResNet(_cifar_blocks(int(match[1])), classes, channels)
-    return _from_torchvision(name, classes, channels, image_size)
+    return _from_torchvision(name, classes, channels, image_size, published)
 
 
-def build_for(source: Source, name: str) -> nn.Module:
+def build_for(source: Source, name: str, published: bool = False) -> nn.Module:
     """The model that ``--model`` names, for a task and its data."""
+    if published and source.task != "classification":
+        raise RunError(f"--pretrained is for classifiers of images (got --model {name}); leave it out")
     if source.task == "segmentation":
         return _segmenter(name, len(source.classes))
     if source.task == "language":
         return _language_model(name, len(source.classes), source.image_size)
-    return build(name, len(source.classes), source.channels, source.image_size)
+    return build(name, len(source.classes), source.channels, source.image_size, published)
 
 
 def _cifar_blocks(depth: int) -> int:
@@ -68,7 +75,7 @@ def _cifar_blocks(depth: int) -> int:
     return blocks
 
 
-def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def _from_torchvision(name: str, classes: int, channels: int, image_size: int, published: bool) -> nn.Module:
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -77,6 +84,13 @@ def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -
     model: nn.Module = torchvision.models.get_model(name, num_classes=classes)
     if channels != 3 and not isinstance(model, torchvision.models.ResNet):
         raise RunError(f"torchvision's {name} takes images of 3 channels (got {channels}); use a ResNet or timm:NAME")
+    if published:
+        if image_size <= SMALL_IMAGE or channels != 3:
+            raise RunError(
+                f"--pretrained: torchvision's weights are for images of 3 channels and more than {SMALL_IMAGE} pixels "
+                f"(got {channels} and {image_size}); use an image folder with --image-size 224, or leave it out"
+            )
+        pretrained.from_torchvision(model, name, classes)
     if isinstance(model, torchvision.models.ResNet):
         if image_size <= SMALL_IMAGE:
             model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
@@ -108,17 +122,27 @@ def _say_once(text: str) -> None:
         logger.info(text)
 
 
-def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def _from_timm(name: str, classes: int, channels: int, image_size: int, published: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(f'timm:{n}' for n in near)}?" if near else ""
         raise RunError(f"timm has no model {name!r}.{hint}")
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=channels, img_size=image_size)
-    except TypeError:  # most convolutional models take any size and no such argument
-        model = timm.create_model(name, num_classes=classes, in_chans=channels)
+
+    def create() -> nn.Module:
+        sizes: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "pretrained": published}
+        model: nn.Module
+        try:
+            model = timm.create_model(name, img_size=image_size, **sizes)
+        except TypeError:  # most convolutional models take any size and no such argument
+            model = timm.create_model(name, **sizes)
+        return model
+
+    if not published:
+        return create()
+    model = pretrained.fetched(f"timm:{name}", create, "Try again with a network, or leave out --pretrained")
+    pretrained.say_normalisation(f"timm:{name}", model)
     return model
 
 

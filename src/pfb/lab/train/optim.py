@@ -26,6 +26,14 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
 
+def schedule_anew(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
+    """A schedule from its start, for an optimizer whose former one is over."""
+    for group in of.param_groups:
+        group["lr"] = config.lr
+        group.pop("initial_lr", None)
+    return schedule(of, config, total_steps)
+
+
 def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
     """OneCycle (div 25, final div 1e4, 30 % warm-up, momentum against the rate), cosine after 5 %
     linear warm-up, or constant.

@@ -52,18 +52,21 @@ class Records:
         self._kept.zero_()
         self._log_density.fill_(torch.nan)
 
-    def write_csv(self, place: Path, labels: Tensor) -> None:
-        """One row per sample: its index, class (where it has one for the whole), and what is
-        recorded of it.
+    def write_csv(self, place: Path, labels: Tensor, files: list[str] | None = None) -> None:
+        """One row per sample: its index, what is recorded of it, its class (where it has one for
+        the whole), and its file (where it has one).
         """
         columns = [torch.arange(len(self.seen)), self.seen, self.kept, self.log_density]
         names = ["index", "seen", "kept", "log_density"]
         if labels.shape == self.seen.shape:
             columns, names = [*columns, labels], [*names, "label"]
-        with place.open("w", newline="") as file:
+        lists: list[list[Any]] = [column.tolist() for column in columns]
+        if files is not None:
+            lists, names = [*lists, files], [*names, "file"]
+        with place.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.writer(file)
             rows.writerow(names)
-            rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
+            rows.writerows(zip(*lists, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen, "kept": self.kept, "log_density": self.log_density}

@@ -53,6 +53,9 @@ def measure_full_cost(
     estimator = copy.deepcopy(blocker.estimator)
     estimator.updates = 0  # of the copy, which sees two batches over and over
     twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
+    if config.compile:
+        torch._dynamo.reset()  # what is known of the trained model's hooks is not true of the copy's
+        model.compile()
     optimizer = optim.optimizer(model, config)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -129,9 +132,18 @@ def render(summary: dict[str, Any]) -> Table:
     config = summary["config"]
     table = Table(title=f"{config['method']} on {config['data']}, {config['model']}", show_header=False)
     table.add_row("test accuracy, last epoch", f"{summary['test_accuracy']:.2%}")
-    for name, title in (("test_mean_iou", "mean IoU"), ("test_perplexity", "perplexity"), ("ema_test_accuracy", "EMA")):
+    others = {"top5_accuracy": "accuracy among the first 5", "mean_iou": "mean IoU", "perplexity": "perplexity"}
+    for name, title in {
+        **{f"test_{what}": title for what, title in others.items()},
+        "ema_test_accuracy": "accuracy of the average of weights",
+    }.items():
         if name in summary:
-            table.add_row(f"test {title}", f"{summary[name]:.4g}")
+            table.add_row(f"test {title}", f"{summary[name]:.2%}" if "accuracy" in name else f"{summary[name]:.4g}")
+    if "best_epoch" in summary:
+        name = "best_test_mean_iou" if "best_test_mean_iou" in summary else "best_test_accuracy"
+        table.add_row(
+            f"best, after epoch {summary['best_epoch']}", f"{summary[name]:.2%} (chosen on the test set: flattering)"
+        )
     table.add_row("training accuracy", f"{summary['train_accuracy']:.2%}")
     full, trained = summary["full_samples"], summary["trained_samples"]
     table.add_row("samples loaded", f"{summary['samples']:,} of {full:,}")
@@ -139,7 +151,8 @@ def render(summary: dict[str, Any]) -> Table:
         stopped = summary["samples"] - trained
         table.add_row("of them stopped at the cut", f"{stopped:,} ({stopped / summary['samples']:.1%})")
     table.add_row("samples trained on", f"{trained:,} ({trained / full:.1%} of full training)")
-    table.add_row("training time", f"{summary['train_seconds']:.1f} s")
+    waiting = summary.get("waiting_seconds", 0.0) / summary["train_seconds"]
+    table.add_row("training time", f"{summary['train_seconds']:.1f} s, of it {waiting:.1%} waiting for data")
     if "step_ratio" in summary:
         ratio, steps = summary["step_ratio"], summary["step_seconds"]
         saved = summary["saved_for_backward_bytes"]

@@ -51,6 +51,17 @@ def accuracies(logits: Tensor, target: Tensor) -> Tensor:
     return right if right.dim() == 1 else right.flatten(1).mean(1)
 
 
+def among_first(logits: Tensor, target: Tensor, k: int) -> Tensor:
+    """Whether each sample's class is among the ``k`` most likely ones: 0 or 1, ``[N]``.
+
+    Example:
+        >>> import torch
+        >>> among_first(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), 2)
+        tensor([1., 0.])
+    """
+    return (logits.topk(k, dim=1).indices == target[:, None]).any(1).float()
+
+
 def confusion(logits: Tensor, target: Tensor, classes: int) -> Tensor:
     """How often class i (row) was taken for class j (column) in each sample, ``[N, classes,
     classes]`` float64.

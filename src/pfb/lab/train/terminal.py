@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,14 +16,24 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.lab.train.loaders import length
 
+SECONDS_PER_LINE = 30
+"""Between two lines that tell how far something is, where no bar can be drawn."""
 
-def headline(config: TrainConfig, source: Source, model: nn.Module, device: torch.device, cut: str | None) -> str:
-    """What is about to be trained, on one line, and where samples are stopped, on another."""
-    parameters = sum(p.numel() for p in model.parameters())
+
+def headline(
+    config: TrainConfig, source: Source, model: nn.Module, device: torch.device, cut: str | None, loaded: int
+) -> str:
+    """What is about to be trained, on one line, and where samples are stopped, on another.
+
+    ``loaded`` is the number of samples in the whole batches of an epoch.
+    """
+    parameters, samples = sum(p.numel() for p in model.parameters()), length(source.train)
     lines = (
-        f"{config.data}: {length(source.train)} training and {length(source.test)} test samples, "
+        f"{config.data}: {samples} training and {length(source.test)} test samples, "
         f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {device}"
     )
+    if rest := samples - loaded:
+        lines += f"\nthe last batch of an epoch is not filled: {rest} samples, others each time, sit it out"
     if cut is not None:
         lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {cut!r}, {config.shallow}"
     return lines
@@ -28,21 +41,56 @@ def headline(config: TrainConfig, source: Source, model: nn.Module, device: torc
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     """How an epoch went."""
+    waiting = f" ({metrics['waiting_share']:.0%} waiting for data)" if metrics["waiting_share"] >= 0.01 else ""
     tested = f"  test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
     return (
         f"epoch {metrics['epoch']:3d}/{epochs}  loss {metrics['train_loss']:.3f}{tested}  "
-        f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s"
+        f"pruned {metrics['pruned_share']:.1%}  {metrics['train_seconds']:.1f} s{waiting}"
     )
 
 
-def progress_bar(console: Console, shown: bool) -> Progress:
-    """Steps done and to do, with the time they take."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not shown, transient=True)
+class Bars:
+    """Bars of what is under way on a terminal; elsewhere a line now and then.
+
+    Args:
+        console: where they are drawn.
+        shown: nothing is drawn otherwise.
+
+    Example:
+        >>> bars = Bars(Console(), shown=False)
+        >>> with bars.shown(), bars.task("train", 10) as done:
+        ...     done(5)
+    """
+
+    def __init__(self, console: Console, shown: bool = True) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.console, self._lines = console, shown and not console.is_terminal
+        self._progress = Progress(*columns, console=console, disable=not shown or self._lines, transient=True)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw them until the block ends."""
+        with self._progress:
+            yield
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int, completed: int = 0, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """A bar of its own until the block ends; yields what is told how much is done."""
+        task, said = self._progress.add_task(name, total=total, completed=completed), time.monotonic()
+
+        def done(count: int) -> None:
+            nonlocal said
+            self._progress.update(task, completed=count)
+            if self._lines and count < total and time.monotonic() - said >= SECONDS_PER_LINE:
+                said = time.monotonic()
+                self.console.print(f"{name}: {count:,} of {total:,}{unit}", highlight=False)
+
+        yield done
+        self._progress.remove_task(task)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -57,8 +58,10 @@ def load(root: Path, config: TrainConfig) -> Source:
         train_files = [train_files[i] for i in class_balanced(labels, config.train_samples, len(classes)).tolist()]
     side = config.image_size or _usual_side(train_files)
     if side <= SMALL_IMAGE:
-        return in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
-    return _on_disk(train_files, test_files, classes, side, config.augment)
+        source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
+    else:
+        source = _on_disk(train_files, test_files, classes, side, config.augment)
+    return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
 def _classes(folder: Path) -> list[str]:

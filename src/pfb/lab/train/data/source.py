@@ -25,6 +25,7 @@ class Source:
         prepare_train, prepare_test: from a batch's input on the device to what the model takes.
         collate: the loader's collate function.
         task: what the labels are: a class per image, per pixel, or the next token.
+        names: of the training samples' files, in their order; ``None`` for data without files.
     """
 
     train: Dataset[Any]
@@ -36,6 +37,7 @@ class Source:
     prepare_test: Callable[[Tensor], Tensor]
     collate: Callable[[Any], Batch] | None
     task: Literal["classification", "segmentation", "language"] = "classification"
+    names: list[str] | None = None
 
 
 class InMemory(Dataset[Batch]):

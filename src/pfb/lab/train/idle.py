@@ -1,0 +1,35 @@
+"""Settings that a run does not use, told so that nobody believes they did something."""
+
+from __future__ import annotations
+
+from pfb.lab.train.config import TrainConfig
+
+NOT_AT_THE_CUT = ("full", "infobatch", "orderdp", "selective-backprop")
+DENSITY = {"features", "memory", "n_centers", "beta"}
+SCORING = {"batchnorm", "scoring_scale"}
+AT_THE_CUT = {"cut", "channel_dim", "shallow", "alpha", "gamma", "per_class"} | DENSITY | SCORING
+
+
+def idle(config: TrainConfig) -> list[str]:
+    """Names of settings that differ from their defaults and change nothing.
+
+    Example:
+        >>> idle(TrainConfig(method="infobatch", cut="layer1", prune=0.3))
+        ['cut']
+    """
+    unused: set[str] = set()
+    if config.method in NOT_AT_THE_CUT:
+        unused |= AT_THE_CUT
+    if config.method == "full" and not config.skip:
+        unused |= {"prune", "start", "stop", "ramp"}
+    if config.method == "uniform" and not config.per_class:
+        unused |= DENSITY | SCORING
+    if config.method != "pfb":
+        unused |= {"alpha"}
+    if config.method not in ("inverse-density", "tempered"):
+        unused |= {"gamma"}
+    if config.method == "inverse-density" or config.memory is not None:
+        unused |= {"n_centers", "beta"}
+    if config.shallow == "reuse" or config.features == "sketch":
+        unused |= SCORING
+    return [name for name in config.changed() if name in unused]

@@ -1,0 +1,108 @@
+"""Published weights: loaded but for the last layer, and refused well. Nothing is downloaded."""
+
+import urllib.error
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from pfb.lab.errors import RunError
+from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.loop import train
+from pfb.lab.train.models import build
+from tests.lab.train.runs import config, image_folder, interrupt_evaluation
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
+
+
+WEIGHTS = torchvision.models.squeezenet1_1().state_dict()
+"""Of a model that somebody has trained."""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What stands in for the download: the addresses that were asked."""
+    asked = []
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda url, **_: (asked.append(url), WEIGHTS)[1]
+    )
+    return asked
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_all_is_loaded_but_a_last_layer_for_other_classes(hub, classes):
+    model = build("squeezenet1_1", classes, 3, 224, published=True).state_dict()
+    other = {name for name, value in model.items() if not torch.equal(value, WEIGHTS[name])}
+    assert other == (set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"})
+    assert len(hub) == 1
+    assert "squeezenet1_1" in hub[0]
+
+
+def test_a_run_begins_with_them_and_a_resumed_one_needs_no_download(tmp_path, hub, monkeypatch):
+    root, run = image_folder(tmp_path / "data"), tmp_path / "run"
+    settings = {"data": f"imagefolder:{root}", "model": "squeezenet1_1", "pretrained": True, "image_size": 65}
+    interrupt_evaluation(monkeypatch, at=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(run, **settings, train_samples=None, batch_size=4, workers=0, track="none", cut="features.3"))
+    assert len(hub) == 1
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_: 1 / 0)
+    monkeypatch.setattr(
+        "pfb.lab.train.loop.Training.evaluate", lambda *_: {"train_accuracy": 0.0, "test_accuracy": 0.0}
+    )
+    train(RunFolder(run).config(), resume=True)
+
+
+def test_what_does_not_come_is_told_with_its_place(monkeypatch):
+    def fail(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(
+        RunError, match=r"^--pretrained: weights of resnet18 cannot be had .*no route.*checkpoints/resn"
+    ):
+        build("resnet18", 10, 3, 224, published=True)
+
+
+class TestTimm:
+    def test_its_own_loader_is_asked(self, monkeypatch):
+        asked, create = [], timm.create_model
+
+        def noting(name, pretrained, **sizes):
+            asked.append((name, pretrained))
+            return create(name, pretrained=False, **sizes)
+
+        monkeypatch.setattr(timm, "create_model", noting)
+        build("timm:test_vit", 7, 1, 32, published=True)
+        assert asked == [("test_vit", True)]
+
+    def test_other_means_are_told(self, monkeypatch, caplog):
+        create = timm.create_model
+        monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **sizes: create(name, **sizes))
+        with caplog.at_level("INFO", "pfb"):
+            build("timm:test_vit", 7, 3, 32, published=True)
+        assert "timm:test_vit was trained on images normalised by the mean (0.5, 0.5, 0.5)" in caplog.text
+
+    def test_a_model_without_weights(self, monkeypatch):
+        def none(name, **_):
+            raise RuntimeError(f"No pretrained weights exist for {name}. Use `pretrained=False`")
+
+        monkeypatch.setattr(timm, "create_model", none)
+        with pytest.raises(RunError, match="weights of timm:test_vit cannot be had .No pretrained weights exist"):
+            build("timm:test_vit", 7, 3, 32, published=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "cifar-resnet8"}, "is for models of torchvision and timm .got cifar-resnet8.; leave it out"),
+        ({"model": "resnet18"}, r"3 channels and more than 64 pixels .got 1 and 8.; use an image folder"),
+        ({"data": "text", "model": "gpt", "train_samples": 64}, "is for classifiers of images .got --model gpt"),
+    ],
+)
+def test_where_there_are_none_it_is_refused(tmp_path, changes, message):
+    with pytest.raises(RunError, match=message):
+        train(config(tmp_path / "run", pretrained=True, **changes))
