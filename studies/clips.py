@@ -24,10 +24,10 @@ import pfb
 from pfb.cost import shallow_share, step_cost
 from pfb.density import COPY
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.comparison import paired_difference
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.train.data.source import Source
 from pfb.lab.train.models import build_for
+from pfb.lab.train.pairs import paired_difference
 from studies.redundancy import Clips
 
 Run = dict[str, Any]
