@@ -34,6 +34,8 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
+    control: tuple[Literal["full", "short", "small-batch"], ...] = (),
+    seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved.
 
@@ -43,20 +45,22 @@ def train(
         resume: continue the run in this folder with its own settings, after its last finished
             epoch.
         dry_run: check everything, take a full and a pruned step, and write nothing.
+        control: then train its twins on full data, beside --out, and compare. full: as long. short:
+            fewer epochs, at the compute of the run. small-batch: as many steps with smaller
+            batches, at that compute. With --resume: twins of a run that is there.
+        seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
-    from pfb.lab.train.folder import RunFolder
-    from pfb.lab.train.loop import dry_run as check
-    from pfb.lab.train.loop import train as run
+    from pfb.lab.train.control import check, go_on, start
 
     if resume is None:
-        (check if dry_run else run)(settings)
+        (check if dry_run else start)(settings, control, seeds)
         return
     if dry_run:
         raise RunError("--dry-run checks a run that has not begun; leave out --resume")
     given = ["config"] if config is not None else [name.replace("_", "-") for name in settings.changed()]
     if given:
         raise RunError(f"--resume continues a run with its own settings; leave out --{', --'.join(given)}")
-    run(RunFolder(resume).config(), resume=True)
+    go_on(resume, control, seeds)
 
 
 @app.command

@@ -21,7 +21,7 @@ def operations(run: dict[str, Any], shallow: float) -> float:
         shallow: part of the model's forward FLOPs up to the cut, :func:`pfb.cost.shallow_share`.
 
     Example:
-        >>> config = {"method": "uniform", "shallow": "recompute", "batch_size": 10, "scoring_scale": 1.0}
+        >>> config = {"method": "uniform", "shallow": "recompute", "batch_size": 10}
         >>> counts = {"samples": 100, "trained_samples": 70, "deep_samples": 70, "pruned_steps": 6}
         >>> operations({"config": config, "cut": "layer1", "processes": 1, **counts}, shallow=0.2)
         70.0
@@ -34,5 +34,5 @@ def operations(run: dict[str, Any], shallow: float) -> float:
         return float(run["samples"])
     if config["shallow"] == "recompute":
         no_pass = config["method"] == "uniform" or config.get("features") == "sketch"
-        shallow *= 0 if no_pass else config["scoring_scale"] ** 2
+        shallow = 0.0 if no_pass else shallow * config["scoring_scale"] ** 2
     return float(run["samples"] - met + met * step_cost((run["samples"] - trained) / met, shallow, config["shallow"]))

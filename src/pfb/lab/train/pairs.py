@@ -19,8 +19,9 @@ def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
     ``None`` with fewer than two common seeds.
 
     Example:
-        >>> group, base = ({seed: {"test_accuracy": a} for seed, a in enumerate(two)} for two in ((0.5, 0.6), (0.4, 0.3)))
-        >>> mean, half = paired_difference(group, base)
+        >>> pruned = {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.6}}
+        >>> full = {0: {"test_accuracy": 0.4}, 1: {"test_accuracy": 0.3}}
+        >>> mean, half = paired_difference(pruned, full)
         >>> round(mean, 1), round(half, 1)
         (20.0, 127.1)
     """
