@@ -39,7 +39,8 @@ def make_run(folder, **changes):
         "cut": "layer1",
         "test_accuracy": 0.25,
     }
-    summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0}
+    summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0, "compute": 0.6}
+    summary |= {"device": "some processor, 1 threads", "train_cpu_seconds": 7.0}
     (folder / "summary.json").write_text(json.dumps(summary))
     records = {"seen": torch.full((40,), 2), "kept": torch.arange(40) % 3, "log_density": torch.linspace(-3, 3, 40)}
     torch.save(records, folder / "records.pt")

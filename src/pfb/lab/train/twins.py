@@ -252,9 +252,10 @@ def note(runs: list[dict[str, Any]]) -> str:
 
 def render(rows: list[Row]) -> Table:
     """A comparison for the terminal."""
-    table = Table(title="Beside its twins")
+    table = Table(title=f"{rows[0].name}, beside its twins" if len(rows) > 1 else rows[0].name)
     for name in NARROW:
         table.add_column(name, no_wrap=True, justify="left" if name == "" else "right")
     for row in rows:
-        table.add_row(*(cell for name, cell in zip(HEADINGS, cells(row), strict=True) if name in NARROW))
+        short = row if row.kind != "run" else dataclasses.replace(row, name="the run")
+        table.add_row(*(cell for name, cell in zip(HEADINGS, cells(short), strict=True) if name in NARROW))
     return table
