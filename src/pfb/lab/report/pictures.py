@@ -46,8 +46,8 @@ def sheet(
                 place = (x + 0.03, x + 0.97, y + 0.97, y + caption)
                 axes.imshow(tile.pixels, cmap="gray", vmin=0, vmax=255, extent=place)
                 axes.text(x + 0.5, y + caption * 0.85, tile.text, ha="center", va="bottom", fontsize=6)
-    for x, heading in headings.items():
-        axes.text(x, -0.06, heading, ha="center", va="bottom", fontsize=11)
+    for center, heading in headings.items():
+        axes.text(center, -0.06, heading, ha="center", va="bottom", fontsize=11)
     axes.set(xlim=(0, columns), ylim=(len(rows), 0), aspect="auto")
     axes.axis("off")
     return figure
