@@ -66,14 +66,15 @@ def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
     summary = json.loads((runs[1] / "summary.json").read_text())
     summary |= {"test_accuracy": 0.27, "train_cpu_seconds": 14.0, "compute": 1.0}
     (runs[1] / "summary.json").write_text(json.dumps(summary))
-    text = write(runs).read_text()
+    text = page.html([Run(run) for run in runs], [])
     assert text.count("<li>") == 1  # another learning rate has no twin here
     assert "<td>full</td><td>1</td><td>27.00%</td><td>-2.00</td><td>14.0 s</td><td>50.0%</td><td>100%</td>" in text
     assert "pfb 50%, reuse minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
-    assert "Beside their twins" not in write(runs[1:]).read_text()
+    assert "Beside their twins" not in page.html([Run(run) for run in runs[1:]], [])
 
 
-def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path):
+def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "png", lambda drawn: b"picture")
     for name, method in (("a", "pfb"), ("b", "uniform"), ("c", "full"), ("d", "inverse-density")):
         make_run(tmp_path / name, method=method)
     text = write([tmp_path]).read_text()

@@ -65,12 +65,12 @@ def train(
 
 @app.command
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
-    """Write one page on one or several runs: curves, pruned share, densities, and the samples kept
-    most and least.
+    """Write one page on one or several runs: curves, differences to their twins, pruned share,
+    densities, and the samples kept most and least.
 
     Args:
-        runs: folders of runs; or result files of pfb bench speed, of which the time saved is drawn
-            against the share pruned.
+        runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
+            time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
     """
     from pfb.lab.report import write

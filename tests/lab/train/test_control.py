@@ -7,7 +7,7 @@ import pytest
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train import control, twins
+from pfb.lab.train import control, loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
 from tests.lab.train.runs import content, interrupt_evaluation
@@ -49,7 +49,7 @@ def trained(monkeypatch):
         folder.write_summary(summary)
         return summary
 
-    monkeypatch.setattr(control, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     return done
 
 
@@ -171,7 +171,7 @@ def test_a_full_disk_names_the_command_for_all(tmp_path, trained, monkeypatch):
         with RunFolder(config.out).saying_how_to_go_on():
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(control, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     with pytest.raises(RunError, match=r"No space left on device. .*continue with: pfb train --resume \S*/a$"):
         control.start(settings(tmp_path / "a"), ("full",))
 

@@ -19,12 +19,11 @@ import torch
 
 from pfb.lab import files
 from pfb.lab.errors import RunError, first_line
-from pfb.lab.train import twins
+from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loaders import length
-from pfb.lab.train.loop import console, dry_run, train
 from pfb.lab.train.twins import ARMS, Arm, Row
 
 CONTROL = "control.json"
@@ -67,7 +66,7 @@ def start(config: TrainConfig, arms: tuple[Arm, ...] = (), seeds: tuple[int, ...
     config = dataclasses.replace(config, seed=plan.seeds[0])
     if plan.alone:
         _forget(config)
-        train(config)
+        loop.train(config)
         return []
     for place in plan.places(config.out):
         RunFolder(place).check_free(config.overwrite)
@@ -85,7 +84,7 @@ def go_on(out: Path, arms: tuple[Arm, ...] = (), seeds: tuple[int, ...] = ()) ->
     before = stored or Plan((), (config.seed,))
     plan = _planned(config, (*before.arms, *arms), (*before.seeds, *seeds))
     if plan.alone:
-        train(config, resume=True)
+        loop.train(config, resume=True)
         return []
     if plan != stored:
         with RunFolder(out).locked():
@@ -102,7 +101,7 @@ def check(config: TrainConfig, arms: tuple[Arm, ...] = (), seeds: tuple[int, ...
     plan = _planned(config, arms, seeds)
     for place in plan.places(config.out):
         RunFolder(place).check_free(config.overwrite)
-    dry_run(dataclasses.replace(config, seed=plan.seeds[0]))
+    loop.dry_run(dataclasses.replace(config, seed=plan.seeds[0]))
 
 
 def read(out: Path) -> Plan | None:
@@ -175,9 +174,9 @@ def _write(out: Path, plan: Plan) -> None:
 def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
     """Train what is missing, seed by seed, so that an early end leaves complete pairs."""
     config = dataclasses.replace(config, overwrite=True)  # a part without a finished epoch begins again
-    out, source = config.out, load(config)
-    runs, summaries = [], []
+    out, runs, summaries = config.out, [], []
     with _saying_how_to_go_on(out):
+        source = load(config)
         for seed in plan.seeds:
             runs.append(_end_of(dataclasses.replace(config, seed=seed, out=plan.place(out, None, seed)), source))
             compute, samples = runs[0]["compute"], length(source.train)
@@ -187,9 +186,9 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
     found = twins.compare([*runs, *summaries])
     rows = found[0] if found else [twins.alone(runs)]
     _note(out, rows)
-    console.print(twins.render(rows))
+    loop.console.print(twins.render(rows))
     for line in (twins.note(runs), *twins.verdicts(rows), *_hints(out, plan)):
-        console.print(line, highlight=False, soft_wrap=True)
+        loop.console.print(line, highlight=False, soft_wrap=True)
     return rows
 
 
@@ -198,7 +197,7 @@ def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: 
     found = {arm: twins.twin(config, arm, compute, samples) for arm in arms}
     full = twins.twin(config, "full", compute, samples)
     for arm in [arm for arm in found if arm != "full" and found[arm] == full]:
-        console.print(
+        loop.console.print(
             f"{arm}: the run took {compute:.0%} of full training's operations, which is {config.epochs} epochs again; "
             "left out. Take more --epochs or a larger --prune",
             highlight=False,
@@ -210,14 +209,14 @@ def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: 
 def _end_of(config: TrainConfig, source: Source) -> dict[str, Any]:
     """The summary of a part, which is trained as far as it is missing."""
     folder = RunFolder(config.out)
-    console.rule(f"{config.out.name}: {twins.described(dataclasses.asdict(config))}, seed {config.seed}")
+    loop.console.rule(f"{config.out.name}: {twins.described(dataclasses.asdict(config))}, seed {config.seed}")
     summary = folder.summary_of(config)
     if summary is not None:
-        console.print(f"{config.out} is finished already", highlight=False)
+        loop.console.print(f"{config.out} is finished already", highlight=False)
         return summary
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of the part before
-    return train(config, resume=bool(folder.checkpoints()), source=source)
+    return loop.train(config, resume=bool(folder.checkpoints()), source=source)
 
 
 def _note(out: Path, rows: list[Row]) -> None:
@@ -241,7 +240,7 @@ def _saying_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError) and str(error).startswith("the run in "):
             raise RunError(f"{first_line(error.__cause__)}. {way_on}") from error
         raise
     except KeyboardInterrupt:
