@@ -187,6 +187,7 @@ def test_what_a_run_is_to_another():
     for other in (
         {**full, "epochs": 11},
         {**full, "batch_size": 80},
+        {**full, "skip": 0.2},
         {**full, "lr": 1.0},
         {**full, "seed": 1},
         {**uniform, "prune": 0.4},

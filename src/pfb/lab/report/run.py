@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pfb.lab.errors import RunError
 from pfb.lab.train import twins
+from pfb.lab.train.config import without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.folder import RunFolder
 
@@ -49,7 +50,8 @@ class Run:
     def row(self) -> list[str]:
         """The cells of the run in the report's table, see :data:`HEADINGS`."""
         config, summary = self.config, self.summary
-        cells = [self.name, f"{config.data}, {config.model}", config.method]
+        data = without_folders(dataclasses.asdict(config))["data"]
+        cells = [self.name, f"{data}, {config.model}", config.method]
         if summary is None:
             tested = [epoch for epoch in self.epochs if "test_accuracy" in epoch]
             accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"

@@ -56,7 +56,7 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         return dataclasses.replace(full, epochs=max(1, round(config.epochs * compute)))
     batch_size = min(config.batch_size, max(2, round(config.batch_size * compute)))
     steps = config.epochs * (samples // config.batch_size)
-    epochs = max(1, round(steps / (samples // (batch_size))))
+    epochs = max(1, round(steps / (samples // batch_size)))
     return dataclasses.replace(full, batch_size=batch_size, epochs=epochs)
 
 
@@ -69,13 +69,15 @@ def kind(run: Settings, other: Settings) -> str | None:
     """
     if run["method"] == "full" or _recipe(run) != _recipe(other):
         return None
+    if other["method"] == "full" and other.get("skip"):  # not full data
+        return None
     longer, larger = (other[name] - run[name] for name in LENGTH)
     if other["method"] == "full":
         if larger == 0:
             return "full" if longer == 0 else "short" if longer < 0 else None
         return "small-batch" if larger < 0 else None
     share = ("prune", "skip", "start", "stop", "ramp", *LENGTH)
-    same = other["method"] == "uniform" != run["method"] and all(run[name] == other[name] for name in share)
+    same = other["method"] == "uniform" != run["method"] and all(run.get(name) == other.get(name) for name in share)
     return "uniform" if same else None
 
 
