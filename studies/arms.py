@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.progress import track
-from scipy.stats import t
 from torch import Tensor, nn
 
 import pfb
 from pfb.cost import step_cost
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
+from pfb.lab.train.pairs import paired_difference
 
 Run = dict[str, Any]
 
@@ -202,24 +201,6 @@ class Kept:
 # What the runs say
 
 
-def difference(group: dict[int, Run], base: dict[int, Run], metric: Metric) -> tuple[float, float] | None:
-    """Mean difference in pairs of seeds, and half its 95 % interval (Student); ``None`` with fewer
-    than two pairs.
-
-    Example:
-        >>> a, b = {0: {"x": 2.0}, 1: {"x": 4.0}}, {0: {"x": 1.0}, 1: {"x": 1.0}}
-        >>> mean, half = difference(a, b, Metric("x", "x"))
-        >>> mean, round(half, 2)
-        (2.0, 12.71)
-    """
-    seeds = sorted(group.keys() & base.keys())
-    if len(seeds) < 2:
-        return None
-    apart = [metric.factor * (group[seed][metric.key] - base[seed][metric.key]) for seed in seeds]
-    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(apart) / math.sqrt(len(seeds))
-    return statistics.mean(apart), float(half)
-
-
 def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None) -> str:
     """Markdown table: means over seeds, differences in pairs of seeds with half their 95 %
     interval.
@@ -234,7 +215,10 @@ def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None
         group = _group(runs, data, prune, arm)
         values = [metric.factor * run[metric.key] for run in group.values()]
         others = {other: _group(runs, data, 0.0 if other == "full" else prune, other) for other in AGAINST}
-        apart = [difference(group, base, metric) if other != arm else None for other, base in others.items()]
+        apart = [
+            paired_difference(group, base, metric.key, metric.factor) if other != arm else None
+            for other, base in others.items()
+        ]
         rows.append(
             [
                 data,
