@@ -2,6 +2,8 @@
 shallow layers.
 """
 
+from pfb.advice import Advice
+from pfb.adviser import advise
 from pfb.attach import attach
 from pfb.blocker import Blocker
 from pfb.estimator import DensityEstimator
@@ -17,6 +19,7 @@ from pfb.views import Views
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Blocker",
     "DensityEstimator",
     "InverseDensity",
@@ -29,6 +32,7 @@ __all__ = [
     "Selection",
     "Uniform",
     "Views",
+    "advise",
     "attach",
     "batch_size_for",
     "plan",
