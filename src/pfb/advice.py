@@ -145,19 +145,32 @@ class Advice:
             return "torch.utils.data.Subset(dataset, sorted({*range(len(dataset))} - {*advice.to_drop}))"
         return ""
 
-    def __str__(self) -> str:
-        rows = [*self._rows()]
-        width = max(len(name) for name, _ in rows) + 2
+    @property
+    def headline(self) -> str:
+        """What was looked at."""
         of_all = f" of {self.total:,}" if self.total is not None else ""
-        lines = [f"{self.samples:,}{of_all} samples looked at, in batches of {self.batch_size}, on {self.device}."]
-        lines += [f"  {name:{width}}{text}" for name, text in rows]
-        lines += [f"Recommended: {WORDS[self.recommendation]}. {self.reason}"]
+        return f"{self.samples:,}{of_all} samples looked at, in batches of {self.batch_size}, on {self.device}."
+
+    @property
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """What was found, as a name and a text each."""
+        return tuple(self._rows())
+
+    @property
+    def recommended(self) -> str:
+        """The recommendation in words."""
+        return WORDS[self.recommendation]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows) + 2
+        lines = [self.headline]
+        lines += [f"  {name:{width}}{text}" for name, text in self.rows]
+        lines += [f"Recommended: {self.recommended}. {self.reason}"]
         return "\n".join([*lines, f"  {self.code}"] if self.code else lines)
 
     # Inside
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        """What was found, as a name and a text each."""
         yield "near-copies", self._of_copies()
         if self.duplicates:
             several = f", {self.conflicts} of them with different labels" if self.conflicts else ""

@@ -30,6 +30,7 @@ USUAL_PRUNE = 0.4  # the share looked at where none is recommended
 PARTS = 0.05  # shares are recommended in steps of this
 LEAST_MEMORY = 1024
 REPEATS = 5  # of timed steps
+IMAGE_DIMENSIONS = 5.0  # that images fill: CIFAR-10 7, digits 6
 PLANNED = 3  # rounds of the plan
 
 
@@ -95,7 +96,12 @@ def advise(
         seen = survey(work, loader, prepare, Sketch() if features is None else features, samples, progress)
         if len(seen.digests) < 2:
             raise ValueError("`loader` gave a single sample, and of one nothing can be told: give it more data")
-        found = find_copies(seen.features, lambda rows: progress("comparing samples", rows, len(seen.digests)))
+        images = features is None and getattr(batches.judged(work, seen.held[0][0]), "ndim", 0) >= 4
+        found = find_copies(
+            seen.features,
+            IMAGE_DIMENSIONS if images else 1.0,
+            lambda rows: progress("comparing samples", rows, len(seen.digests)),
+        )
         parts = _parts(found, seen, total_of(loader))
         prune = _share_to_prune(parts.blockable)
         step_seconds, ratio = _timed(work, seen, prune, loss, progress)

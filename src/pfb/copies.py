@@ -17,22 +17,26 @@ from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density import median
 
 BLOCK = 512  # rows that are compared with all others at a time
-GROUP = 64  # rows whose nearest is the usual neighbour, as in `pfb.NeighbourMemory.isolation`
-CLOSE = 0.1  # part of the distance between any two samples
+GROUPS = (1, 4, 16, 64)  # rows whose nearest tells how distances grow
+USUAL = 16  # ... and of which is the usual one: of more, one might be a copy, where few scenes are all
+FEWEST_GROUPS, MOST_GROUPS = 4, 512
 LOOK = 1024  # rows that tell where the middle is
 FEWEST = 64  # samples; of fewer nothing is known but whether two are equal
 
-# What makes a copy, found on data whose answer is known and then left alone. Distance to the
-# nearest in parts of the usual one, of 12,000 samples (digits 1,437): frames of CIFAR-10 clips
-# (moved by a pixel, lighter, noise) 0.03 (median) to 0.10 (99 %), the same randomly cropped and
-# mirrored 0.12 to 0.34; distinct images of CIFAR-10 0.58, of which 33 are below 0.2, nearly all of
-# them pictures that do occur twice; digits 0.39 (1 %), random tokens 0.90 (0.1 %). Pieces of
-# English text below 0.3 say the same, moved by a few letters.
-NEAR = 0.2
-NEAR_OF_EXPECTED = 0.35
+# What makes a copy, found on data whose answer is known and then left alone. Near-copies: of frames
+# of CIFAR-10 clips (moved by a pixel, lighter or darker, noise) 91 to 100 %, from 5 scenes to 200
+# among 4,000 single images, and 81 to 85 % if they are cropped and mirrored at random; of pieces of
+# English text that occur 20 times 100 %, with 2 % of their letters changed 63 %. Where there are
+# none: of 12,000 images of CIFAR-10 0.4 %, which are pictures that do occur twice; of digits 0.3 %;
+# of Gaussian vectors of 1 to 48 dimensions at most 2 %; of random tokens and sequences none. Not
+# told apart: Gaussian clusters that are 10 to 20 times narrower than all together (9 to 44 %).
+NEAR = 0.165  # of the usual distance
+NEAR_OF_EXPECTED = 0.35  # of that of the nearest of all, in many dimensions
+CLOSE = 0.15  # the usual distance is at least so much of that of any two samples
 # In few dimensions the nearest of many is near by chance: so many samples may be taken for copies
 # where there are none.
-BY_CHANCE = 0.003
+BY_CHANCE = 0.002
+ANY = 0.5  # of the mean distance: what any other sample has, where one scene is most of all
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,8 @@ class Copies:
             sample is in two.
         alike: ``[N]`` int64, how many samples are near-copies of each, itself included.
         nearest: ``[N]`` int64, the nearest other sample.
-        isolation: ``[N]`` float32, distance to it in parts of the usual one around there; near 0
-            for a copy.
-        threshold: below this isolation a sample is a near-copy.
+        isolation: ``[N]`` float32, distance to it in parts of what counts as near around there: at
+            most 1 for a near-copy.
     """
 
     near: Tensor
@@ -56,7 +59,6 @@ class Copies:
     alike: Tensor
     nearest: Tensor
     isolation: Tensor
-    threshold: float
 
     @property
     def spare(self) -> int:
@@ -65,17 +67,21 @@ class Copies:
 
 
 @torch.no_grad()
-def find_copies(features: Tensor, on_rows: Callable[[int], None] = lambda rows: None) -> Copies:
+def find_copies(
+    features: Tensor, least_dimensions: float = 1.0, on_rows: Callable[[int], None] = lambda rows: None
+) -> Copies:
     """Find near-copies among features ``[N, D]``, of all pairs, in blocks: memory grows with N,
     time with its square (12,000 samples: seconds on one core).
 
     Distances are in units of the features' deviations. A near-copy lies much nearer than is usual
-    around there: than the nearest of 64 random samples (median over such groups; of few samples
-    smaller groups), and than the nearest of N would by chance. Fewer than 64 samples are copies
-    only if they are equal. Rows that are not finite are nobody's copy.
+    around there, which is the nearest of 16 random samples (median over such groups), and nearer
+    than the nearest of N would by chance. Fewer than 64 samples are copies only if they are equal.
+    Rows that are not finite are nobody's copy.
 
     Args:
         features: any device; compared on the CPU.
+        least_dimensions: how many the samples are known to fill, if they are no copies. Where all
+            are copies of a few, this cannot be seen in them.
         on_rows: called with the number of rows done, for progress.
 
     Raises:
@@ -93,26 +99,24 @@ def find_copies(features: Tensor, on_rows: Callable[[int], None] = lambda rows: 
     if features.dim() != 2:
         raise ValueError(f"`features` must be [N, D] (got shape {tuple(features.shape)})")
     x_ND = features.detach().float().cpu()
-    finite_N = (x_ND.isfinite() & x_ND.square().isfinite()).all(1)
-    place_N = finite_N.nonzero()[:, 0]
-    n, total = len(place_N), len(x_ND)
+    place_N = (x_ND.isfinite() & x_ND.square().isfinite()).all(1).nonzero()[:, 0]
+    total = len(x_ND)
+    near_N, alike_N = torch.zeros(total, dtype=torch.bool), torch.ones(total, dtype=torch.int64)
     isolation_N, nearest_N = torch.full((total,), math.inf), torch.arange(total)
-    alike_N = torch.ones(total, dtype=torch.int64)
-    if n < 2:
-        return Copies(torch.zeros(total, dtype=torch.bool), (), alike_N, nearest_N, isolation_N, 0.0)
+    if len(place_N) < 2:
+        return Copies(near_N, (), alike_N, nearest_N, isolation_N)
     z_ND = in_deviations(x_ND[place_N])
-    apart = _neighbours(z_ND, on_rows)
-    radius = threshold(apart, n)
-    isolation = apart.distance / apart.usual
-    isolation_N[place_N], nearest_N[place_N] = isolation, place_N[apart.nearest]
-    near_N = torch.zeros(total, dtype=torch.bool)
-    near_N[place_N] = isolation <= radius
-    copies_F = (isolation <= radius).nonzero()[:, 0]
-    count_F, grouped = _groups(z_ND, copies_F, radius * apart.usual)
-    alike_N[place_N[copies_F]] = count_F
+    distance_N, neighbour_N, reach_N = _neighbours(z_ND, least_dimensions, on_rows)
+    copies_F = (distance_N <= reach_N).nonzero()[:, 0]
+    near_N[place_N[copies_F]] = True
+    nearest_N[place_N] = place_N[neighbour_N]
+    isolation_N[place_N] = distance_N / reach_N.clamp_min(1e-30)
+    if len(copies_F) == 0:
+        return Copies(near_N, (), alike_N, nearest_N, isolation_N)
+    alike_N[place_N[copies_F]], grouped = _groups(z_ND, copies_F, reach_N)
     groups = [(int(place_N[first]), *sorted(place_N[rest].tolist())) for first, rest in grouped]
     groups.sort(key=lambda group: (-len(group), min(group)))
-    return Copies(near_N, tuple(groups), alike_N, nearest_N, isolation_N, radius)
+    return Copies(near_N, tuple(groups), alike_N, nearest_N, isolation_N)
 
 
 def in_deviations(x_ND: Tensor) -> Tensor:
@@ -129,43 +133,42 @@ def in_deviations(x_ND: Tensor) -> Tensor:
     return ((x_ND - middle_D) / torch.where(alive_D, std_D, 1.0))[:, alive_D]
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Distance to the nearest other row, which one it is, and what is usual, ``[N]`` each; and how
-    many dimensions the rows fill, which tells how near the nearest of many is by chance.
-    """
-
-    distance: Tensor
-    nearest: Tensor
-    usual: Tensor
-    dimensions: float
-
-
-def threshold(found: Neighbours, n: int) -> float:
-    """Below which part of the usual distance a neighbour is a copy.
+def reach(nearest_of: dict[int, Tensor], n: int, apart: float, least_dimensions: float) -> Tensor:
+    """Up to which distance a neighbour is a near-copy, ``[N]``.
 
     Of n samples that fill d dimensions evenly, the nearest lies at ``(g / n) ** (1 / d)`` of the
     distance to the nearest of g, and nearer than c times that with probability ``c ** d``.
+
+    Args:
+        nearest_of: distance ``[N]`` to the nearest of so many random samples.
+        n: samples.
+        apart: mean distance of two.
+        least_dimensions: see :func:`find_copies`.
     """
-    if n < FEWEST:
-        return 0.0
-    g, d = _group(n), found.dimensions
-    expected = (g / n) ** (1 / d)
-    return float(min(max(NEAR, NEAR_OF_EXPECTED * expected), (BY_CHANCE * g / n) ** (1 / d)))
+    sizes = sorted(nearest_of)
+    medians = [float(nearest_of[size].median()) for size in sizes]
+    # Where groups begin to hold copies, distances fall as in few dimensions; so the most count.
+    steps = zip(sizes, sizes[1:], medians, medians[1:], strict=False)
+    found = [math.log(h / g) / math.log(max(1.02, far / max(near, 1e-30))) for g, h, far, near in steps]
+    d = max(least_dimensions, *found)
+    part = max(NEAR, NEAR_OF_EXPECTED * (USUAL / n) ** (1 / d))
+    by_chance = (BY_CHANCE / n) ** (1 / d)
+    return torch.minimum(
+        part * nearest_of[USUAL].clamp_min(CLOSE * apart), by_chance * nearest_of[1].clamp_min(ANY * apart)
+    )
 
 
-def _group(n: int) -> int:
-    return max(2, min(GROUP, n // 8))
-
-
-def _neighbours(z_ND: Tensor, on_rows: Callable[[int], None]) -> Neighbours:
+def _neighbours(z_ND: Tensor, least_dimensions: float, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance to the nearest other row, which one it is, and how far near-copies reach, ``[N]``
+    each.
+    """
     n = len(z_ND)
-    order_N = torch.randperm(n, generator=torch.Generator().manual_seed(0))  # neighbours in the data are none in groups
+    order_N = torch.randperm(n, generator=torch.Generator().manual_seed(0))  # what is side by side is no random group
     z_ND = z_ND[order_N]
     squares_N = z_ND.square().sum(1)
-    distance_N, nearest_N, usual_N, few_N = (torch.empty(n) for _ in range(4))
-    nearest_N = torch.empty(n, dtype=torch.int64)
-    group = _group(n)
+    sizes = [size for size in GROUPS if n // size >= FEWEST_GROUPS] if n >= FEWEST else []
+    distance_N, nearest_N = torch.empty(n), torch.empty(n, dtype=torch.int64)
+    nearest_of = {size: torch.empty(n) for size in sizes}
     for start in range(0, n, BLOCK):
         rows = slice(start, min(n, start + BLOCK))
         squares_BN = torch.addmm(squares_N, z_ND[rows], z_ND.T, alpha=-2.0)
@@ -173,27 +176,21 @@ def _neighbours(z_ND: Tensor, on_rows: Callable[[int], None]) -> Neighbours:
         nearest_N[rows] = nearest = squares_BN.argmin(1)
         # The product finds the neighbour; its distance is taken without cancellation.
         distance_N[rows] = (z_ND[rows] - z_ND[nearest]).square().sum(1).sqrt()
-        usual_N[rows] = _usual(squares_BN, group) + squares_N[rows]
-        few_N[rows] = _usual(squares_BN, max(1, group // 4)) + squares_N[rows]
+        for size in sizes:
+            used = min(n // size, MOST_GROUPS) * size
+            least_BG = squares_BN[:, :used].view(len(squares_BN), -1, size).amin(2)
+            nearest_of[size][rows] = (least_BG.median(1).values + squares_N[rows]).clamp_min(0.0).sqrt()
         on_rows(rows.stop)
-    usual_N, few_N = usual_N.clamp_min(0.0).sqrt(), few_N.clamp_min(0.0).sqrt()
-    ratio = float(few_N.median() / usual_N.median().clamp_min(1e-30))
-    dimensions = math.log(group / max(1, group // 4)) / math.log(max(ratio, 1.01))
-    usual_N = usual_N.clamp_min(CLOSE * math.sqrt(2 * z_ND.size(1)))  # of two samples: the root of 2 D
+    apart = math.sqrt(2 * z_ND.size(1))
+    reach_N = reach(nearest_of, n, apart, least_dimensions) if sizes else torch.zeros(n)
     back_N = order_N.argsort()
-    return Neighbours(distance_N[back_N], order_N[nearest_N[back_N]], usual_N[back_N], dimensions)
-
-
-def _usual(squares_BN: Tensor, group: int) -> Tensor:
-    """The square of each row to the nearest in a group of others, the median over groups."""
-    whole = squares_BN.size(1) // group * group
-    return squares_BN[:, :whole].view(len(squares_BN), -1, group).amin(2).median(1).values
+    return distance_N[back_N], order_N[nearest_N[back_N]], reach_N[back_N]
 
 
 def _groups(z_ND: Tensor, copies_F: Tensor, radius_N: Tensor) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     """How many are alike to each, ``[F]``; and leaders with their followers: rows in the order of
-    these numbers, each follows the first leader within reach, or else leads. So what is near-copy of
-    a near-copy does not chain on.
+    these numbers, each follows the first leader within reach, or else leads. So near-copies of
+    near-copies do not chain on.
     """
     rows_FD, radius_F = z_ND[copies_F].double(), radius_N[copies_F].double()
     parts = torch.split(torch.arange(len(rows_FD)), BLOCK)
@@ -223,7 +220,7 @@ def _groups(z_ND: Tensor, copies_F: Tensor, radius_N: Tensor) -> tuple[Tensor, l
 def _within(a_AD: Tensor, radius_A: Tensor, b_BD: Tensor, radius_B: Tensor) -> Tensor:
     """Which pairs are near-copies, ``[A, B]`` bool: within reach of one of the two."""
     squares_AB = a_AD.square().sum(1, keepdim=True) + b_BD.square().sum(1) - 2 * a_AD @ b_BD.T
-    return squares_AB <= torch.maximum(radius_A[:, None], radius_B).square() + 1e-9
+    return squares_AB <= torch.maximum(radius_A[:, None], radius_B).square() * 1.0001 + 1e-9  # rounded differently
 
 
 def _split(copies_F: Tensor, leader_F: Tensor) -> list[tuple[int, Tensor]]:

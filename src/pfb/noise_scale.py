@@ -115,23 +115,23 @@ def objective(output: Any, labels: Any, loss: Loss | None = None) -> Tensor | No
     if isinstance(carried, Tensor) and carried.requires_grad:
         return carried.mean()
     logits = logits_of(output)
-    if logits is None or not are_classes(labels) or not 0 < len(logits) == len(labels):
+    if logits is None or logits.dim() != 2 or not are_classes(labels) or not 0 < len(logits) == len(labels):
         return None
     fit = int(labels.max()) < logits.size(1) and int(labels.min()) >= 0
     return F.cross_entropy(logits.float(), labels.long()) if fit else None
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """Logits ``[N, classes]`` in a model's output, if it holds any."""
+    """Logits ``[N, classes, ...]`` in a model's output, if it may hold any."""
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-    return logits if isinstance(logits, Tensor) and logits.dim() == 2 and logits.size(1) > 1 else None
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        return None
+    return logits.movedim(-1, 1) if logits.dim() == 3 else logits  # of tokens [N, T, classes]
 
 
 def are_classes(labels: Any) -> bool:
     """Whether labels may be classes: whole numbers ``[N]``."""
-    if not isinstance(labels, Tensor) or labels.dim() != 1:
-        return False
-    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return isinstance(labels, Tensor) and labels.dim() == 1 and _are_whole(labels)
 
 
 def rows_of(x: Any) -> int:
@@ -140,9 +140,15 @@ def rows_of(x: Any) -> int:
 
 
 def _guesses(output: Any, labels: Any, loss: float) -> bool:
-    """Whether a loss is no better than what guessing a class gives."""
+    """Whether a loss is no better than what guessing a class, of each pixel or token, gives."""
     logits = logits_of(output)
-    return logits is not None and are_classes(labels) and loss > 0.95 * math.log(logits.size(1))
+    if logits is None or not isinstance(labels, Tensor) or not _are_whole(labels):
+        return False
+    return loss > 0.95 * math.log(logits.size(1))
+
+
+def _are_whole(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def _square(x: Tensor) -> Tensor:
