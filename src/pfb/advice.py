@@ -175,7 +175,10 @@ class Advice:
         if self.duplicates:
             several = f", {self.conflicts} of them with different labels" if self.conflicts else ""
             count = sum(map(len, self.duplicates))
-            yield "duplicates", f"{count:,} samples in {len(self.duplicates):,} groups equal to the last bit{several}"
+            yield (
+                "duplicates",
+                f"{count:,} samples in {_many(len(self.duplicates), 'group')} equal to the last bit{several}",
+            )
         else:
             yield "duplicates", "none is equal to another to the last bit"
         if self.classes:
@@ -206,7 +209,7 @@ class Advice:
         text = f"{self.near_copies:.1%} of the samples have one"
         if self.groups:
             sizes = ", ".join(str(len(group)) for group in self.groups[:3])
-            text += f", in {len(self.groups):,} groups (largest: {sizes}); {self.spare:.1%} could be spared"
+            text += f", in {_many(len(self.groups), 'group')} (largest: {sizes}); {self.spare:.1%} could be spared"
         if self.total is not None and self.samples < self.total:
             least = math.ceil(SEEN_ROWS * self.total / self.samples)
             text += f". Of a part of the data, groups of fewer than about {least:,} are not seen"
@@ -257,8 +260,8 @@ class Advice:
         if self.not_finite:
             shown = ", ".join(map(str, self.not_finite[:5])) + (", ..." if len(self.not_finite) > 5 else "")
             return (
-                f"{len(self.not_finite):,} samples hold NaN or infinity (indices {shown}), and one is enough to spoil "
-                "the weights: repair or drop them."
+                f"NaN or infinity is in {_many(len(self.not_finite), 'sample')} (indices {shown}), and one is enough "
+                "to spoil the weights: repair or drop them."
             )
         return (
             f"{self.waiting:.0%} of the time is spent waiting for data, where blocking saves nothing (at most "
@@ -284,6 +287,10 @@ WORDS: dict[Kind, str] = {
     "mend-loader": "mend the loader first",
     "nothing": "nothing to spare",
 }
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _seconds(seconds: float) -> str:

@@ -181,7 +181,8 @@ def _parts(found: Copies, seen: Survey, total: int | None) -> _Parts:
     labels = None if seen.labels is None else seen.labels.tolist()
     conflicts = 0 if labels is None else sum(len({labels[i] for i in same}) > 1 for same in duplicates)
     blockable = removable = 0
-    alike, seen_by_memory = found.alike.tolist(), []
+    alike = torch.maximum(found.alike, found.alike[found.nearest]).tolist()  # one at the edge is seen, too
+    seen_by_memory = []
     for group in found.groups:
         known = {seen.digests[group[0]]}
         for i in group[1:]:

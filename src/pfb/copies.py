@@ -127,9 +127,9 @@ def in_deviations(x_ND: Tensor) -> Tensor:
     middle_D = median(some_LD)
     near_ND = within_reach(x_ND - middle_D, spread_of(some_LD - middle_D))
     std_D = near_ND.std(0, correction=0)
-    alive_D = std_D > DEAD_CHANNEL * std_D.max()
-    if not alive_D.any():
+    if not (std_D > 0).any():
         return x_ND.new_zeros(len(x_ND), 1)
+    alive_D = std_D > DEAD_CHANNEL * std_D[std_D > 0].median()  # of the widest, one far row might be all
     return ((x_ND - middle_D) / torch.where(alive_D, std_D, 1.0))[:, alive_D]
 
 
