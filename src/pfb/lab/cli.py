@@ -1,5 +1,5 @@
-"""The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the
-dataclasses they configure.
+"""The command line: ``pfb train``, ``plan``, ``advise``, ``report`` and ``bench``. Settings come
+from the dataclasses they configure.
 
 What a command needs is imported when it runs, so that help comes at once.
 """
@@ -144,6 +144,57 @@ def plan(
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
+
+
+@app.command
+def advise(
+    data: str = "digits",
+    data_root: Path = Path("data"),
+    model: str = "",
+    batch_size: int = 128,
+    image_size: int | None = None,
+    samples: int = 20_000,
+    plan: bool = True,
+    workers: int = 2,
+    seed: int = 0,
+    cpu: bool = False,
+    out: Path = Path("advice.html"),
+    export: Path | None = None,
+) -> None:
+    """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
+    broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
+
+    pfb advise --data imagefolder:PATH --model resnet18 --export copies.csv
+
+    Args:
+        data: as in pfb train; looked at without augmentation.
+        data_root: where cifar10 and cifar100 lie or are downloaded to.
+        model: as in pfb train; by default a small one.
+        batch_size: samples of a step.
+        image_size: side of an image folder's images, as in pfb train.
+        samples: how many to look at, drawn at random.
+        plan: measure the cost at each cut, too.
+        workers: loader processes for images too large to be kept in memory.
+        seed: decides which samples are looked at, and in what order.
+        cpu: stay on the CPU even if there is a GPU.
+        out: page with pictures or text of the largest groups of near-copies.
+        export: a .csv file with all near-copies: index, file, group, and whether to keep it.
+    """
+    from pfb.lab.advise import advise as look
+    from pfb.lab.train.config import TrainConfig
+
+    config = TrainConfig(
+        data=data,
+        data_root=data_root,
+        model=model,
+        batch_size=batch_size,
+        image_size=image_size,
+        workers=workers,
+        seed=seed,
+        cpu=cpu,
+        augment=False,
+    )
+    look(config, samples, plan, out, export)
 
 
 @app.command
