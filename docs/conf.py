@@ -54,7 +54,7 @@ def adapt(app: Sphinx, page: str, source: list[str]) -> None:
         text = text.replace("](../docs/", "](../")
     elif page != "examples":
         text = text.replace("](../results/", "](results/")
-        text = re.sub(r"\]\(\.\./examples/(\w+)\.(py|ipynb)\)", r"](examples.md#\1-\2)", text)
+        text = re.sub(r"\]\(\.\./examples/(\w+)\.(py|ipynb)\)", r"](examples.md#\1\2)", text)
     if not re.search(r"^# |^```\{", text, re.MULTILINE):
         title = {"zoo": "Models that were tried"}.get(page, page.removeprefix("results/"))
         text = f"# {title}\n\n{text}"
