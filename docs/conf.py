@@ -52,6 +52,8 @@ def adapt(app: Sphinx, page: str, source: list[str]) -> None:
     text = source[0]
     if page.startswith("results/"):
         text = text.replace("](../docs/", "](../")
+        if page == "results/README":
+            text += "\n```{toctree}\n:glob:\n:hidden:\n\n*/*\n```\n"  # of all tables
     elif page != "examples":
         text = text.replace("](../results/", "](results/")
         text = re.sub(r"\]\(\.\./examples/(\w+)\.(py|ipynb)\)", r"](examples.md#\1\2)", text)
