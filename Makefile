@@ -54,7 +54,7 @@ try-dist: dist  ## install the wheel in an empty environment and run it there
 	$(PYTHON) -m venv --clear $(TRY)
 	$(TRY)/bin/pip install --quiet dist/pfb-*.whl
 	cd $(TRY) && bin/python -c "import pfb; print(pfb.__version__, pfb.__file__)"
-	cd $(TRY) && bin/pip install --quiet "$$(ls ../dist/pfb-*.whl)[train]"
+	$(TRY)/bin/pip install --quiet "$$(ls dist/pfb-*.whl)[train]"
 	cd $(TRY) && bin/pfb --version && bin/pfb train --data digits --dry-run
 
 clean:  ## remove the virtual environments and all caches
