@@ -22,7 +22,7 @@ from pfb.lab.errors import RunError, first_line
 from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.folder import SUMMARY, RunFolder
 from pfb.lab.train.loaders import length
 from pfb.lab.train.twins import ARMS, Arm, Row
 
@@ -179,6 +179,8 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
         source = load(config)
         for seed in plan.seeds:
             runs.append(_end_of(dataclasses.replace(config, seed=seed, out=plan.place(out, None, seed)), source))
+            if "compute" not in runs[0]:
+                raise RunError(f"{out / SUMMARY} is of an older version, which counted no compute; train it again")
             compute, samples = runs[0]["compute"], length(source.train)
             for arm, settings in _twins(config, plan.arms, compute, samples).items():
                 place = plan.place(out, arm, seed)
