@@ -7,6 +7,7 @@ For a causal language model: ``transformers_causal_lm.py``.
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, TrainingArguments
 
@@ -24,7 +25,7 @@ def reviews(n: int) -> list[dict[str, torch.Tensor]]:
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
+    return {"accuracy": float((np.argmax(prediction.predictions, 1) == prediction.label_ids).mean())}
 
 
 def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatc
 
 def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
     run = Run(make_run(tmp_path / "a", method="inverse-density"))
-    images = run.source.train.images
+    dataset: Any = run.source.train
+    images = dataset.images
     images[6] = images[3]
     images[9] = images[3]
     (section,) = copies.sections(run)

@@ -129,6 +129,15 @@ def test_twins_of_other_settings_are_not_taken_for_the_runs_own(tmp_path, traine
         control.go_on(tmp_path / "a", ("full",))
 
 
+def test_a_run_whose_compute_nobody_counted_gets_no_twins(tmp_path, trained):
+    control.start(settings(tmp_path / "a"))
+    summary = RunFolder(tmp_path / "a").summary()
+    del summary["compute"]
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="summary.json is of an older version"):
+        control.go_on(tmp_path / "a", ("short",))
+
+
 def test_a_run_too_short_for_a_shorter_one_says_so(tmp_path, trained, capsys):
     rows = control.start(settings(tmp_path / "a", epochs=1), ("full", "short"))
     assert [row.kind for row in rows] == ["run", "full"]

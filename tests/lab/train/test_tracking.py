@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 from accelerate.utils import LoggerType
@@ -60,7 +61,7 @@ class TestWandb:
             def finish(self):
                 self.points.append("finished")
 
-        module = ModuleType("wandb")
+        module: Any = ModuleType("wandb")
         module.run = Run()
         module.config = module.run.settings
         module.begun = []

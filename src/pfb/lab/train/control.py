@@ -23,8 +23,9 @@ from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.folder import SUMMARY, RunFolder
 from pfb.lab.train.loaders import length
+from pfb.lab.train.setup import console
 from pfb.lab.train.twins import ARMS, Arm, Row
 
 CONTROL = "control.json"
@@ -196,6 +197,8 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
         source = load(config)
         for seed in plan.seeds:
             runs.append(_end_of(dataclasses.replace(config, seed=seed, out=plan.place(out, None, seed)), source))
+            if "compute" not in runs[0]:
+                raise RunError(f"{out / SUMMARY} is of an older version, which counted no compute; train it again")
             compute, samples = runs[0]["compute"], length(source.train)
             for arm, settings in _twins(config, plan.arms, compute, samples).items():
                 place = plan.place(out, arm, seed)
@@ -203,9 +206,9 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
     found = twins.compare([*runs, *summaries])
     rows = found[0] if found else [twins.alone(runs)]
     _note(out, rows)
-    loop.console.print(twins.render(rows))
+    console.print(twins.render(rows))
     for line in (twins.note(runs), *twins.verdicts(rows), *_hints(out, plan)):
-        loop.console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     return rows
 
 
@@ -214,7 +217,7 @@ def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: 
     found = {arm: twins.twin(config, arm, compute, samples) for arm in arms}
     full = twins.twin(config, "full", compute, samples)
     for arm in [arm for arm in found if arm != "full" and found[arm] == full]:
-        loop.console.print(
+        console.print(
             f"{arm}: the run took {compute:.0%} of full training's operations, which is {config.epochs} epochs again; "
             "left out. Take more --epochs or a larger --prune",
             highlight=False,
@@ -226,10 +229,10 @@ def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: 
 def _end_of(config: TrainConfig, source: Source) -> dict[str, Any]:
     """The summary of a part, which is trained as far as it is missing."""
     folder = RunFolder(config.out)
-    loop.console.rule(f"{config.out.name}: {twins.described(dataclasses.asdict(config))}, seed {config.seed}")
+    console.rule(f"{config.out.name}: {twins.described(dataclasses.asdict(config))}, seed {config.seed}")
     summary = folder.summary_of(config)
     if summary is not None:
-        loop.console.print(f"{config.out} is finished already", highlight=False)
+        console.print(f"{config.out} is finished already", highlight=False)
         return summary
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of the part before
