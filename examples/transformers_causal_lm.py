@@ -25,7 +25,7 @@ def blocks(count: int) -> list[dict[str, torch.Tensor]]:
 
 def main(folder: str | None = None, epochs: int = 3, **options: Any) -> tuple[BlockingTrainer, dict[str, float]]:
     torch.manual_seed(0)
-    size = {"n_positions": LENGTH, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    size: dict[str, Any] = {"n_positions": LENGTH, "n_embd": 48, "n_layer": 3, "n_head": 4}
     config = GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **size)
     model = GPT2LMHeadModel(config)
     blocker = pfb.attach(model, prune=pfb.window(0.4, stop=0.9), shallow="recompute")  # the Trainer says how many steps

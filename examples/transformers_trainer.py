@@ -24,7 +24,8 @@ def reviews(n: int) -> list[dict[str, torch.Tensor]]:
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(1) == prediction.label_ids).mean())}
+    logits, labels = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    return {"accuracy": (logits.argmax(1) == labels).float().mean().item()}
 
 
 def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:
