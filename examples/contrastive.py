@@ -20,7 +20,8 @@ class TwoViews(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU())
         self.rest = nn.Sequential(
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 16)
+            *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16)),
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -29,9 +30,10 @@ class TwoViews(nn.Module):
 
 def view(images: Tensor) -> Tensor:
     """Shifted by up to a pixel, brighter or darker, with noise."""
-    shift = torch.randint(-1, 2, (2,)).tolist()
+    shifts = torch.randint(-1, 2, (len(images), 2)).tolist()
+    moved = torch.stack([torch.roll(image, shift, dims=(1, 2)) for image, shift in zip(images, shifts, strict=True)])
     light = 0.7 + 0.6 * torch.rand(len(images), 1, 1, 1)
-    return torch.roll(images, shift, dims=(2, 3)) * light + 0.1 * torch.randn_like(images)
+    return moved * light + 0.1 * torch.randn_like(images)
 
 
 def info_nce(embeddings: Tensor, temperature: float = 0.2) -> Tensor:
@@ -42,7 +44,7 @@ def info_nce(embeddings: Tensor, temperature: float = 0.2) -> Tensor:
     return F.cross_entropy(similarity, torch.arange(len(similarity)))
 
 
-def main(epochs: int = 15) -> float:
+def main(epochs: int = 10) -> float:
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # [1797, 1, 8, 8]

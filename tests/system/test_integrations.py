@@ -49,7 +49,7 @@ def test_plain_loop():
 
 def test_contrastive():
     main = example("contrastive").main
-    assert main(epochs=5) > main(epochs=0) + 0.2
+    assert main(epochs=5) > main(epochs=0) + 0.05
 
 
 def test_tour_ipynb(capsys):
@@ -99,7 +99,7 @@ def test_huggingface_datasets(streaming):
     pytest.importorskip("datasets")
     accuracy, blocker = example("huggingface_datasets").main(streaming=streaming)
     assert accuracy > 0.9
-    assert blocker.selection.indices.numel() == 20
+    assert blocker.stats["kept_share"] == 20 / 32
 
 
 def test_accelerate_resume(capsys):
