@@ -108,8 +108,10 @@ class Advice:
 
     @property
     def most_saved(self) -> float:
-        """Share of the whole time that stopping ``prune`` of each batch could save at most."""
-        return max(0.0, (1 - self.waiting) * (1 - self.kept_ratio))
+        """Share of the whole time that stopping ``prune`` of each batch could save at most; no more
+        than that share, whatever small batches seem to gain.
+        """
+        return (1 - self.waiting) * min(self.prune, max(0.0, 1 - self.kept_ratio))
 
     @property
     def recommendation(self) -> Kind:
