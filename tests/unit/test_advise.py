@@ -265,6 +265,7 @@ def test_a_loader_that_is_waited_for_comes_first(found):
     assert waits.waiting == 0.75
     assert waits.most_saved == 0.25 * 0.4  # not more than is pruned
     assert "75% of the time is spent waiting" in waits.reason
+    assert waits.reason.endswith("Copies need not be loaded: 60% could go.")
 
 
 def test_a_batch_far_above_the_noise_scale_is_too_large(found):
