@@ -108,8 +108,10 @@ class Advice:
 
     @property
     def most_saved(self) -> float:
-        """Share of the whole time that stopping ``prune`` of each batch could save at most."""
-        return max(0.0, (1 - self.waiting) * (1 - self.kept_ratio))
+        """Share of the whole time that stopping ``prune`` of each batch could save at most; no more
+        than that share, whatever small batches seem to gain.
+        """
+        return (1 - self.waiting) * min(self.prune, max(0.0, 1 - self.kept_ratio))
 
     @property
     def recommendation(self) -> Kind:
@@ -263,9 +265,10 @@ class Advice:
                 f"NaN or infinity is in {_many(len(self.not_finite), 'sample')} (indices {shown}), and one is enough "
                 "to spoil the weights: repair or drop them."
             )
+        copies = f" Copies need not be loaded: {self.spare:.0%} could go." if self.spare >= WORTH_REMOVING else ""
         return (
             f"{self.waiting:.0%} of the time is spent waiting for data, where blocking saves nothing (at most "
-            f"{self.most_saved:.0%} of the whole): use more workers, faster decoding or smaller files."
+            f"{self.most_saved:.0%} of the whole): use more workers, faster decoding or smaller files.{copies}"
         )
 
     def _why_nothing(self) -> str:

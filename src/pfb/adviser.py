@@ -30,7 +30,6 @@ USUAL_PRUNE = 0.4  # the share looked at where none is recommended
 PARTS = 0.05  # shares are recommended in steps of this
 LEAST_MEMORY = 1024
 REPEATS = 5  # of timed steps
-IMAGE_DIMENSIONS = 5.0  # that images fill: CIFAR-10 7, digits 6
 PLANNED = 3  # rounds of the plan
 
 
@@ -99,7 +98,7 @@ def advise(
         images = features is None and getattr(batches.judged(work, seen.held[0][0]), "ndim", 0) >= 4
         found = find_copies(
             seen.features,
-            IMAGE_DIMENSIONS if images else 1.0,
+            images,
             lambda rows: progress("comparing samples", rows, len(seen.digests)),
         )
         parts = _parts(found, seen, total_of(loader))

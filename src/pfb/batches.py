@@ -72,6 +72,11 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
 
 
+def without_labels(x: Any) -> Any:
+    """An input without the labels that it may carry."""
+    return {name: value for name, value in x.items() if name not in LABELS} if isinstance(x, Mapping) else x
+
+
 def judged(model: nn.Module, x: Any) -> Any:
     """The part of an input that samples are judged by: the model's first, or main, batched input.
 

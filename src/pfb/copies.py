@@ -24,15 +24,17 @@ LOOK = 1024  # rows that tell where the middle is
 FEWEST = 64  # samples; of fewer nothing is known but whether two are equal
 
 # What makes a copy, found on data whose answer is known and then left alone. Near-copies: of frames
-# of CIFAR-10 clips (moved by a pixel, lighter or darker, noise) 91 to 100 %, from 5 scenes to 200
-# among 4,000 single images, and 81 to 85 % if they are cropped and mirrored at random; of pieces of
-# English text that occur 20 times 100 %, with 2 % of their letters changed 63 %. Where there are
-# none: of 12,000 images of CIFAR-10 0.4 %, which are pictures that do occur twice; of digits 0.3 %;
-# of Gaussian vectors of 1 to 48 dimensions at most 2 %; of random tokens and sequences none. Not
-# told apart: Gaussian clusters that are 10 to 20 times narrower than all together (9 to 44 %).
+# of CIFAR-10 clips (moved by a pixel, lighter or darker, noise) all, from 5 clips alone to 200
+# among 4,000 single images (of 2 clips 55 to 87 %), and 81 to 85 % if they are cropped and mirrored
+# at random; of pieces of English text that occur 20 times all, with 2 % of their letters changed
+# 63 %. Where there are none: of 12,000 images of CIFAR-10 0.4 %, which are pictures that do occur
+# twice; of digits 0.3 %; of Gaussian vectors of 1 to 48 dimensions at most 2 %; of random tokens
+# and sequences none. Not told apart: Gaussian clusters that are 10 to 20 times narrower than all
+# together (4 to 77 %).
 NEAR = 0.165  # of the usual distance
 NEAR_OF_EXPECTED = 0.35  # of that of the nearest of all, in many dimensions
-CLOSE = 0.15  # the usual distance is at least so much of that of any two samples
+CLOSE, CLOSE_IMAGES = 0.15, 0.3  # the usual distance is at least so much of that of any two samples
+IMAGE_DIMENSIONS = 5.0  # which images fill, other than vectors: CIFAR-10 7, digits 6
 # In few dimensions the nearest of many is near by chance: so many samples may be taken for copies
 # where there are none.
 BY_CHANCE = 0.002
@@ -67,9 +69,7 @@ class Copies:
 
 
 @torch.no_grad()
-def find_copies(
-    features: Tensor, least_dimensions: float = 1.0, on_rows: Callable[[int], None] = lambda rows: None
-) -> Copies:
+def find_copies(features: Tensor, images: bool = False, on_rows: Callable[[int], None] = lambda rows: None) -> Copies:
     """Find near-copies among features ``[N, D]``, of all pairs, in blocks: memory grows with N,
     time with its square (12,000 samples: seconds on one core).
 
@@ -80,8 +80,8 @@ def find_copies(
 
     Args:
         features: any device; compared on the CPU.
-        least_dimensions: how many the samples are known to fill, if they are no copies. Where all
-            are copies of a few, this cannot be seen in them.
+        images: the features are a sketch of images, which do not lie in few dimensions or tight
+            clusters, unless they are copies. Where all are copies of a few, this cannot be seen.
         on_rows: called with the number of rows done, for progress.
 
     Raises:
@@ -106,7 +106,7 @@ def find_copies(
     if len(place_N) < 2:
         return Copies(near_N, (), alike_N, nearest_N, isolation_N)
     z_ND = in_deviations(x_ND[place_N])
-    distance_N, neighbour_N, reach_N = _neighbours(z_ND, least_dimensions, on_rows)
+    distance_N, neighbour_N, reach_N = _neighbours(z_ND, images, on_rows)
     copies_F = (distance_N <= reach_N).nonzero()[:, 0]
     near_N[place_N[copies_F]] = True
     nearest_N[place_N] = place_N[neighbour_N]
@@ -133,7 +133,7 @@ def in_deviations(x_ND: Tensor) -> Tensor:
     return ((x_ND - middle_D) / torch.where(alive_D, std_D, 1.0))[:, alive_D]
 
 
-def reach(nearest_of: dict[int, Tensor], n: int, apart: float, least_dimensions: float) -> Tensor:
+def reach(nearest_of: dict[int, Tensor], n: int, apart: float, images: bool) -> Tensor:
     """Up to which distance a neighbour is a near-copy, ``[N]``.
 
     Of n samples that fill d dimensions evenly, the nearest lies at ``(g / n) ** (1 / d)`` of the
@@ -143,22 +143,23 @@ def reach(nearest_of: dict[int, Tensor], n: int, apart: float, least_dimensions:
         nearest_of: distance ``[N]`` to the nearest of so many random samples.
         n: samples.
         apart: mean distance of two.
-        least_dimensions: see :func:`find_copies`.
+        images: see :func:`find_copies`.
     """
     sizes = sorted(nearest_of)
     medians = [float(nearest_of[size].median()) for size in sizes]
     # Where groups begin to hold copies, distances fall as in few dimensions; so the most count.
     steps = zip(sizes, sizes[1:], medians, medians[1:], strict=False)
     found = [math.log(h / g) / math.log(max(1.02, far / max(near, 1e-30))) for g, h, far, near in steps]
-    d = max(least_dimensions, *found)
+    d = max(IMAGE_DIMENSIONS if images else 1.0, *found)
     part = max(NEAR, NEAR_OF_EXPECTED * (USUAL / n) ** (1 / d))
     by_chance = (BY_CHANCE / n) ** (1 / d)
     return torch.minimum(
-        part * nearest_of[USUAL].clamp_min(CLOSE * apart), by_chance * nearest_of[1].clamp_min(ANY * apart)
+        part * nearest_of[USUAL].clamp_min((CLOSE_IMAGES if images else CLOSE) * apart),
+        by_chance * nearest_of[1].clamp_min(ANY * apart),
     )
 
 
-def _neighbours(z_ND: Tensor, least_dimensions: float, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor, Tensor]:
     """Distance to the nearest other row, which one it is, and how far near-copies reach, ``[N]``
     each.
     """
@@ -182,7 +183,7 @@ def _neighbours(z_ND: Tensor, least_dimensions: float, on_rows: Callable[[int], 
             nearest_of[size][rows] = (least_BG.median(1).values + squares_N[rows]).clamp_min(0.0).sqrt()
         on_rows(rows.stop)
     apart = math.sqrt(2 * z_ND.size(1))
-    reach_N = reach(nearest_of, n, apart, least_dimensions) if sizes else torch.zeros(n)
+    reach_N = reach(nearest_of, n, apart, images) if sizes else torch.zeros(n)
     back_N = order_N.argsort()
     return distance_N[back_N], order_N[nearest_N[back_N]], reach_N[back_N]
 

@@ -82,7 +82,7 @@ def noise_scale(
         raise ValueError("no parameter of the model takes a gradient")
     device = device_of(model)
     sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-    squares, losses, untrained = 0.0, [], []
+    squares, losses, guessing = 0.0, [], []
     for batch in batches:
         x, y = moved(batch, device)
         output = run(model, x)
@@ -95,13 +95,14 @@ def noise_scale(
                 total += grad.float()
         squares += float(sum(_square(grad) for grad in grads if grad is not None)) / k
         losses.append(float(value.detach()))
-        untrained.append(_guesses(output, y, losses[-1]))
+        guessing.append(_loss_of_guessing(output, y))
         on_batch()
     mean_square = float(sum(_square(total / k) for total in sums))
     variance = b * k / (k - 1) * (squares - mean_square)
     signal = (k * mean_square - squares) / (k - 1)
     scale = max(0.0, variance) / signal if signal > 0 else math.inf
-    return NoiseScale(scale, b * k, sum(losses) / k, all(untrained))
+    mean_loss = sum(losses) / k
+    return NoiseScale(scale, b * k, mean_loss, mean_loss > 0.95 * sum(guessing) / k)
 
 
 def objective(output: Any, labels: Any, loss: Loss | None = None) -> Tensor | None:
@@ -139,12 +140,12 @@ def rows_of(x: Any) -> int:
     return next((len(leaf) for leaf in tree.leaves(x) if leaf.dim() > 0), 0)
 
 
-def _guesses(output: Any, labels: Any, loss: float) -> bool:
-    """Whether a loss is no better than what guessing a class, of each pixel or token, gives."""
+def _loss_of_guessing(output: Any, labels: Any) -> float:
+    """The cross-entropy of guessing a class, of each pixel or token; infinite if that is not it."""
     logits = logits_of(output)
     if logits is None or not isinstance(labels, Tensor) or not _are_whole(labels):
-        return False
-    return loss > 0.95 * math.log(logits.size(1))
+        return math.inf
+    return math.log(logits.size(1))
 
 
 def _are_whole(x: Tensor) -> bool:

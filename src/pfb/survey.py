@@ -124,7 +124,7 @@ def survey(
         labels.append(y.cpu() if are_classes(y) and len(y) == n else None)
         first = len(found.digests)
         found.index += [int(i) for i in index] if index is not None else range(first, first + n)
-        found.digests += batches.digests(x, n)
+        found.digests += batches.digests(batches.without_labels(x), n)
         found.waits.append(given - begin)
         found.busy.append(time.perf_counter() - given)
         progress("reading samples", min(len(found.digests), samples), min(total or samples, samples))

@@ -44,7 +44,7 @@ def test_clean_data_have_no_near_copies(kind):
         "tokens": lambda: torch.randint(50, (1000, 32)),
         "sequences": lambda: torch.randn(1000, 12, 5),
     }[kind]()
-    found = find_copies(Sketch()(x), 5.0 if kind == "digits" else 1.0)
+    found = find_copies(Sketch()(x), images=kind == "digits")
     assert found.near.float().mean() < 0.02
     assert found.spare < 0.01 * len(x)
 
@@ -54,7 +54,7 @@ def test_frames_of_digits_are_found_even_where_a_few_scenes_are_all_there_is():
     for n, frames in ((100, 8), (5, 100)):
         x = digits[:n].repeat_interleave(frames, 0)
         x = x * (1 + 0.01 * torch.randn(len(x), 1, 1, 1)) + 0.03 * torch.randn_like(x)
-        found = find_copies(Sketch()(x), 5.0)
+        found = find_copies(Sketch()(x), images=True)
         assert found.near.float().mean() > 0.9
 
 
