@@ -1,11 +1,12 @@
 """Weights that anyone can load: the best ones, the last ones, and their average."""
 
 import csv
+from typing import Any
 
 import pytest
 import torch
 
-from pfb.lab.train import loop
+from pfb.lab.train import checkpoint, loop
 from pfb.lab.train.data import load
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import Training, train
@@ -50,7 +51,7 @@ def test_the_weights_fit_a_model_that_nobody_attached_to(tmp_path):
 def test_the_best_are_those_of_the_best_epoch_over_an_interruption(tmp_path, accuracies, monkeypatch):
     run = tmp_path / "run"
     accuracies.extend([0.3, 0.9, 0.5])
-    after, save = {}, loop.checkpoint.save
+    after, save = {}, checkpoint.save
 
     def noting(accelerator, place, epoch, model, *rest):
         after[epoch] = model.state_dict()["fc.weight"].clone()
@@ -60,7 +61,7 @@ def test_the_best_are_those_of_the_best_epoch_over_an_interruption(tmp_path, acc
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(loop.checkpoint, "save", noting)
+    monkeypatch.setattr(checkpoint, "save", noting)
     with pytest.raises(KeyboardInterrupt):
         train(config(run, epochs=3, track="none"))
     assert torch.equal(exported(run, "best.pt")["fc.weight"], after[2])
@@ -81,7 +82,7 @@ def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path):
 @pytest.mark.parametrize("side", [8, 80], ids=["in memory", "on disk"])
 def test_samples_of_a_folder_have_their_file_beside_them(tmp_path, side):
     root = image_folder(tmp_path / "data", side=side)
-    source = load(config(tmp_path, data=f"imagefolder:{root}", train_samples=4))
+    source: Any = load(config(tmp_path, data=f"imagefolder:{root}", train_samples=4))
     training_files = {p.relative_to(root).as_posix() for p in (root / "train").rglob("*.png")}
     assert len(source.names) == 4
     assert set(source.names) <= training_files

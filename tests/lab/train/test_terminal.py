@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_an_evaluation_tells_how_far_it_is_and_the_accuracy_among_five():
 
     from pfb.lab.train.data import load
 
-    source = load(config("unused"))
+    source: Any = load(config("unused"))
     batches = [{"input": source.test.images[i : i + 8], "label": source.test.labels[i : i + 8]} for i in (0, 8, 16)]
     ranking = torch.arange(10.0).flip(0)  # class 0 first, class 9 last
 

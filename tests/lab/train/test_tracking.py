@@ -4,10 +4,11 @@ import importlib.util
 import json
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 from accelerate.utils import LoggerType
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.folder import RunFolder
@@ -60,7 +61,7 @@ class TestWandb:
             def finish(self):
                 self.points.append("finished")
 
-        module = ModuleType("wandb")
+        module: Any = ModuleType("wandb")
         module.run = Run()
         module.config = module.run.settings
         module.begun = []

@@ -77,7 +77,8 @@ def run(config: AccuracyConfig) -> Path:
     """Run or continue this part of the grid, compare all that is finished in the root, and return
     the table's path.
     """
-    from pfb.lab.train.loop import console, train
+    from pfb.lab.train.loop import train
+    from pfb.lab.train.terminal import console
 
     source = load(config.recipe)
     grid = cells(config, source)

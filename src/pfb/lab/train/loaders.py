@@ -65,13 +65,13 @@ class Waiting:
     def seconds(self) -> float:
         """Of all batches so far; waits for the device."""
         if self.device.type != "cuda":
-            return sum(end - begin for begin, end in self._waits)
+            return float(sum(end - begin for begin, end in self._waits))
         torch.cuda.synchronize(self.device)
-        return sum(begin.elapsed_time(end) for begin, end in self._waits) / 1000
+        return float(sum(begin.elapsed_time(end) for begin, end in self._waits)) / 1000
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
         return event
