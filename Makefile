@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
+TRY ?= .venv-try
 RUN ?= runs/digits
 RESULTS ?= runs/measure
+EVIDENCE ?= runs/redundancy
+DATA ?= cifar10
 
-.PHONY: help train test check lower-bounds format measure thorough clean
+.PHONY: help train test check lower-bounds format measure evidence thorough docs dist try-dist clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,8 +40,30 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
 	$(BIN)/python -m studies measure --out $(RESULTS)
 
+evidence: $(BIN)/.train  ## measure what looking for copies is worth, on the GPU if there is one (MINUTES, DATA), into EVIDENCE
+	$(BIN)/python -m studies evidence --data $(DATA) --out $(EVIDENCE) $(if $(MINUTES),--minutes $(MINUTES))
+
+docs: $(BIN)/.docs  ## build the documents site into build/site
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/site
+
+dist: $(BIN)/.dist  ## build wheel and source distribution into dist, and check them
+	rm -rf dist build/lib build/sdist.txt
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	mkdir -p build
+	tar tzf dist/pfb-*.tar.gz | cut -d/ -f2- | LC_ALL=C sort > build/sdist.txt
+	git ls-files | LC_ALL=C sort | LC_ALL=C comm -23 - build/sdist.txt > build/missing.txt
+	test ! -s build/missing.txt || { echo "not in the source distribution:"; cat build/missing.txt; exit 1; }
+
+try-dist: dist  ## install the wheel in an empty environment and run it there
+	$(PYTHON) -m venv --clear $(TRY)
+	$(TRY)/bin/pip install --quiet dist/pfb-*.whl
+	cd $(TRY) && bin/python -c "import pfb; print(pfb.__version__, pfb.__file__)"
+	$(TRY)/bin/pip install --quiet "$$(ls dist/pfb-*.whl)[train]"
+	cd $(TRY) && bin/pfb --version && bin/pfb train --data digits --dry-run
+
 clean:  ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) $(TRY) build dist docs/results .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
 thorough: $(BIN)/.dev  ## try every property of the library on 20,000 examples; takes an hour
 	$(BIN)/pytest tests/unit -m hypothesis --hypothesis-profile thorough
@@ -50,4 +75,12 @@ $(BIN)/.train: pyproject.toml
 
 $(BIN)/.dev: $(BIN)/.train
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(BIN)/.docs: $(BIN)/.train
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
+$(BIN)/.dist: $(BIN)/.train
+	$(BIN)/pip install --quiet build twine
 	touch $@

@@ -1,12 +1,15 @@
-"""Hugging Face Trainer: a small BERT classifier, with labels, masks and the loss inside the model's
-forward.
+"""Hugging Face Trainer: a small BERT classifies texts, with labels, masks and the loss inside the
+model's forward. Evaluation judges all samples: nothing is stopped there.
+
+For a causal language model: ``transformers_causal_lm.py``.
 """
 
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, TrainingArguments
 
 import pfb
 from pfb.integrations.transformers import BlockingTrainer
@@ -21,7 +24,11 @@ def reviews(n: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": t, "attention_mask": m, "labels": y} for t, m, y in zip(tokens, mask, label, strict=True)]
 
 
-def main(folder: str | None = None, epochs: int = 2, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((np.argmax(prediction.predictions, 1) == prediction.label_ids).mean())}
+
+
+def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:
     torch.manual_seed(0)
     size: dict[str, Any] = {
         "hidden_size": 32,
@@ -37,13 +44,21 @@ def main(folder: str | None = None, epochs: int = 2, checkpoint: str | None = No
         folder or tempfile.mkdtemp(),
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         report_to=[],
         **options,
     )
-    trainer = BlockingTrainer(model=model, args=arguments, train_dataset=reviews(512), blocker=blocker)
+    trainer = BlockingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=reviews(512),
+        eval_dataset=reviews(128),
+        compute_metrics=accuracy,
+        blocker=blocker,
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
-    print(f"{blocker.steps} steps, {blocker.stats['pruned_share']:.0%} of the last batch stopped")
+    stopped, correct = blocker.stats["pruned_share"], trainer.evaluate()["eval_accuracy"]
+    print(f"{blocker.steps} steps, {stopped:.0%} of the last batch stopped, accuracy {correct:.1%}")
     return trainer
 
 

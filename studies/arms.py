@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.progress import track
-from scipy.stats import t
 from torch import Tensor, nn
 
 import pfb
 from pfb.cost import step_cost
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
+from pfb.lab.train.pairs import paired_difference
 
 Run = dict[str, Any]
 
@@ -75,10 +75,18 @@ def cells(data: Sequence[str], prunes: Sequence[float], seeds: Sequence[int], ar
     ]
 
 
-def run_missing(asked: list[Cell], settings: dict[str, Any], out: Path, train: Callable[[Cell], Run]) -> list[Run]:
+def run_missing(
+    asked: list[Cell],
+    settings: dict[str, Any],
+    out: Path,
+    train: Callable[[Cell], Run],
+    minutes: float | None = None,
+) -> list[Run]:
     """Do the runs that do not stand in the file of runs beside ``out`` with the same settings, and
-    note each there as it ends; returns those asked for.
+    note each there as it ends, beginning none after so many minutes; returns all that stand there,
+    those asked for first.
     """
+    begun = time.monotonic()
     place = out.with_suffix(".jsonl")
     place.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(output.rounded(settings)))
@@ -86,11 +94,14 @@ def run_missing(asked: list[Cell], settings: dict[str, Any], out: Path, train: C
     runs = [run for run in runs if run["settings"] == settings]
     missing = sorted(set(asked) - {Cell.of(run) for run in runs}, key=asked.index)
     for cell in track(missing, "runs", disable=not missing):
+        if minutes is not None and time.monotonic() - begun > 60 * minutes:
+            break
         ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": versions().get("commit")}
         runs.append(output.rounded(ended))
         with place.open("a") as file:
             file.write(json.dumps(runs[-1]) + "\n")
-    return [{k: v for k, v in run.items() if k != "settings"} for run in runs if Cell.of(run) in set(asked)]
+    runs = [{k: v for k, v in run.items() if k != "settings"} for run in runs]
+    return sorted(runs, key=lambda run: Cell.of(run) not in asked)
 
 
 # What an arm does
@@ -190,24 +201,6 @@ class Kept:
 # What the runs say
 
 
-def difference(group: dict[int, Run], base: dict[int, Run], metric: Metric) -> tuple[float, float] | None:
-    """Mean difference in pairs of seeds, and half its 95 % interval (Student); ``None`` with fewer
-    than two pairs.
-
-    Example:
-        >>> a, b = {0: {"x": 2.0}, 1: {"x": 4.0}}, {0: {"x": 1.0}, 1: {"x": 1.0}}
-        >>> mean, half = difference(a, b, Metric("x", "x"))
-        >>> mean, round(half, 2)
-        (2.0, 12.71)
-    """
-    seeds = sorted(group.keys() & base.keys())
-    if len(seeds) < 2:
-        return None
-    apart = [metric.factor * (group[seed][metric.key] - base[seed][metric.key]) for seed in seeds]
-    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(apart) / math.sqrt(len(seeds))
-    return statistics.mean(apart), float(half)
-
-
 def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None) -> str:
     """Markdown table: means over seeds, differences in pairs of seeds with half their 95 %
     interval.
@@ -222,7 +215,10 @@ def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None
         group = _group(runs, data, prune, arm)
         values = [metric.factor * run[metric.key] for run in group.values()]
         others = {other: _group(runs, data, 0.0 if other == "full" else prune, other) for other in AGAINST}
-        apart = [difference(group, base, metric) if other != arm else None for other, base in others.items()]
+        apart = [
+            paired_difference(group, base, metric.key, metric.factor) if other != arm else None
+            for other, base in others.items()
+        ]
         rows.append(
             [
                 data,

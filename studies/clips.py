@@ -74,6 +74,8 @@ class ClipsConfig:
     gamma: float = 4.0
     compile: bool = False
     """By torch.compile, with its default mode."""
+    minutes: float | None = None
+    """Begin no further training after so many."""
     on: On = field(default_factory=lambda: Device(channels_last=True))
     out: Path = Path("runs/clips.json")
     """All numbers (.json), each run as it ends (.jsonl), the table (.md) and the figure (.png)."""
@@ -102,11 +104,13 @@ def run(config: ClipsConfig) -> Path:
     settings["clips"] = config.clips.published()
     sources = functools.cache(lambda data: config.of(data).source())
     asked = arms.cells(config.on_data, config.prunes, config.seeds, config.arms)
-    runs = arms.run_missing(asked, settings, config.out, lambda cell: _train(cell, *sources(cell.data), config, device))
+    runs = arms.run_missing(
+        asked, settings, config.out, lambda cell: _train(cell, *sources(cell.data), config, device), config.minutes
+    )
     return output.write(config.out, {**output.origin(settings, device), "runs": runs}, render, draw)
 
 
-ASKED = ("out", "arms", "seeds", "on_data", "prunes")
+ASKED = ("out", "minutes", "arms", "seeds", "on_data", "prunes")
 """Settings that say which runs, not what decides them."""
 
 

@@ -48,6 +48,8 @@ class NaturalConfig:
     stop: float = 0.875
     memory: int = 4096
     gamma: float = 4.0
+    minutes: float | None = None
+    """Begin no further training after so many."""
     on: On = field(default_factory=Device)
     out: Path = Path("runs/natural.json")
     """All numbers (.json), each run as it ends (.jsonl), the tables (.md) and the figure (.png)."""
@@ -69,11 +71,13 @@ def run(config: NaturalConfig) -> Path:
     settings["files"] = [file.name for file in config.files]
     made = functools.cache(lambda: _corpus(config))
     asked = arms.cells([config.corpus], config.prunes, config.seeds, config.arms)
-    runs = arms.run_missing(asked, settings, config.out, lambda cell: _train(cell, made(), config, device))
+    runs = arms.run_missing(
+        asked, settings, config.out, lambda cell: _train(cell, made(), config, device), config.minutes
+    )
     return output.write(config.out, {**output.origin(settings, device), "runs": runs}, render, draw)
 
 
-ASKED = ("out", "arms", "seeds", "prunes")
+ASKED = ("out", "minutes", "arms", "seeds", "prunes")
 """Settings that say which runs, not what decides them."""
 KINDS = {"novel": "what is new", "all": "all that is held out"}
 KEPT = {"copies_kept": "with an exact copy, kept", "others_kept": "others kept"}

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pfb.lab import files
 from pfb.lab.bench import output
+from pfb.lab.train.pairs import paired_difference
 from studies import arms
 from studies.arms import Metric, Run
 
@@ -70,7 +71,7 @@ def render(root: Path) -> str:
             continue
         metric = _relative(case, runs)
         own = _of(runs, "inverse-density")
-        apart = [arms.difference(own, _of(runs, other), metric) for other in arms.AGAINST]
+        apart = [paired_difference(own, _of(runs, other), metric.key, metric.factor) for other in arms.AGAINST]
         told = ["" if d is None else f"{d[0]:+.{metric.digits}f} ± {d[1]:.{metric.digits}f}" for d in apart]
         rows.append([case.title, f"{metric.title} (n = {len(own)})", *told])
     header = ["data", "better by (+) or worse (-), in", *(TITLES[name] for name in arms.AGAINST)]

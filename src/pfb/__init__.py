@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pfb.advice import Advice
+    from pfb.adviser import advise
     from pfb.attach import attach
     from pfb.blocker import Blocker
     from pfb.estimator import DensityEstimator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Blocker",
     "DensityEstimator",
     "InverseDensity",
@@ -38,6 +41,7 @@ __all__ = [
     "Selection",
     "Uniform",
     "Views",
+    "advise",
     "attach",
     "batch_size_for",
     "plan",
@@ -45,6 +49,8 @@ __all__ = [
 ]
 
 _PLACES = {
+    "advice": ("Advice",),
+    "adviser": ("advise",),
     "attach": ("attach",),
     "blocker": ("Blocker",),
     "estimator": ("DensityEstimator",),

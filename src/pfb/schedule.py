@@ -11,8 +11,7 @@ ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, w
 
 @dataclass(frozen=True)
 class Schedule:
-    """Pruned share as a step function of training progress; see :func:`window` and
-    :func:`constant`.
+    """Pruned share as a step function of training progress; see :func:`window`.
 
     Attributes:
         prune: the share pruned in the main part, in [0, 1).

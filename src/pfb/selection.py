@@ -82,7 +82,7 @@ def keep_count_of_parts(batch_size: int, pruned_parts: int) -> int:
 
 
 def batch_size_for(kept: int, prune: float) -> int:
-    """The largest batch of which :func:`keep_count` keeps ``kept``: what to load so that the deep
+    """The largest batch of which ``keep_count`` keeps ``kept``: what to load so that the deep
     layers stay full.
 
     Args:

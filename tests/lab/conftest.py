@@ -18,4 +18,4 @@ def _few_pieces_of_text(monkeypatch):
 @pytest.fixture(autouse=True)
 def _few_pictures(monkeypatch):
     """Two of each end and class are a grid as well."""
-    monkeypatch.setattr("pfb.lab.report.figures.GRID_SAMPLES", 2)
+    monkeypatch.setattr("pfb.lab.report.samples.GRID_SAMPLES", 2)

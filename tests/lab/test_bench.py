@@ -14,6 +14,7 @@ from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
+from pfb.lab.train.pairs import paired_difference
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -61,12 +62,12 @@ RUNS = [
 def test_paired_differences_by_hand():
     groups = comparison.grouped(RUNS)
     pfb, full = groups["pfb-recompute", 0.5], groups["full", 0.0]
-    mean, half = comparison.paired_difference(pfb, full)
+    mean, half = paired_difference(pfb, full)
     assert mean == pytest.approx(-2.0)  # -1 and -3 points
     # Student's t for one degree of freedom is 12.706; the standard error of (-1, -3) is sqrt(2) /
     # sqrt(2) = 1.
     assert half == pytest.approx(12.7062, abs=1e-3)
-    assert comparison.paired_difference({0: RUNS[0]}, full) is None
+    assert paired_difference({0: RUNS[0]}, full) is None
     assert comparison.time_saved(pfb, full) == pytest.approx(1 - (13 / 20 + 11 / 20) / 2)
 
 

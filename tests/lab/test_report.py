@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.report import figures, page, write
+from pfb.lab.report import copies, figures, page, run_folders, write
 from pfb.lab.report.run import HEADINGS, Run
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
@@ -39,9 +40,11 @@ def make_run(folder, **changes):
         "cut": "layer1",
         "test_accuracy": 0.25,
     }
-    summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0}
+    summary |= {"time_saved": 0.125, "train_seconds": 7.0, "full_train_seconds": 8.0, "compute": 0.6}
+    summary |= {"device": "some processor, 1 threads", "train_cpu_seconds": 7.0}
     (folder / "summary.json").write_text(json.dumps(summary))
-    records = {"seen": torch.full((40,), 2), "kept": torch.arange(40) % 3, "log_density": torch.linspace(-3, 3, 40)}
+    seen = torch.full((40,), 0 if config.method == "full" else 2)
+    records = {"seen": seen, "kept": torch.arange(40) % 3, "log_density": torch.linspace(-3, 3, 40)}
     torch.save(records, folder / "records.pt")
     return folder
 
@@ -56,6 +59,64 @@ def test_the_page_shows_each_run_and_every_figure(tmp_path):
     assert text.count("data:image/png;base64,") == 3
     assert "40 of 80 (50.0%)" in text
     assert "12.5%" in text
+    assert "60.0%" in text
+
+
+def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", method="full"), make_run(tmp_path / "c", lr=1.0)]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    summary |= {"test_accuracy": 0.27, "train_cpu_seconds": 14.0, "compute": 1.0}
+    (runs[1] / "summary.json").write_text(json.dumps(summary))
+    text = page.html([Run(run) for run in runs], [])
+    assert text.count("<li>") == 1  # another learning rate has no twin here
+    assert "<td>full</td><td>1</td><td>27.00%</td><td>-2.00</td><td>14.0 s</td><td>50.0%</td><td>100%</td>" in text
+    assert "pfb 50%, reuse minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
+    assert "Beside their twins" not in page.html([Run(run) for run in runs[1:]], [])
+
+
+def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "png", lambda drawn: b"picture")
+    for name, method in (("a", "pfb"), ("b", "uniform"), ("c", "full"), ("d", "inverse-density")):
+        make_run(tmp_path / name, method=method)
+    text = write([tmp_path]).read_text()
+    for name, shown in (("a", True), ("b", True), ("c", False), ("d", True)):
+        assert (f"Kept most and pruned most often, by class ({name})" in text) == shown
+    assert text.count("chance alone") == 1
+    assert "What was near what (d)" in text
+    assert text.count("data:image/png;base64,") == 5  # curves, what was pruned, samples of a and d, copies of d
+
+
+def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
+    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    dataset: Any = run.source.train
+    images = dataset.images
+    images[6] = images[3]
+    images[9] = images[3]
+    (section,) = copies.sections(run)
+    said = [text.get_text() for text in section.figure.axes[0].texts if text.get_text().strip()]
+    shown = dict(zip(said[::2], said[1::2], strict=True))  # 0, 3, 6, ... were kept in none of two batches
+    # 9 lies densest of the three.
+    assert shown["#9, one of 3\nkept 0%"] in ("#3\ndistance 0.00", "#6\ndistance 0.00")
+    assert not {"#3", "#6"} & {text.split(",")[0].split("\n")[0] for text in shown}
+    assert len(shown) <= copies.SHOWN
+
+
+def test_more_samples_than_can_be_compared_are_not(tmp_path, monkeypatch):
+    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    monkeypatch.setattr(copies, "MOST", 39)
+    assert [section.figure for section in copies.sections(run)] == [None]
+    assert copies.sections(Run(make_run(tmp_path / "b", method="pfb"))) == []
+
+
+def test_a_run_brings_its_twins_and_a_folder_its_runs(tmp_path):
+    a, full, b = (make_run(tmp_path / name) for name in ("a", "a-full", "b"))
+    (a / "control.json").write_text('{"arms": ["full", "short"], "seeds": [0, 1]}')
+    (tmp_path / "c").mkdir()
+    assert run_folders([a]) == [a, full]
+    assert run_folders([full, a]) == [full, a]
+    assert run_folders([tmp_path]) == [a, full, b]
+    with pytest.raises(RunError, match="c: there is no run .*nor a folder that holds one"):
+        run_folders([tmp_path / "c"])
 
 
 def test_a_run_that_is_not_finished(tmp_path):
@@ -105,18 +166,21 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "records.pt").unlink()  # nor does it take long
-    with pytest.raises(RunError, match=r"--out .*config.json/x.html cannot be written \(.*\)"):
-        write([run], run / "config.json" / "x.html")
+    (run / "x.html").mkdir()
+    for out in (run / "config.json" / "x.html", run / "x.html"):
+        with pytest.raises(RunError, match=rf"--out {out} cannot be written \(.*\)"):
+            write([run], out)
 
 
 def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
     runs = [Run(make_run(tmp_path / name)) for name in "ab"]
     runs[1].source = None
-    ten = figures.pruning(runs).axes[2]
-    assert len(ten.patches) == 10
+    ten = figures.pruning(runs).axes[-1]
+    dots = [line.get_xdata() for line in ten.lines if line.get_marker() == "o"]
     assert [label.get_text() for label in ten.get_yticklabels()] == [str(c) for c in range(10)]
     shares = figures.kept_by_class(runs[0])
-    assert [patch.get_width() for patch in ten.patches] == pytest.approx([100 * share for share in shares.values()])
+    assert len(dots) == 1
+    assert dots[0] == pytest.approx([100 * share for share in shares.values()])
     assert figures.kept_by_class(runs[1]) == {}
 
 
@@ -148,7 +212,7 @@ def test_of_an_unfinished_run_and_of_none(tmp_path, capsys):
     cli.main(["report", str(tmp_path / "a")])
     assert "so far" in (tmp_path / "a" / "report.html").read_text()
     for arguments, message in (
-        ([str(tmp_path)], "there is no run"),
+        ([str(tmp_path / "a" / "tensorboard")], "there is no run"),
         ([str(tmp_path / "a"), "--out", "x.pdf"], "end in"),
     ):
         with pytest.raises(SystemExit):

@@ -39,10 +39,16 @@ CORE = [
     "attach",
     "measure",
     "planner",
+    "copies",
+    "batches",
+    "noise_scale",
+    "survey",
+    "advice",
+    "adviser",
 ]
 NEEDS_MORE = {"lab", "integrations"}
 """The folders that may import more than torch."""
-FLOORS = ["errors", "files", "origin", "baselines", "train", "bench", "report", "cli"]
+FLOORS = ["errors", "files", "origin", "baselines", "train", "bench", "report", "advise", "cli"]
 """Each place of the laboratory may import those before it only."""
 
 

@@ -1,5 +1,5 @@
-"""The command line: ``pfb train``, ``plan``, ``report`` and ``bench``. Settings come from the
-dataclasses they configure.
+"""The command line: ``pfb train``, ``plan``, ``advise``, ``report`` and ``bench``. Settings come
+from the dataclasses they configure.
 
 What a command needs is imported when it runs, so that help comes at once.
 """
@@ -7,7 +7,6 @@ What a command needs is imported when it runs, so that help comes at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import importlib
 import itertools
@@ -43,6 +42,8 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
+    control: tuple[Literal["full", "short", "small-batch"], ...] = (),
+    seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved. For example:
 
@@ -63,30 +64,33 @@ def train(
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
             whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
+        control: then train its twins on full data, beside --out, and compare. full: as long. short:
+            fewer epochs, at the compute of the run. small-batch: as many steps with smaller
+            batches, at that compute. With --resume: twins of a run that is there.
+        seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
-    from pfb.lab.train import loop
-    from pfb.lab.train.extension import extended
+    from pfb.lab.train import control as runs
     from pfb.lab.train.folder import RunFolder
 
     if resume is not None:
-        own = dataclasses.replace(RunFolder(resume).config(), minutes=run.minutes)
-        more = own if optimisation.epochs == own.epochs else extended(own, optimisation.epochs)
-        loop.train(more, resume=True)
+        asked = optimisation.epochs
+        epochs = None if asked == RunFolder(resume).config().epochs else asked
+        runs.go_on(resume, control, seeds, epochs, run.minutes)
         return
     settings = {
         name: value for group in (data, model, pruning, optimisation, run) for name, value in vars(group).items()
     }
-    (loop.dry_run if dry_run else loop.train)(TrainConfig(**settings))
+    (runs.check if dry_run else runs.start)(TrainConfig(**settings), control, seeds)
 
 
 @app.command
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
-    """Write one page on one or several runs: curves, pruned share, densities, and the samples kept
-    most and least.
+    """Write one page on one or several runs: curves, differences to their twins, pruned share,
+    densities, and the samples kept most and least.
 
     Args:
-        runs: folders of runs; or result files of pfb bench speed, of which the time saved is drawn
-            against the share pruned.
+        runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
+            time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
     """
     from pfb.lab.report import write
@@ -139,6 +143,57 @@ def plan(
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
+
+
+@app.command
+def advise(
+    data: str = "digits",
+    data_root: Path = Path("data"),
+    model: str = "",
+    batch_size: int = 128,
+    image_size: int | None = None,
+    samples: int = 20_000,
+    plan: bool = True,
+    workers: int = 2,
+    seed: int = 0,
+    cpu: bool = False,
+    out: Path = Path("advice.html"),
+    export: Path | None = None,
+) -> None:
+    """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
+    broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
+
+    pfb advise --data imagefolder:PATH --model resnet18 --export copies.csv
+
+    Args:
+        data: as in pfb train; looked at without augmentation.
+        data_root: where cifar10 and cifar100 lie or are downloaded to.
+        model: as in pfb train; by default a small one.
+        batch_size: samples of a step.
+        image_size: side of an image folder's images, as in pfb train.
+        samples: how many to look at, drawn at random.
+        plan: measure the cost at each cut, too.
+        workers: loader processes for images too large to be kept in memory.
+        seed: decides which samples are looked at, and in what order.
+        cpu: stay on the CPU even if there is a GPU.
+        out: page with pictures or text of the largest groups of near-copies.
+        export: a .csv file with all near-copies: index, file, group, and whether to keep it.
+    """
+    from pfb.lab.advise import advise as look
+    from pfb.lab.train.config import TrainConfig
+
+    config = TrainConfig(
+        data=data,
+        data_root=data_root,
+        model=model,
+        batch_size=batch_size,
+        image_size=image_size,
+        workers=workers,
+        seed=seed,
+        cpu=cpu,
+        augment=False,
+    )
+    look(config, samples, plan, out, export)
 
 
 @app.command

@@ -27,6 +27,7 @@ from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.models import build
+from pfb.lab.train.pairs import seconds
 from pfb.lab.train.records import kept_share
 
 
@@ -139,13 +140,12 @@ def _result(folder: Path, shallow: Callable[[str | None], float]) -> dict[str, A
     assert summary is not None and records is not None  # a run that has a summary is finished
     settings = without_folders(summary["config"])
     method, cell = folder.name.split("-prune")
-    on_cpu = "threads" in summary["device"]
     return {
         "method": method,
         "prune": float(cell.split("-seed")[0]),
         "config": settings,
         **{name: summary[name] for name in KEPT},
-        "seconds": summary["train_cpu_seconds" if on_cpu else "train_seconds"],
+        "seconds": seconds(summary),
         "shallow_share": shallow(summary["cut"] or settings["cut"]),
         "kept_share_quantiles": _kept_share_quantiles(records),
         "curve": [[line["epoch"], line["test_accuracy"]] for line in files.epochs() if "test_accuracy" in line],

@@ -10,16 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import t
 
-from pfb.cost import step_cost
 from pfb.lab import files
 from pfb.lab.bench import output
 from pfb.lab.bench.methods import UNIFORM
+from pfb.lab.train.compute import operations
+from pfb.lab.train.pairs import Group, paired_difference
 
 Run = dict[str, Any]
-Group = dict[int, Run]
-"""Runs that differ in the seed alone, by seed."""
 
 
 def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
@@ -170,20 +168,6 @@ def uniform_of(method: str, prune: float, groups: dict[tuple[str, float], Group]
     return groups.get((UNIFORM[wiring], prune), {})
 
 
-def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
-    """Mean difference of test accuracy, in points, over the seeds both have, and half its 95 %
-    interval (Student).
-
-    ``None`` with fewer than two common seeds.
-    """
-    seeds = sorted(group.keys() & base.keys())
-    if len(seeds) < 2:
-        return None
-    differences = [100 * (group[s]["test_accuracy"] - base[s]["test_accuracy"]) for s in seeds]
-    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(differences) / math.sqrt(len(seeds))
-    return statistics.mean(differences), float(half)
-
-
 def time_saved(group: Group, full: Group) -> float | None:
     """1 - time of the training epochs / that of full data, mean over common seeds; CPU seconds
     where a CPU trained.
@@ -195,30 +179,9 @@ def time_saved(group: Group, full: Group) -> float | None:
 
 
 def compute_saved(group: Group, full: Group) -> float | None:
-    """1 - FLOPs of the training steps / those of full data, mean over the runs; a backward counts
-    as two forwards.
-
-    A step costs what :func:`pfb.cost.step_cost` says, with a quarter of the shallow part where
-    the pass that scores is at half the resolution, and none where there is no such pass. A forward
-    of the whole model without gradients, as selective backprop makes, costs 1 / 3 per sample.
-    """
-    shares = [_cost(run) / full_samples(run, full) for run in group.values()]
+    """1 - FLOPs of the training steps / those of full data, mean over the runs."""
+    shares = [operations(run, run["shallow_share"]) / full_samples(run, full) for run in group.values()]
     return 1 - statistics.mean(shares) if shares else None
-
-
-def _cost(run: Run) -> float:
-    """FLOPs of a run, in full steps of one sample."""
-    config, trained = run["config"], run["trained_samples"]
-    if run["cut"] is None:
-        return float(trained + (run["deep_samples"] - trained) / 3)
-    met = run["pruned_steps"] * config["batch_size"] * run["processes"]  # in batches that were pruned
-    if met == 0:
-        return float(run["samples"])
-    shallow = run["shallow_share"]
-    if config["shallow"] == "recompute":
-        no_pass = config["method"] == "uniform" or config.get("features") == "sketch"
-        shallow *= 0 if no_pass else config["scoring_scale"] ** 2
-    return float(run["samples"] - met + met * step_cost((run["samples"] - trained) / met, shallow, config["shallow"]))
 
 
 def full_samples(run: Run, full: Group) -> int:

@@ -1,49 +1,55 @@
-"""One page on one or several runs: what was learned, what was pruned, and what the pruned samples
-look like.
+"""One page on one or several runs: what was learned, what that cost beside their twins, what was
+pruned, and what the pruned samples look like.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from pfb.lab import files
 from pfb.lab.bench import speed
 from pfb.lab.errors import RunError
-from pfb.lab.report import figures, page
+from pfb.lab.report import copies, figures, page, samples
+from pfb.lab.report.page import Section
 from pfb.lab.report.run import Run
+from pfb.lab.train import control
+from pfb.lab.train.folder import CONFIG
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
 
 
-def write(runs: list[Path], out: Path | None = None) -> Path:
-    """Write the page of some runs; the pictures of samples are those of the first pruned one.
+def write(places: list[Path], out: Path | None = None) -> Path:
+    """Write the page of some runs.
 
     Args:
-        runs: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got; and
-            ``.json`` files that ``pfb bench speed`` wrote.
-        out: ``.html`` for a page in one file, ``.png`` for the figures in one picture.
+        places: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got, and
+            the twins of ``--control`` come with their run; folders that hold such; and ``.json``
+            files that ``pfb bench speed`` wrote.
+        out: ``.html`` for a page in one file, ``.png`` for the figures in one picture; by default
+            ``report.html`` in the first folder.
 
     Raises:
         RunError: no runs, a folder that holds none or a damaged one, another ending, or a place
             that cannot be written.
     """
-    if not runs:
+    if not places:
         raise RunError("pfb report needs at least one run folder")
-    out = out or (runs[0].parent if runs[0].suffix == ".json" else runs[0]) / "report.html"
+    out = out or (places[0].parent if places[0].suffix == ".json" else places[0]) / "report.html"
     if out.suffix not in (".html", ".png"):
         raise RunError(f"--out must end in .html or .png (got {out})")
-    loaded = [Run(folder) for folder in runs if folder.suffix != ".json"]
-    measured = {file.stem: _measured(file) for file in runs if file.suffix == ".json"}
-    with mpl.rc_context(STYLE):
-        drawn = _draw(loaded, measured)
-        content = page.png(list(drawn.values())) if out.suffix == ".png" else page.html(loaded, drawn).encode()
+    measured = {file.stem: _measured(file) for file in places if file.suffix == ".json"}
+    runs = [Run(folder) for folder in run_folders([place for place in places if place.suffix != ".json"])]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(out)  # before all is drawn
+        with mpl.rc_context(STYLE):
+            sections = _sections(runs, measured)
+            drawn = [section.figure for section in sections if section.figure is not None]
+            content = page.png(drawn) if out.suffix == ".png" else page.html(runs, sections).encode()
         with files.replacing(out) as draft:
             draft.write_bytes(content)
     except OSError as error:
@@ -51,17 +57,44 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     return out
 
 
-def _draw(runs: list[Run], measured: dict[str, dict[str, Any]]) -> dict[str, Figure]:
-    drawn = {f"Time saved ({name})": speed.draw(numbers) for name, numbers in measured.items()}
+def run_folders(places: list[Path]) -> list[Path]:
+    """The folders of all runs that are meant: a run brings its twins, any other folder the runs
+    that lie in it.
+
+    Raises:
+        RunError: there is none.
+    """
+    found: list[Path] = []
+    for place in places:
+        if (place / CONFIG).exists():
+            plan = control.read(place)
+            found += [place] if plan is None else [p for p in plan.places(place) if (p / CONFIG).exists()]
+        else:
+            inside = sorted(file.parent for file in place.glob(f"*/{CONFIG}"))
+            if not inside:
+                raise RunError(f"{place}: there is no run (no {CONFIG}), nor a folder that holds one")
+            found += inside
+    return list({folder.resolve(): folder for folder in found}.values())
+
+
+def _check_writable(out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise IsADirectoryError(None, "it is a folder")
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(None, "Permission denied")
+
+
+def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Section]:
+    found = [Section(f"Time saved ({name})", speed.draw(numbers)) for name, numbers in measured.items()]
     if runs:
-        drawn["Learning curves"] = figures.curves(runs)
+        found.append(Section("Learning curves", figures.curves(runs)))
     pruned = [run for run in runs if run.records is not None and int(run.records["seen"].sum()) > 0]
     if pruned:
-        drawn["What was pruned"] = figures.pruning(pruned)
-        samples = figures.samples(pruned[0])
-        if samples is not None:
-            drawn[f"Kept most and pruned most often, by class ({pruned[0].name})"] = samples
-    return drawn
+        found.append(Section("What was pruned", figures.pruning(pruned)))
+    for run in pruned:
+        found += [samples.section(run), *copies.sections(run)]
+    return found
 
 
 def _measured(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import NamedTuple
 
 import jinja2
 import matplotlib.image
@@ -12,20 +13,38 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pfb.lab.report.run import HEADINGS, Run
+from pfb.lab.train import twins
 
 DPI = 110
 GAP = 20
 """Pixels between two figures of a picture."""
 
 
-def html(runs: list[Run], figures: dict[str, Figure]) -> str:
-    """The page ``page.html.j2`` with a table of the runs and the figures under their titles."""
+class Section(NamedTuple):
+    """A title, the figure under it, and what is to be known of it."""
+
+    title: str
+    figure: Figure | None
+    text: str = ""
+
+
+def html(runs: list[Run], sections: list[Section]) -> str:
+    """The page ``page.html.j2``: a table of the runs, those of their twins, and the sections."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pfb.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    pictures = {title: base64.b64encode(png([figure])).decode() for title, figure in figures.items()}
-    rows = [run.row() for run in runs]
-    return templates.get_template("page.html.j2").render(headings=HEADINGS, rows=rows, pictures=pictures)
+    summaries = [run.summary for run in runs if run.summary is not None]
+    compared = [([twins.cells(row) for row in rows], twins.verdicts(rows)) for rows in twins.compare(summaries)]
+    return templates.get_template("page.html.j2").render(
+        headings=HEADINGS,
+        rows=[run.row() for run in runs],
+        twin_headings=twins.HEADINGS,
+        compared=compared,
+        twin_note=twins.note(summaries),
+        sections=[
+            (title, figure and base64.b64encode(png([figure])).decode(), text) for title, figure, text in sections
+        ],
+    )
 
 
 def png(figures: list[Figure]) -> bytes:

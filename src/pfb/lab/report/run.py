@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
 from pfb.lab.errors import RunError
+from pfb.lab.train import twins
+from pfb.lab.train.config import without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.folder import RunFolder
 
@@ -32,27 +35,27 @@ class Run:
 
     @functools.cached_property
     def source(self) -> Source | None:
-        """The run's data, or ``None`` if it is no longer there: the curves still are."""
+        """The run's data without augmentation, or ``None`` if it is no longer there: the curves
+        still are.
+        """
         try:
-            return load(self.config)
+            return load(dataclasses.replace(self.config, augment=False))
         except RunError:
             return None
 
     @property
     def label(self) -> str:
-        config = self.config
-        if config.method == "full":
-            return f"{self.name}: full"
-        return f"{self.name}: {config.method} {config.prune:.0%}, {config.shallow}"
+        return f"{self.name}: {twins.described(dataclasses.asdict(self.config))}"
 
     def row(self) -> list[str]:
         """The cells of the run in the report's table, see :data:`HEADINGS`."""
         config, summary = self.config, self.summary
-        cells = [self.name, f"{config.data}, {config.model}", config.method]
+        data = without_folders(dataclasses.asdict(config))["data"]
+        cells = [self.name, f"{data}, {config.model}", config.method]
         if summary is None:
             tested = [epoch for epoch in self.epochs if "test_accuracy" in epoch]
             accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"
-            return [*cells, config.shallow, accuracy, "", "", "", ""]
+            return [*cells, config.shallow, accuracy, "", "", "", "", ""]
         full = summary["full_samples"]
         left_out, saved = full - summary["trained_samples"], summary["time_saved"]
         return [
@@ -60,6 +63,7 @@ class Run:
             f"{summary['cut']}, {config.shallow}" if summary["cut"] else "",
             f"{summary['test_accuracy']:.2%}",
             f"{left_out:,} of {full:,} ({left_out / full:.1%})",
+            f"{summary['compute']:.1%}" if "compute" in summary else "",
             f"{summary['train_seconds']:.1f} s",
             "" if saved is None else f"{summary['full_train_seconds']:.1f} s",
             "" if saved is None else f"{saved:.1%}",
@@ -73,6 +77,7 @@ HEADINGS = [
     "cut, wiring",
     "test accuracy, last epoch",
     "samples not trained on",
+    "compute, of full training",
     "training time",
     "same on full data",
     "time saved",

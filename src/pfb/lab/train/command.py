@@ -35,11 +35,14 @@ def whole(args: list[str]) -> list[str]:
 def _check_resume(names: list[str]) -> None:
     if "dry-run" in names:
         raise RunError("--dry-run checks a run that has not begun; leave out --resume")
-    if others := [name for name in names if name not in ("resume", "epochs", "minutes", "help")]:
+    if others := [name for name in names if name not in BESIDE_RESUME]:
         raise RunError(
-            f"--resume continues a run with its own settings, but for --epochs and --minutes; leave out "
-            f"--{', --'.join(others)}"
+            f"--resume continues a run with its own settings, but for --epochs, --minutes, --control and --seeds; "
+            f"leave out --{', --'.join(others)}"
         )
+
+
+BESIDE_RESUME = ("resume", "epochs", "minutes", "control", "seeds", "help")
 
 
 def given(args: list[str]) -> list[str]:

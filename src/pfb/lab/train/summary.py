@@ -1,10 +1,11 @@
-"""What the run cost, and what it would have cost on full data: measured on real unpruned steps
-after the run.
+"""What the run cost, and what it would have cost on full data: counted, and measured on real
+unpruned steps after the run.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import resource
 import sys
@@ -16,9 +17,11 @@ from rich.table import Table
 from torch import nn
 
 import pfb
+from pfb.cost import shallow_share
 from pfb.lab.baselines import PerClass
 from pfb.lab.origin import processor
 from pfb.lab.train import methods, optim, task
+from pfb.lab.train.compute import operations
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
@@ -27,6 +30,43 @@ PAIRS = 15
 
 
 def measure_full_cost(
+    model: nn.Module,
+    blocker: pfb.Blocker,
+    source: Source,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    totals: dict[str, Any],
+    full_steps: int,
+) -> dict[str, Any]:
+    """The run's ``compute``, full training = 1, by FLOPs as :func:`.compute.operations` counts
+    them, and its time beside that of full training.
+    """
+    full_samples = full_steps * config.batch_size * accelerator.num_processes
+    return {
+        "compute": _operations(model, blocker, source, config, accelerator, totals) / full_samples,
+        **_full_seconds(model, blocker, source, config, accelerator, totals, full_steps),
+    }
+
+
+def _operations(
+    model: nn.Module,
+    blocker: pfb.Blocker,
+    source: Source,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    totals: dict[str, Any],
+) -> float:
+    cut = None if methods.importance(config) is None else blocker.cut
+    run = {"config": dataclasses.asdict(config), "cut": cut, "processes": accelerator.num_processes, **totals}
+    if cut is None:
+        return operations(run, 0.0)
+    batch = next(iter(torch.utils.data.DataLoader(source.train, batch_size=2, collate_fn=source.collate)))
+    x = source.prepare_test(batch["input"].to(accelerator.device))
+    with torch.compiler.set_stance("force_eager"):  # the operations inside of compiled code cannot be counted
+        return operations(run, shallow_share(model, cut, x))
+
+
+def _full_seconds(
     model: nn.Module,
     blocker: pfb.Blocker,
     source: Source,
@@ -151,6 +191,8 @@ def render(summary: dict[str, Any]) -> Table:
         stopped = summary["samples"] - trained
         table.add_row("of them stopped at the cut", f"{stopped:,} ({stopped / summary['samples']:.1%})")
     table.add_row("samples trained on", f"{trained:,} ({trained / full:.1%} of full training)")
+    if "compute" in summary:  # runs of older versions lack it
+        table.add_row("compute", f"{summary['compute']:.1%} of full training's operations")
     waiting = summary.get("waiting_seconds", 0.0) / summary["train_seconds"]
     table.add_row("training time", f"{summary['train_seconds']:.1f} s, of it {waiting:.1%} waiting for data")
     if "step_ratio" in summary:

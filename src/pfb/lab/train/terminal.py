@@ -51,6 +51,19 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     )
 
 
+def progress_bar(console: Console, shown: bool) -> Progress:
+    """Steps done and to do, with the time they take."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not shown, transient=True)
+
+
 class Bars:
     """Bars of what is under way on a terminal; elsewhere a line now and then.
 
@@ -65,16 +78,8 @@ class Bars:
     """
 
     def __init__(self, console: Console, shown: bool = True) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
         self.console, self._lines = console, shown and not console.is_terminal
-        self._progress = Progress(*columns, console=console, disable=not shown or self._lines, transient=True)
+        self._progress = progress_bar(console, shown and not self._lines)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:

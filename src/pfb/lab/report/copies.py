@@ -1,0 +1,91 @@
+"""What was a near-copy of what: the samples stopped most often, and the nearest sample to each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pfb.lab.report.page import Section
+from pfb.lab.report.pictures import Tile, picture, sheet
+from pfb.lab.report.run import Run
+from pfb.lab.train.data import Source
+from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.records import kept_share
+from pfb.sketch import Sketch
+
+SHOWN = 15
+PER_ROW = 5
+LOOKED_AT = 200
+"""So many of the samples stopped most are compared with all others; and as many from all over the
+data, to know what is usual."""
+NEAR = 0.5
+"""Part of the usual distance below which two samples are of one group."""
+MOST, MOST_DECODED = 100_000, 3_000
+"""Samples that are compared at most: in memory, and of those that are read from their files."""
+
+
+def sections(run: Run) -> list[Section]:
+    """For a run that judged images by their sketch: the samples stopped most often, each with its
+    nearest other one, by the exact distance of their sketches.
+    """
+    if run.config.features != "sketch" or (source := run.source) is None or source.task == "language":
+        return []
+    assert run.records is not None
+    title, samples = f"What was near what ({run.name})", len(run.records["seen"])
+    most = MOST if isinstance(source.train, InMemory) else MOST_DECODED
+    if samples > most:
+        return [Section(title, None, f"Not drawn: {samples:,} samples are more than are compared here ({most:,}).")]
+    share, dataset = kept_share(run.records), source.train
+    density = run.records["log_density"].nan_to_num(-torch.inf)
+    order = density.argsort(descending=True, stable=True)
+    order = order[share[order].nan_to_num(1.0).argsort(stable=True)]  # of equally many times, the densest first
+    features = sketched(source)
+    stopped = order[:LOOKED_AT]
+    distances = to_others(features, stopped)
+    spread = torch.linspace(0, samples - 1, min(samples, LOOKED_AT)).long()
+    usual = max(float(to_others(features, spread).amin(1).median()), 1e-12)
+    met: set[int] = set()
+    tiles: list[Tile | None] = []
+    for index, to_N in zip(stopped.tolist(), distances / usual, strict=True):
+        other, group = int(to_N.argmin()), {index, *torch.nonzero(to_N < NEAR).flatten().tolist()}
+        if not group & met and len(tiles) < 3 * SHOWN:
+            alike = f", one of {len(group)}" if len(group) > 1 else ""
+            tiles += [
+                Tile(picture(dataset, index), f"#{index}{alike}\nkept {100 * float(share[index]):.0f}%"),
+                Tile(picture(dataset, other), f"#{other}\ndistance {float(to_N[other]):.2f}"),
+                None,
+            ]
+        met |= group  # of which only the first is shown
+    rows = {" " * row: tiles[3 * PER_ROW * row :][: 3 * PER_ROW] for row in range(-(-len(tiles) // (3 * PER_ROW)))}
+    text = (
+        "The samples that were stopped most often, each with the nearest of all other samples to its right; # is the "
+        "index in samples.csv. Distances of their sketches, in proportion to that of a usual sample to its nearest: "
+        f"near 0 is a copy, about 1 is no nearer than any. Of a group (nearer than {NEAR}) only the first is shown."
+    )
+    return [Section(title, sheet(rows, 3 * PER_ROW - 1, {}, caption=0.32), text)]
+
+
+@torch.no_grad()
+def sketched(source: Source) -> Tensor:
+    """Sketches ``[N, D]`` of all training samples, in units of their standard deviations."""
+    batches: Any = DataLoader(source.train, batch_size=256, collate_fn=source.collate)
+    features = torch.cat([Sketch()(source.prepare_test(batch["input"])) for batch in batches])
+    deviation = features.std(0)
+    alive = deviation > 1e-5 * deviation.max()
+    return (features[:, alive] - features[:, alive].mean(0)) / deviation[alive]
+
+
+def to_others(features: Tensor, indices: Tensor) -> Tensor:
+    """Distances ``[len(indices), N]`` of some samples to all, to themselves infinite.
+
+    Example:
+        >>> to_others(torch.tensor([[0.0], [3.0], [1.0]]), torch.tensor([0, 1]))
+        tensor([[inf, 3., 1.],
+                [3., inf, 2.]])
+    """
+    distances = torch.cdist(features[indices], features, compute_mode="donot_use_mm_for_euclid_dist")
+    distances[torch.arange(len(indices)), indices] = torch.inf
+    return distances

@@ -1,0 +1,135 @@
+"""``pfb advise``: what it prints, its page, its list, and what it refuses."""
+
+import csv
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from pfb import adviser
+from pfb.lab import cli
+
+
+@pytest.fixture(autouse=True)
+def _made_up_times(monkeypatch):
+    """A whole step takes 2 seconds, one on what is kept 1; each is taken once."""
+
+    def made_up(steps, device, repeats, **options):
+        for step in steps.values():
+            step()
+        return {name: [1.0 if name == "few" else 2.0] * repeats for name in steps}
+
+    monkeypatch.setattr(adviser, "interleaved_seconds", made_up)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve scenes of twelve frames, as many single pictures, two classes; one file twice."""
+    root = tmp_path_factory.mktemp("video")
+    generator = torch.Generator().manual_seed(0)
+
+    def picture():
+        coarse = torch.rand(1, 3, 4, 4, generator=generator)
+        return torch.nn.functional.interpolate(coarse, size=16, mode="bicubic")[0].clamp(0, 1) * 255
+
+    def save(place, x):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        noisy = (x + 2 * torch.randn(x.shape, generator=generator)).round().clamp(0, 255).to(torch.uint8)
+        Image.fromarray(noisy.permute(1, 2, 0).numpy()).save(place)
+
+    for number in range(12):
+        scene = picture()
+        for frame in range(12):
+            save(root / f"train/class{number % 2}/scene{number:02d}_{frame:02d}.png", scene)
+    for number in range(144):
+        save(root / f"train/class{number % 2}/single{number:03d}.png", picture())
+    for number in range(4):
+        save(root / f"val/class{number % 2}/{number}.png", picture())
+    first = root / "train/class0/scene00_00.png"
+    (first.parent / "again.png").write_bytes(first.read_bytes())
+    return root
+
+
+def run(capsys, *args):
+    cli.main(["advise", "--cpu", *map(str, args)])
+    return capsys.readouterr().out
+
+
+def test_a_folder_of_clips(folder, tmp_path, capsys):
+    page, table = tmp_path / "new/advice.html", tmp_path / "copies.csv"
+    shown = run(
+        capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--no-plan", "--out", page, "--export", table
+    )
+    assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
+    assert "Recommended: block." in shown
+    assert "2 samples in 1 group equal to the last bit" in shown
+    assert re.search(
+        r"pfb train --data \S+ --model cifar-resnet8 --method inverse-density .* --prune 0.45 --memory 96", shown
+    )
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups = {}
+    for row in rows:
+        assert (folder / row["file"]).is_file()
+        groups.setdefault(row["group"], []).append(row)
+    assert len(groups) == 12
+    for members in groups.values():
+        assert [row["kept"] for row in members] == ["yes"] + ["no"] * (len(members) - 1)
+        assert len({re.sub("again", "scene00", row["file"].split("/")[-1])[:7] for row in members}) == 1
+    assert sorted(map(len, groups.values())) == [12] * 11 + [13]
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 12 * 8
+    assert "train/class1/scene01_" in text
+    assert "http" not in text  # no resource of another place
+    assert "Recommended: block." in text
+
+
+def test_clean_images_and_part_of_the_data(tmp_path, capsys):
+    shown = run(capsys, "--samples", 600, "--no-plan", "--out", tmp_path / "a.html")
+    assert "600 of 1,437 samples looked at" in shown
+    assert "Recommended: nothing to spare." in shown
+    assert "untrained weights" in shown
+
+
+def test_text_is_shown_as_text(tmp_path, capsys, monkeypatch):
+    blocks = torch.randint(97, 122, (90, 64))
+    blocks = torch.cat([blocks, blocks[:2].repeat(14, 1)])
+    stream = blocks[torch.randperm(len(blocks))].flatten()
+    monkeypatch.setattr("pfb.lab.train.data.generated._standard_library_text", lambda: stream)
+    shown = run(capsys, "--data", "text", "--batch-size", 4, "--no-plan", "--out", tmp_path / "a.html")
+    assert "in 2 groups" in shown
+    assert "--export copies.csv lists" in shown
+    assert "data:image" not in (page := (tmp_path / "a.html").read_text())
+    assert all("".join(map(chr, block.tolist())) in page for block in blocks[:2])
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--samples", "1"], "--samples must be at least 2"),
+        (["--out", "page.txt"], "--out must end in .html"),
+        (["--out", "/proc/none/page.html"], "--out /proc/none/page.html cannot be written"),
+        (["--export", "list.txt"], "--export must end in .csv"),
+        (["--data", "nothing"], "--data must be"),
+        (["--model", "nothing"], "--model must be"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(args, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["advise", *args])
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err.strip()
+    assert says in told
+    assert "\n" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_fit_the_images(folder, tmp_path, capsys):
+    out = tmp_path / "a.html"
+    with pytest.raises(SystemExit):
+        cli.main(["advise", "--cpu", "--data", f"imagefolder:{folder}", "--model", "squeezenet1_0", "--out", str(out)])
+    assert "the model does not run on the loader's first batch ((128, 3, 16, 16) float32)" in capsys.readouterr().err
+    assert not out.exists()
