@@ -124,10 +124,9 @@ def plan(
         repeats: counted rounds.
     """
     import torch
-    from rich.console import Console
 
     from pfb.lab.train.models import build
-    from pfb.lab.train.terminal import Bars
+    from pfb.lab.train.terminal import Bars, console
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
         if value < 1:
@@ -136,7 +135,7 @@ def plan(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    bars, rounds = Bars(Console()), itertools.count(1)
+    bars, rounds = Bars(console), itertools.count(1)
     mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
     with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
         try:

@@ -27,9 +27,12 @@ WEIGHTS = torchvision.models.squeezenet1_1().state_dict()
 def hub(monkeypatch):
     """What stands in for the download: the addresses that were asked."""
     asked = []
-    monkeypatch.setattr(
-        "torchvision.models._api.load_state_dict_from_url", lambda url, **_: (asked.append(url), WEIGHTS)[1]
-    )
+
+    def load(url, **_):
+        asked.append(url)
+        return WEIGHTS
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
     return asked
 
 

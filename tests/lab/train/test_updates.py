@@ -34,7 +34,12 @@ class TestAccumulate:
         assert (training.steps_per_epoch, training.blocker.total_steps) == (6, 4)
         shares = []
         step = training.blocker.step
-        training.blocker.step = lambda: (shares.append(training.blocker.prune), step())
+
+        def noting():
+            shares.append(training.blocker.prune)
+            step()
+
+        training.blocker.step = noting
         training.run(resume=False)
         assert shares == [0.4, 0.4, 0.0, 0.0]
         assert training.lr_schedule.last_epoch == 12

@@ -79,7 +79,7 @@ def run(config: AccuracyConfig) -> Path:
     the table's path.
     """
     from pfb.lab.train.loop import train
-    from pfb.lab.train.setup import console
+    from pfb.lab.train.terminal import console
 
     source = load(config.recipe)
     grid = cells(config, source)

@@ -25,7 +25,7 @@ from pfb.lab.train.data import Source, load
 from pfb.lab.train.extension import extended
 from pfb.lab.train.folder import SUMMARY, RunFolder
 from pfb.lab.train.loaders import length
-from pfb.lab.train.setup import console
+from pfb.lab.train.terminal import console
 from pfb.lab.train.twins import ARMS, Arm, Row
 
 CONTROL = "control.json"

@@ -26,9 +26,9 @@ from pfb.lab.train.evaluation import evaluate
 from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
 from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
-from pfb.lab.train.setup import TOTALS, Setup, console
+from pfb.lab.train.setup import TOTALS, Setup
 from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
-from pfb.lab.train.terminal import epoch_line, headline
+from pfb.lab.train.terminal import console, epoch_line, headline
 
 
 def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:

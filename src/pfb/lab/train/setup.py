@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,9 +20,7 @@ from pfb.lab.train.loaders import length, loaders
 from pfb.lab.train.models import build_for
 from pfb.lab.train.random_states import RandomStates
 from pfb.lab.train.records import Records
-from pfb.lab.train.terminal import Bars
-
-console = Console()
+from pfb.lab.train.terminal import Bars, console
 
 TIMES = ("train_seconds", "train_cpu_seconds", "waiting_seconds")
 TOTALS = (*TIMES, "steps", "pruned_steps", "samples", "deep_samples", "trained_samples")
