@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from accelerate.utils import LoggerType
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.folder import RunFolder
