@@ -20,7 +20,7 @@ from studies.arms import Metric, Run
 
 ACCURACY = Metric("test_accuracy", "points of accuracy", 100, 1)
 NATS = Metric("novel", "hundredths of a nat per byte, new code", -100, 1)
-COLOUR = Metric("novel", "% of the error, new pictures", -100, 1)
+COLOUR = Metric("all", "% of the error, all held-out pictures", -100, 1)
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def render(root: Path) -> str:
     rows = []
     for case in CASES:
         runs = _runs(root, case)
-        if not runs:
+        own = _of(runs, "inverse-density")
+        if len(own.keys() & _of(runs, "uniform").keys()) < 2:
             continue
         metric = _relative(case, runs)
-        own = _of(runs, "inverse-density")
         apart = [paired_difference(own, _of(runs, other), metric.key, metric.factor) for other in arms.AGAINST]
         told = ["" if d is None else f"{d[0]:+.{metric.digits}f} ± {d[1]:.{metric.digits}f}" for d in apart]
         rows.append([case.title, f"{metric.title} (n = {len(own)})", *told])
@@ -102,8 +102,8 @@ def _relative(case: Case, runs: list[Run]) -> Metric:
     """The case's metric; an error that has no unit of its own in percent of what uniform leaves."""
     if case.metric is not COLOUR:
         return case.metric
-    usual = statistics.mean(run["novel"] for run in _of(runs, "uniform").values())
-    return Metric("novel", case.metric.title, case.metric.factor / usual, case.metric.digits)
+    usual = statistics.mean(run["all"] for run in _of(runs, "uniform").values())
+    return Metric("all", case.metric.title, case.metric.factor / usual, case.metric.digits)
 
 
 def _runs(root: Path, case: Case) -> list[Run]:

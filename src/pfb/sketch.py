@@ -9,7 +9,8 @@ dimensions.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,15 +33,15 @@ BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product l
 class Sketch(Features):
     """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
 
-    Images ``[N, C, H, W]`` (and volumes ``[N, C, T, H, W]``): averages and standard deviations over
-    space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
-    standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
-    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
-    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
-    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
-    padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 24
-    random projections. Vectors ``[N, F]``: 48 random projections, or the vector itself if it is not
-    longer.
+    Images ``[N, C, H, W]``, or a list of them of whatever sizes (and volumes ``[N, C, T, H, W]``):
+    averages and standard deviations over space of each channel, and of 16 random 3x3 filters with
+    ReLU on the image, which is first standardized by its own mean and deviation. A change of all
+    inputs' offset or scale thus changes nothing that a density in units of the features' deviations
+    sees. Tokens ``[N, T]`` (whole numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets
+    with random signs for each length and normalized to length 1. A token that repeats the one
+    before it counts for nothing, so padding tells nothing. Sequences ``[N, T, F]``: averages and
+    standard deviations over time of 24 random projections. Vectors ``[N, F]``: 48 random
+    projections, or the vector itself if it is not longer.
 
     Args:
         batch_dim: where the input has its samples.
@@ -59,12 +60,14 @@ class Sketch(Features):
         self.batch_dim = batch_dim
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
         """Read the features.
 
         Raises:
             TypeError: no tensor, or one of which nothing is known; the message names the way out.
         """
+        if isinstance(x, (list, tuple)) and _are_images(x):
+            return torch.cat([self(image[None]) for image in x])
         if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
             raise TypeError(_refusal(x))
         x = x.detach().movedim(self.batch_dim, 0)
@@ -76,6 +79,12 @@ class Sketch(Features):
             if x.dim() in (2, 3) and x.is_floating_point():
                 return of_vectors(x.float())
         raise TypeError(_refusal(x))
+
+
+def _are_images(items: Sequence[object]) -> bool:
+    """Whether a list holds one image per sample, of whatever sizes, as detectors take them."""
+    channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
+    return len(channels) == 1 and channels <= {1, 3, 4}
 
 
 def of_images(x: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ def _drawn(shape: tuple[int, ...], device: torch.device) -> Tensor:
 def _refusal(x: object) -> str:
     got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
     return (
-        'features="sketch" knows images [N, C, H, W], token numbers [N, T], sequences [N, T, F] and vectors [N, F] '
-        f'(got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that '
+        'features="sketch" knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] and '
+        f'vectors [N, F] (got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that '
         'returns [N, D]; or features="cut".'
     )

@@ -27,7 +27,8 @@ pytestmark = [
 def make_run(folder, **changes):
     """A finished run's files, as a short training on digits would leave them."""
     folder.mkdir()
-    config = TrainConfig(**{"train_samples": 40, "out": folder, "prune": 0.5, **changes})
+    paper = {"method": "pfb", "shallow": "reuse"}
+    config = TrainConfig(**{"train_samples": 40, "out": folder, "prune": 0.5, **paper, **changes})
     (folder / "config.json").write_text(config.to_json())
     metrics = {"train_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.25, "pruned_share": 0.5}
     lines = [{"epoch": epoch, "step": 10 * epoch, **metrics} for epoch in (1, 2)]

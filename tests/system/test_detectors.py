@@ -76,5 +76,8 @@ def test_a_single_shot_detector_learns_in_it():
 
 def test_with_reuse_their_targets_bypass_the_cut():
     model = faster_rcnn()
-    with pfb.attach(model, "backbone.0"), pytest.raises(ValueError, match="takes 'targets' beside 'images'"):
+    with (
+        pfb.attach(model, "backbone.0", shallow="reuse"),
+        pytest.raises(ValueError, match="takes 'targets' beside 'images'"),
+    ):
         model(*batch(5, same_size=False))

@@ -13,11 +13,12 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import comparison, memory, profile, speed
 from pfb.lab.train.config import TrainConfig
-from studies import agreement, density, goals, predictions, scoring
+from studies import agreement, clips, density, goals, natural, overview, predictions, scoring, sight
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
-    "README.md": ["measure-cpu/goals.md", "saturated-cpu/overview.md", "augmented-cpu/overview.md"],
+    "README.md": ["redundancy-cpu/overview.md"],
+    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "clips", "video", "code", "faults")],
     "docs/cost.md": [
         "measure-cpu/goals.md",
         "measure-cpu/profile-resnet18-cifar.md",
@@ -94,8 +95,10 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 RESULTS = ROOT / "results"
 BENCHMARKS = {
-    m.__name__.rpartition(".")[2]: m for m in (agreement, density, memory, predictions, profile, scoring, speed)
+    m.__name__.rpartition(".")[2]: m
+    for m in (agreement, clips, density, memory, natural, predictions, profile, scoring, sight, speed)
 }
+MADE_BY = {"plan": "predictions", "video": "natural", "code": "natural", "faults": "clips", "long": "clips"}
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -103,7 +106,8 @@ def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file)
     assert file.read_text().count("\n") == 1, "a result is a line"
     table = file.with_suffix(".md")
     kind = BENCHMARKS.get(file.parent.name.removesuffix("-cpu"))
-    kind = kind or BENCHMARKS[file.stem.split("-")[0].replace("plan", "predictions")]
+    stem = file.stem.split("-")[0]
+    kind = kind or BENCHMARKS[MADE_BY.get(stem, stem)]
     rendered = kind.render(json.loads(file.read_text()))
     assert not table.exists() or table.read_text() == rendered
 
@@ -118,6 +122,10 @@ def test_published_comparisons_are_what_the_code_makes_of_the_published_runs(fil
 @pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/goals.md")), ids=lambda f: f.name)
 def test_goals_are_what_the_code_makes_of_the_published_numbers(folder):
     assert goals.render(folder) == (folder / "goals.md").read_text()
+
+
+def test_the_overview_is_what_the_code_makes_of_the_published_numbers():
+    assert overview.render(RESULTS / "redundancy-cpu") == (RESULTS / "redundancy-cpu/overview.md").read_text()
 
 
 @pytest.mark.parametrize(("page", "tables"), SHOWN.items())

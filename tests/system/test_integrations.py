@@ -290,7 +290,7 @@ class TestTransformers:
     def test_refusals(self, tmp_path):
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50))
         smoothing = TrainingArguments(str(tmp_path), report_to=[], label_smoothing_factor=0.1, use_cpu=True)
-        with pfb.attach(model) as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
+        with pfb.attach(model, shallow="reuse") as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
             BlockingTrainer(model=model, args=smoothing, blocker=blocker)
         blocker = pfb.attach(model, shallow="recompute")
         with pytest.raises(ValueError, match="label_smoothing_factor"):

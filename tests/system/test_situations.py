@@ -84,7 +84,7 @@ class TestACutThatTheForwardLeavesOut:
 
     def test_all_samples_train_in_that_step_and_it_is_told_once(self):
         model = LayerDrop()
-        blocker = pfb.attach(model, "first", 0.5)
+        blocker = pfb.attach(model, "first", 0.5, shallow="reuse")
         kept = []
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

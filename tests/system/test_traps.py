@@ -170,7 +170,9 @@ def test_a_dead_channel_at_the_cut(shallow):
         model.layer1[0].bias[0].zero_()
         model.layer1[1].weight[0].zero_()
         model.layer1[1].bias[0].zero_()
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8))
+    blocker = pfb.attach(
+        model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8), importance=pfb.RareFirst()
+    )
     for _ in range(4):
         model(torch.randn(20, 3, 8, 8)).sum().backward()
         blocker.step()

@@ -83,8 +83,22 @@ def test_short_and_long_inputs_of_every_kind():
     torch.testing.assert_close(Sketch(batch_dim=1)(x := torch.randint(9, (7, 2))), sketch(x.T))
 
 
+def test_a_list_of_images_of_several_sizes():
+    images = [torch.rand(3, 40, 50), torch.rand(3, 64, 48)]
+    seen = Sketch()(images)
+    assert seen.shape == (2, 38)
+    torch.testing.assert_close(seen[1], Sketch()(images[1][None])[0])
+
+
 @pytest.mark.parametrize(
-    "x", [torch.randn(3), torch.rand(3, 2) > 0.5, torch.randn(2, 2, dtype=torch.complex64), [torch.randn(3, 8, 8)]]
+    "x",
+    [
+        torch.randn(3),
+        torch.rand(3, 2) > 0.5,
+        torch.randn(2, 2, dtype=torch.complex64),
+        [torch.randn(4)],
+        [torch.randn(9, 8, 8)] * 2,
+    ],
 )
 def test_other_inputs_are_refused_with_the_way_out(x):
     with pytest.raises(TypeError, match=r'attribute `of = "input"`'):

@@ -10,7 +10,9 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
 
 SMALL = {"epochs": 2, "train_samples": 384, "batch_size": 64, "cpu": True, "n_centers": 16}
+SMALL |= {"method": "pfb", "shallow": "reuse"}  # the cut matters most with the paper's
 FLAGS = ("--epochs", "2", "--train-samples", "384", "--batch-size", "64", "--cpu", "--n-centers", "16")
+FLAGS += ("--method", "pfb", "--shallow", "reuse")
 
 
 def config(run, **changes):
