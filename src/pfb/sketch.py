@@ -142,7 +142,7 @@ def _drawn(shape: tuple[int, ...], device: torch.device) -> Tensor:
 def _refusal(x: object) -> str:
     got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
     return (
-        'features="sketch" knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] and '
-        f'vectors [N, F] (got {got}). Pass `features=` a function of the model\'s input with the attribute `of = "input"` that '
-        'returns [N, D]; or features="cut".'
+        'features="sketch" knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] '
+        f"and vectors [N, F] (got {got}). Pass `features=` a function of the model's input with the attribute "
+        '`of = "input"` that returns [N, D]; or features="cut".'
     )

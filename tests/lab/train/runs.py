@@ -1,6 +1,7 @@
 """A small run, and what it leaves behind that must not depend on interruptions."""
 
 import hashlib
+from typing import Any
 
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from pfb.lab.train import loop
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
 
-SMALL = {"epochs": 2, "train_samples": 384, "batch_size": 64, "cpu": True, "n_centers": 16}
+SMALL: dict[str, Any] = {"epochs": 2, "train_samples": 384, "batch_size": 64, "cpu": True, "n_centers": 16}
 SMALL |= {"method": "pfb", "shallow": "reuse"}  # the cut matters most with the paper's
 FLAGS = ("--epochs", "2", "--train-samples", "384", "--batch-size", "64", "--cpu", "--n-centers", "16")
 FLAGS += ("--method", "pfb", "--shallow", "reuse")
