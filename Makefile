@@ -14,8 +14,8 @@ DATA ?= cifar10
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-train: $(BIN)/.train  ## train a real network on real data with PFB and show what was saved
-	$(BIN)/pfb train --data digits --model resnet18 --epochs 10 --method pfb --shallow recompute --out $(RUN) --overwrite
+train: $(BIN)/.train  ## train on data with copies, and the twin with fewer epochs beside it, on three seeds: what is gained?
+	$(BIN)/pfb train --data digit-clips --epochs 15 --batch-size 64 --prune 0.5 --control short --seeds 0 1 2 --out $(RUN) --overwrite
 	$(BIN)/pfb report $(RUN)
 
 test: $(BIN)/.dev  ## run all tests

@@ -285,13 +285,16 @@ def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
 
 def test_a_variant_asks_for_what_its_name_says():
     arguments = {name: variant.attach("layer1", 0.4) for name, variant in VARIANTS.items()}
-    assert arguments["reuse"] == {"cut": "layer1", "prune": 0.4, "shallow": pfb.Reuse()}
+    paper = {"importance": pfb.RareFirst(), "features": None}
+    assert arguments["reuse"] == {"cut": "layer1", "prune": 0.4, "shallow": pfb.Reuse(), **paper}
     assert arguments["recompute-half"]["shallow"] == pfb.Recompute(scale=0.5)
     assert arguments["recompute-bf16"]["shallow"] == pfb.Recompute(dtype=torch.bfloat16)
-    assert {name for name, given in arguments.items() if "importance" in given} == {
-        "uniform-reuse",
-        "uniform-recompute",
+    rules = {name: type(given["importance"]) for name, given in arguments.items()}
+    assert {name for name, rule in rules.items() if rule is pfb.Uniform} == {"uniform-reuse", "uniform-recompute"}
+    assert {name for name, rule in rules.items() if rule is pfb.InverseDensity} == {
+        *("sketch", "sketch-reuse", "momentum"),
     }
+    assert arguments["momentum"]["features"] == "momentum"
     assert {name for name, variant in VARIANTS.items() if variant.early} == {"recompute-early", "recompute-early-half"}
     assert not VARIANTS["recompute-filled"].scores
 

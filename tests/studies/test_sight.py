@@ -109,7 +109,7 @@ def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     assert first["oracle"]["frames_kept"] < 0.5 < first["oracle"]["singles_kept"]
     assert first["full"]["frames_kept"] is None
     monkeypatch.setattr("studies.arms.pfb.attach", lambda *a, **k: pytest.fail("done before"))
-    assert main("oracle") == {"oracle": first["oracle"]}
+    assert main("oracle") == first
     monkeypatch.undo()
     rules = main("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest")
     assert rules["paper-reuse"]["compute"] > rules["paper-recompute"]["compute"] > rules["uniform"]["compute"]

@@ -43,12 +43,13 @@ def test_a_method_that_stops_nothing_needs_no_cut():
 
 
 def test_inverse_density_brings_a_sketch_and_a_memory_of_a_third_of_an_epoch():
-    config = TrainConfig(method="inverse-density")
+    config = TrainConfig()
+    assert (config.method, config.shallow) == ("inverse-density", "recompute")
     assert config.features == "sketch"
     assert methods.importance(config) == pfb.InverseDensity(4.0)
     sizes = [methods.density(config, samples).state_dict()["size"] for samples in (300, 10**6)]
     assert sizes == [100, 4096]
-    assert isinstance(methods.density(TrainConfig(), 300), pfb.DensityEstimator)
+    assert isinstance(methods.density(TrainConfig(method="pfb"), 300), pfb.DensityEstimator)
     assert methods.importance(TrainConfig(method="inverse-density", gamma=2)) == pfb.InverseDensity(2)
 
 
@@ -64,7 +65,7 @@ def test_features_and_memory_are_free_to_combine():
     ("settings", "message"),
     [
         ({"memory": 1000}, "--memory must be less than an epoch of 1000 samples"),
-        ({"features": "momentum"}, 'use shallow="recompute"'),
+        ({"features": "momentum", "shallow": "reuse"}, 'use shallow="recompute"'),
         ({"method": "inverse-density", "channel_dim": 1}, "--channel-dim are of the cut's output"),
     ],
 )
