@@ -21,7 +21,7 @@ def idle(config: TrainConfig) -> list[str]:
     if config.method in NOT_AT_THE_CUT:
         unused |= AT_THE_CUT
     if config.method == "full" and not config.skip:
-        unused |= {"prune", "start", "stop", "ramp"}
+        unused |= {"start", "stop", "ramp"} | ({"prune"} if config.prune else set())
     if config.method == "uniform" and not config.per_class:
         unused |= DENSITY | SCORING
     if config.method != "pfb":
@@ -32,4 +32,6 @@ def idle(config: TrainConfig) -> list[str]:
         unused |= {"n_centers", "beta"}
     if config.shallow == "reuse" or config.features == "sketch":
         unused |= SCORING
+    if config.shallow == "recompute" and (config.features == "sketch" or config.method == "uniform"):
+        unused |= {"cut"}  # samples stop before the model
     return [name for name in config.changed() if name in unused]
