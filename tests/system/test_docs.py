@@ -18,7 +18,7 @@ from studies import agreement, clips, density, goals, natural, overview, predict
 ROOT = Path(__file__).parents[2]
 SHOWN = {
     "README.md": ["redundancy-cpu/overview.md"],
-    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "clips", "video", "code", "faults")],
+    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "clips", "video", "faults")],
     "docs/cost.md": [
         "measure-cpu/goals.md",
         "measure-cpu/profile-resnet18-cifar.md",
