@@ -261,8 +261,10 @@ def draw_on(panel: Axes, runs: list[Run], metric: Metric) -> None:
             continue
         points = [(run["compute"], metric.factor * run[metric.key]) for group in groups for run in group]
         means = [[statistics.mean(axis) for axis in zip(*_points(group, metric), strict=True)] for group in groups]
-        panel.plot(*zip(*points, strict=True), ".", color=f"C{color}", alpha=0.35)
-        panel.plot(*zip(*sorted(means), strict=True), "o-", color=f"C{color}", label=arm)
+        shade = "crimson" if arm == "inverse-density" else f"C{color}"
+        panel.plot(*zip(*points, strict=True), ".", color=shade, alpha=0.35)
+        panel.plot(*zip(*sorted(means), strict=True), "o-", color=shade, label=arm)
+        panel.annotate(arm, max(means), (7, -3), textcoords="offset points", fontsize=8, color=shade)
     panel.set_xlabel("compute, full data = 1")
 
 

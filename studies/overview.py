@@ -92,9 +92,8 @@ def draw(root: Path) -> Figure:
     for panel, case in zip(panels, CASES, strict=False):
         runs = [run for run in _runs(root, case) if run["arm"] in SHOWN]
         arms.draw_on(panel, runs, Metric("test_accuracy", "", 100))
-        panel.set(title=case.title.replace(": ", ":\n"), ylabel="test accuracy, %")
+        panel.set(title=case.title.replace(": ", ":\n"), ylabel="test accuracy, %", xlim=(0.5, 1.15))
         panel.title.set_fontsize(9)
-    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return figure
 
 
