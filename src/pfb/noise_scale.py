@@ -24,7 +24,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """What :func:`noise_scale` measured.
+    """What ``noise_scale`` measured.
 
     Attributes:
         samples: the simple noise scale ``tr(Sigma) / |G|^2``, in samples; infinite where the mean
