@@ -83,7 +83,9 @@ def test_every_seed_has_its_pairs_and_the_difference_an_interval(tmp_path, train
     # freedom.
     assert rows[1].gain == pytest.approx(-7.5)
     assert rows[1].half == pytest.approx(12.7062 * 0.5, abs=1e-3)
-    assert twins.verdicts(rows)[0].startswith("uniform 50%, recompute is worse than full: -7.50 ± 6.35 points, at 60% of")
+    assert twins.verdicts(rows)[0].startswith(
+        "uniform 50%, recompute is worse than full: -7.50 ± 6.35 points, at 60% of"
+    )
 
 
 def test_seeds_without_twins_are_a_mean(tmp_path, trained):
