@@ -201,6 +201,8 @@ class Advice:
         )
         yield "noise scale", self._of_noise()
         if self.plan is not None:
+            if (sketch := self.plan.sketch) is not None:
+                yield "plan", f"judged by a sketch of the input, as by default, it takes {sketch.step_ratio:.2f}"
             best = self.plan.recommended
             ratio = min(best.reuse.step_ratio, best.recompute.step_ratio)
             yield "plan", f"judged by features of the cut {best.cut!r}, {best.shallow}, it takes {ratio:.2f}"
@@ -238,7 +240,8 @@ class Advice:
         return (
             f"{self.blockable:.0%} of the samples repeat others in groups large enough to be seen while training. "
             f"Stopping {self.prune:.0%} of each batch saves about {self.most_saved:.0%} of the time, mostly on these, "
-            f"and each still comes by now and then.{also}"
+            f"and each still comes by now and then. If what you test on repeats itself as much, stop at random: "
+            f"importance=pfb.Uniform().{also}"
         )
 
     def _why_remove(self) -> str:
