@@ -136,7 +136,7 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | Non
     if found.recommendation == "block":
         print(
             f"  pfb train --data {config.data} --model {config.model} --method inverse-density --shallow recompute "
-            f"--prune {found.prune:g} --memory {found.memory}"
+            f"--prune {found.prune:g} --memory {found.memory} --control short"
         )
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, and which to keep")
