@@ -27,7 +27,7 @@ from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
 from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.setup import TOTALS, Setup
-from pfb.lab.train.summary import device_name, measure_full_cost, peak_memory, render
+from pfb.lab.train.summary import compute_of, device_name, measure_full_cost, peak_memory, render
 from pfb.lab.train.terminal import console, epoch_line, headline
 
 
@@ -274,11 +274,12 @@ class Training(Setup):
             **{f"best_{name}": value for name, value in self.best.items()},
             "train_accuracy": learned["train_accuracy"],
             **self.totals,
-            **measure_full_cost(
-                self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
-            ),
-            "peak_memory_bytes": peak_memory(accelerator.device),
         }
+        summary["compute"] = compute_of(summary, self.plain_model, self.source, accelerator.device)
+        summary |= measure_full_cost(
+            self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
+        )
+        summary["peak_memory_bytes"] = peak_memory(accelerator.device)
         if accelerator.is_main_process:
             self.folder.write_summary(summary)
             console.print(render(summary))

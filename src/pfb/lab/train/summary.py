@@ -5,7 +5,6 @@ unpruned steps after the run.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import resource
 import sys
@@ -29,44 +28,20 @@ from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 PAIRS = 15
 
 
-def measure_full_cost(
-    model: nn.Module,
-    blocker: pfb.Blocker,
-    source: Source,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    totals: dict[str, Any],
-    full_steps: int,
-) -> dict[str, Any]:
-    """The run's ``compute``, full training = 1, by FLOPs as :func:`.compute.operations` counts
-    them, and its time beside that of full training.
+def compute_of(summary: dict[str, Any], model: nn.Module, source: Source, device: torch.device) -> float:
+    """What a run took of full training's FLOPs, as :func:`.compute.operations` counts them, by the
+    cut and counts that stand in its summary so far.
     """
-    full_samples = full_steps * config.batch_size * accelerator.num_processes
-    return {
-        "compute": _operations(model, blocker, source, config, accelerator, totals) / full_samples,
-        **_full_seconds(model, blocker, source, config, accelerator, totals, full_steps),
-    }
+    shallow = 0.0
+    if summary["cut"] is not None:
+        batch = next(iter(torch.utils.data.DataLoader(source.train, batch_size=2, collate_fn=source.collate)))
+        x = source.prepare_test(batch["input"].to(device))
+        with torch.compiler.set_stance("force_eager"):  # operations inside of compiled code cannot be counted
+            shallow = shallow_share(model, summary["cut"], x)
+    return operations(summary, shallow) / float(summary["full_samples"])
 
 
-def _operations(
-    model: nn.Module,
-    blocker: pfb.Blocker,
-    source: Source,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    totals: dict[str, Any],
-) -> float:
-    cut = None if methods.importance(config) is None else blocker.cut
-    run = {"config": dataclasses.asdict(config), "cut": cut, "processes": accelerator.num_processes, **totals}
-    if cut is None:
-        return operations(run, 0.0)
-    batch = next(iter(torch.utils.data.DataLoader(source.train, batch_size=2, collate_fn=source.collate)))
-    x = source.prepare_test(batch["input"].to(accelerator.device))
-    with torch.compiler.set_stance("force_eager"):  # the operations inside of compiled code cannot be counted
-        return operations(run, shallow_share(model, cut, x))
-
-
-def _full_seconds(
+def measure_full_cost(
     model: nn.Module,
     blocker: pfb.Blocker,
     source: Source,
