@@ -18,6 +18,7 @@ from pfb import batches, cuts, tree
 from pfb.advice import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Advice
 from pfb.batches import Prepare
 from pfb.copies import Copies, find_copies
+from pfb.errors import first_line
 from pfb.hooks import is_wired
 from pfb.measure import interleaved_seconds
 from pfb.noise_scale import Loss, NoiseScale, noise_scale, objective, rows_of
@@ -261,7 +262,7 @@ def _noise(model: nn.Module, seen: Survey, loss: Loss | None, progress: Progress
     try:
         found = noise_scale(model, halves, loss, lambda: progress("gradients", next(done), len(halves)))
     except Exception as error:  # a loss of the user's, or a model that cannot take half a batch
-        return None, next(iter(str(error).splitlines()), "") or type(error).__name__
+        return None, first_line(error)
     if not math.isfinite(found.loss):
         return None, f"the loss is {found.loss}"
     return found, ""
@@ -277,7 +278,7 @@ def _planned(
         example: Any = dict(x) if not isinstance(x, (Tensor, tuple)) and hasattr(x, "keys") else x
         return plan(model, example, prune, cut=cut, repeats=PLANNED, on_round=tell), ""
     except Exception as error:  # no layer to cut at, or one whose output is no batch
-        return None, next(iter(str(error).splitlines()), "") or type(error).__name__
+        return None, first_line(error)
 
 
 def _numbered(groups: Sequence[Sequence[int]], index: list[int]) -> tuple[tuple[int, ...], ...]:

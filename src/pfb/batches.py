@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pfb import tree
+from pfb.errors import first_line
 from pfb.inputs import batched_places, main_input
 
 LABELS = ("labels", "label", "targets", "target", "y")
@@ -103,10 +104,9 @@ def try_out(model: nn.Module, x: Any) -> None:
         run(model, moved(x, device_of(model)))
     except Exception as error:
         shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for leaf in tree.leaves(x))
-        said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(
-            f"the model does not run on the loader's first batch ({shapes}): {said}. If it takes other arguments, pass "
-            "`prepare=`, a function of the batch that returns (input, labels)"
+            f"the model does not run on the loader's first batch ({shapes}): {first_line(error)}. If it takes other "
+            "arguments, pass `prepare=`, a function of the batch that returns (input, labels)"
         ) from error
 
 

@@ -11,6 +11,7 @@ ROOT = Path(pfb.__file__).parent
 LAB = ROOT / "lab"
 # Each file of the core may import those before it only.
 CORE = [
+    "errors",
     "tree",
     "density",
     "schedule",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pfb.lab.errors import first_line
+from pfb.errors import first_line
 
 DRAFT = ".draft"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pfb.lab.errors import RunError, first_line
+from pfb.errors import first_line
+from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pfb.errors import first_line
 from pfb.lab import files
-from pfb.lab.errors import RunError, first_line
+from pfb.lab.errors import RunError
 from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load

@@ -29,8 +29,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pfb.errors import first_line
 from pfb.lab import files
-from pfb.lab.errors import RunError, first_line
+from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.records import Records

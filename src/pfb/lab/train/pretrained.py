@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pfb.lab.errors import RunError, first_line
+from pfb.errors import first_line
+from pfb.lab.errors import RunError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pfb.lab.errors import RunError, first_line
+from pfb.errors import first_line
+from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 
 PROJECT = "pfb"

@@ -1,0 +1,13 @@
+"""What an error of another library says, on one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """The message's first line, or the error's name if it has none.
+
+    Example:
+        >>> first_line(ValueError("no such key\\nHint: ..."))
+        'no such key'
+        >>> first_line(KeyError())
+        'KeyError'
+    """
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
