@@ -5,13 +5,11 @@ copies.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,13 +20,10 @@ from pfb.lab.errors import RunError
 from pfb.lab.report import advice as page
 from pfb.lab.train import task
 from pfb.lab.train.config import TrainConfig, in_flags
-from pfb.lab.train.data import FOLDER, Source, load
-from pfb.lab.train.data.pixels import endings
+from pfb.lab.train.data import Source, load
 from pfb.lab.train.loaders import length
 from pfb.lab.train.models import build_for
-from pfb.lab.train.terminal import progress_bar
-
-console = Console()
+from pfb.lab.train.terminal import console, progress_bar
 
 
 def advise(
@@ -55,38 +50,19 @@ def advise(
     if export is not None:
         _check_place("export", export, ".csv")
     source = load(config)
-    names = file_names(config, source)
     found = _look(config, source, samples, plan)
     print(found)
     _say_how_to_go_on(found, config, export)
-    groups = page.pictured(found.groups, source, names)
+    groups = page.pictured(found.groups, source)
     with files.replacing(out) as draft:
         draft.write_text(page.html(found, f"{config.data}, {config.model}", groups), encoding="utf-8")
     print(f"wrote {out}")
     if export is not None:
-        _export(found, names, export)
+        _export(found, source.names, export)
         print(
             f"wrote {export}: {sum(map(len, found.groups)):,} samples with near-copies, {len(found.to_drop):,} to drop"
         )
     return found
-
-
-def file_names(config: TrainConfig, source: Source) -> list[str] | None:
-    """The file of each training sample, below the folder; ``None`` for data that have none."""
-    if not config.data.startswith(FOLDER):
-        return None
-    from torchvision.datasets.folder import find_classes, make_dataset
-
-    root = Path(config.data.removeprefix(FOLDER)).expanduser()
-    images = endings()
-
-    def is_image(path: str) -> bool:
-        return Path(path).suffix.lower() in images and not Path(path).name.startswith(".")
-
-    found = make_dataset(root / "train", find_classes(root / "train")[1], is_valid_file=is_image, allow_empty=True)
-    if len(found) != length(source.train):
-        raise RunError(f"the files in {root / 'train'} changed while they were read; try again")
-    return [Path(file).relative_to(root).as_posix() for file, _ in found]
 
 
 def _look(config: TrainConfig, source: Source, samples: int, plan: bool) -> pfb.Advice:
@@ -147,9 +123,7 @@ def _check_place(flag: str, place: Path, ending: str) -> None:
     if place.suffix != ending:
         raise RunError(f"--{flag} must end in {ending} (got {place})")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(place.parent, os.W_OK) or place.is_dir():
-            raise PermissionError(None, "not writable")
+        files.check_writable(place)
     except OSError as error:
         raise RunError(f"--{flag} {place} cannot be written ({error.strerror or error})") from error
 

@@ -48,6 +48,19 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text)
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written, before long work is done for it.
+
+    Raises:
+        OSError: the file cannot be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(None, "it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(None, "Permission denied")
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

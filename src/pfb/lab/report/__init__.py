@@ -5,7 +5,6 @@ pruned, and what the pruned samples look like.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def write(places: list[Path], out: Path | None = None) -> Path:
     measured = {file.stem: _measured(file) for file in places if file.suffix == ".json"}
     runs = [Run(folder) for folder in run_folders([place for place in places if place.suffix != ".json"])]
     try:
-        _check_writable(out)  # before all is drawn
+        files.check_writable(out)  # before all is drawn
         with mpl.rc_context(STYLE):
             sections = _sections(runs, measured)
             drawn = [section.figure for section in sections if section.figure is not None]
@@ -75,14 +74,6 @@ def run_folders(places: list[Path]) -> list[Path]:
                 raise RunError(f"{place}: there is no run (no {CONFIG}), nor a folder that holds one")
             found += inside
     return list({folder.resolve(): folder for folder in found}.values())
-
-
-def _check_writable(out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
-        raise IsADirectoryError(None, "it is a folder")
-    if not os.access(out.parent, os.W_OK):
-        raise PermissionError(None, "Permission denied")
 
 
 def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Section]:

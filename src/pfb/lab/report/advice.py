@@ -39,9 +39,9 @@ class Group:
     members: tuple[Member, ...]
 
 
-def pictured(groups: tuple[tuple[int, ...], ...], source: Source, names: list[str] | None) -> list[Group]:
+def pictured(groups: tuple[tuple[int, ...], ...], source: Source) -> list[Group]:
     """The largest groups, with the first of their samples."""
-    return [Group(len(g), tuple(_member(i, source, names) for i in g[:MEMBERS])) for g in groups[:GROUPS]]
+    return [Group(len(g), tuple(_member(i, source) for i in g[:MEMBERS])) for g in groups[:GROUPS]]
 
 
 def html(advice: pfb.Advice, subject: str, groups: list[Group]) -> str:
@@ -54,11 +54,11 @@ def html(advice: pfb.Advice, subject: str, groups: list[Group]) -> str:
     )
 
 
-def _member(i: int, source: Source, names: list[str] | None) -> Member:
+def _member(i: int, source: Source) -> Member:
     item: Any = source.train[i]
     x, y = (item["input"][0], item["label"][0]) if source.collate is not None else (item["input"], item["label"])
     label = source.classes[int(y)] if source.task == "classification" else ""
-    name = names[i] if names else f"sample {i}"
+    name = source.names[i] if source.names else f"sample {i}"
     if source.task == "language":
         return Member("", "".join(map(chr, x.tolist())), name, label)
     return Member(base64.b64encode(_png(x)).decode(), "", name, label)

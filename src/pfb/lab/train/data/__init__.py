@@ -14,7 +14,7 @@ from pfb.lab.train.data.images import SMALL_IMAGE
 from pfb.lab.train.data.sampler import EpochSampler
 from pfb.lab.train.data.source import Batch, Source, labels_of
 
-__all__ = ["FOLDER", "SMALL_IMAGE", "Batch", "EpochSampler", "Source", "labels_of", "load"]
+__all__ = ["SMALL_IMAGE", "Batch", "EpochSampler", "Source", "labels_of", "load"]
 
 FOLDER = "imagefolder:"
 SOURCES = {
