@@ -146,10 +146,7 @@ def attach(
             f"this `estimator` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
             "each blocker one of its own, or detach() the other first."
         )
-    if isinstance(wiring, Recompute):
-        handles = wiring.wire(model, module, name, gate, doubt, dim)
-    else:
-        handles = wiring.wire(model, module, name, gate, doubt)
+    handles = wiring.wire(model, module, name, gate, doubt, dim)
     blocker = Blocker(gate, handles, name, wiring.name, schedule, total_steps, model)
     OWNERS[id(estimator)] = blocker
     return blocker

@@ -80,19 +80,13 @@ class Recompute:
         object.__setattr__(self, "batch_dim", checked_dim(self.batch_dim))
 
     def wire(
-        self,
-        model: nn.Module,
-        cut: nn.Module,
-        cut_name: str,
-        gate: Gate,
-        doubt: str | None = None,
-        cut_dim: int = 0,
+        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None, dim: int = 0
     ) -> list[RemovableHandle]:
         """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`; the cut's
-        output has its samples in ``cut_dim``.
+        output has its samples in ``dim``.
         """
         enter = _SelectInputs(gate, cut_name, self, doubt)
-        return register(model, cut, enter, _Catch(gate, cut_name, cut_dim), _Leave(gate, cut_name))
+        return register(model, cut, enter, _Catch(gate, cut_name, dim), _Leave(gate, cut_name))
 
 
 class _Catch(Hook):

@@ -47,19 +47,21 @@ class Reuse:
         object.__setattr__(self, "shared", checked_names(self.shared))
 
     def wire(
-        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None
+        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None, dim: int = 0
     ) -> list[RemovableHandle]:
-        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`."""
-        enter = _Enter(gate, cut_name, self.shared)
-        return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt), _Leave(gate, cut_name))
+        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`; the cut's
+        output, and the input, have their samples in ``dim``.
+        """
+        enter = _Enter(gate, cut_name, self.shared, dim)
+        return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt, dim), _Leave(gate, cut_name))
 
 
 class _Enter(Hook):
     """Forward pre-hook on the model, for ``Reuse``."""
 
-    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...]) -> None:
+    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...], dim: int) -> None:
         super().__init__(gate, cut_name)
-        self.shared = shared
+        self.shared, self.dim = shared, dim
         self.model: weakref.ref[nn.Module] | None = None
         self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
         self.lists: list[tuple[str, int]] = []  # inputs that may have one item per sample, and their lengths
@@ -73,7 +75,7 @@ class _Enter(Hook):
         if not self.gate.enter(model.training):
             return
         places = batched_places(model, args, kwargs, self.shared)
-        self.rows = possible_rows(places, self.gate.reader.batch_dim)
+        self.rows = possible_rows(places, self.dim)
         if len(places) > 1:
             raise ValueError(self._bypass(type(model).__name__, places[1][0], repr(places[0][0])))
         self.lists = lists_without_tensors(model, args, kwargs, self.shared)
@@ -141,9 +143,9 @@ class _Leave(Hook):
 class _Stop(Hook):
     """Forward hook on the cut, for ``Reuse``."""
 
-    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None) -> None:
+    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None, dim: int) -> None:
         super().__init__(gate, cut_name)
-        self.enter, self.doubt = enter, doubt
+        self.enter, self.doubt, self.dim = enter, doubt, dim
 
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
         gate = self.gate
@@ -158,13 +160,12 @@ class _Stop(Hook):
             )
         if not gate.armed:
             return gate.let_pass(output)
-        x, dim = batched_tensor(output), gate.reader.batch_dim
-        check_rows(self.cut_name, x, dim, self.enter.rows, self.doubt)
-        self.enter.check_bypass(x.size(dim))
+        x = batched_tensor(output)
+        check_rows(self.cut_name, x, self.dim, self.enter.rows, self.doubt)
+        self.enter.check_bypass(x.size(self.dim))
         sight, self.enter.sight = self.enter.sight, None
         return self._kept(output, gate.decide(output, sight))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:
-        dim = self.gate.reader.batch_dim
-        n = batched_tensor(output).size(dim)
-        return tree.select(output, indices, n, f"output of {self.cut_name}", dim, self.gate.lists)
+        n = batched_tensor(output).size(self.dim)
+        return tree.select(output, indices, n, f"output of {self.cut_name}", self.dim, self.gate.lists)
