@@ -1,29 +1,23 @@
-"""Trainings to be compared: data, share, seed and arm of each, none done twice, and what they say
-in pairs of seeds.
-"""
+"""Trainings to be compared: data, share, seed and arm of each, none done twice."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor, nn
 
 import pfb
 from pfb.cost import step_cost
+from pfb.density import COPY
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
-from pfb.lab.train.pairs import paired_difference
 
 Run = dict[str, Any]
 
@@ -31,8 +25,6 @@ ARMS = (
     *("full", "short", "small-batch", "fewer-views"),
     *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest", "oracle"),
 )
-AGAINST = ("uniform", "short", "small-batch", "full")
-"""Arms that every other is compared with."""
 
 
 class Cell(NamedTuple):
@@ -46,16 +38,6 @@ class Cell(NamedTuple):
     @classmethod
     def of(cls, run: Run) -> Cell:
         return cls(*(run[name] for name in cls._fields))
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is judged: a number of every run."""
-
-    key: str
-    title: str
-    factor: float = 1.0
-    digits: int = 2
 
 
 def cells(data: Sequence[str], prunes: Sequence[float], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
@@ -93,10 +75,11 @@ def run_missing(
     runs = [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
     runs = [run for run in runs if run["settings"] == settings]
     missing = sorted(set(asked) - {Cell.of(run) for run in runs}, key=asked.index)
+    commit = versions().get("commit")
     for cell in track(missing, "runs", disable=not missing):
         if minutes is not None and time.monotonic() - begun > 60 * minutes:
             break
-        ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": versions().get("commit")}
+        ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": commit}
         runs.append(output.rounded(ended))
         with place.open("a") as file:
             file.write(json.dumps(runs[-1]) + "\n")
@@ -139,7 +122,7 @@ class Oracle:
 
 def nearest(gamma: float) -> Callable[[Tensor, pfb.NeighbourMemory], Tensor]:
     """``InverseDensity`` by the plain distance, not in proportion to what is usual."""
-    return lambda features, memory: _drawn(memory.distance(features).clamp_min(1e-6) ** gamma)
+    return lambda features, memory: _drawn(memory.distance(features).clamp_min(COPY) ** gamma)
 
 
 def _drawn(weights_N: Tensor) -> Tensor:
@@ -180,6 +163,70 @@ def batches(samples: int, size: int, views: int = 1) -> Iterator[Tensor]:
         yield from order.repeat_interleave(views).view(-1, different * views)
 
 
+class Recipe(Protocol):
+    """What a study's settings say of a training."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def stop(self) -> float: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def gamma(self) -> float: ...
+
+
+def train(
+    cell: Cell,
+    recipe: Recipe,
+    model: nn.Module,
+    cut: str,
+    full_steps: int,
+    copies: Tensor,
+    optimizer_of: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    loss_of: Callable[[Tensor, pfb.Blocker | None], Tensor],
+    views: int = 1,
+    compile: bool = False,
+) -> Kept:
+    """Train an arm to its end under OneCycle.
+
+    Args:
+        cell: the arm, and its share.
+        recipe: batch size, peak learning rate, window of pruning, memory and gamma.
+        model: new, on its device.
+        cut: where it is cut.
+        full_steps: of the arm ``full``.
+        copies: how many samples are the same as each, ``[N]``, for the oracle.
+        optimizer_of: of the model's parameters.
+        loss_of: mean loss of the samples with these indices that go on.
+        views: how often each sample is in a batch.
+        compile: by torch.compile, with its default mode.
+    """
+    device = next(model.parameters()).device
+    steps, batch_size = sizes(cell, recipe.stop - recipe.start, full_steps, recipe.batch_size)
+    oracle, kept = Oracle(), Kept(len(copies))
+    share = pfb.window(cell.prune, recipe.start, recipe.stop)
+    blocker = attach(cell, model, cut, steps, share, recipe.memory, recipe.gamma, oracle)
+    if compile:
+        model.compile(dynamic=False)
+    optimizer = optimizer_of(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+    for indices in itertools.islice(batches(len(copies), batch_size, views), steps):
+        oracle.copies = copies[indices].to(device).float()
+        loss_of(indices, blocker).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        kept.count(indices, blocker)
+        if blocker is not None:
+            blocker.step()
+    return kept
+
+
 class Kept:
     """How often samples of each kind went on."""
 
@@ -196,87 +243,3 @@ class Kept:
         """Of the chances that samples of this kind had; ``None`` where they had none."""
         met = float(self.met[which].sum())
         return float(self.kept[which].sum()) / met if met else None
-
-
-# What the runs say
-
-
-def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None) -> str:
-    """Markdown table: means over seeds, differences in pairs of seeds with half their 95 %
-    interval.
-
-    Args:
-        runs: as :func:`run_missing` returned them.
-        metric: what is judged.
-        shares: further columns, by the number of a run that is a share kept.
-    """
-    shares, rows, digits = shares or {}, [], metric.digits
-    for data, prune, arm in _groups(runs):
-        group = _group(runs, data, prune, arm)
-        values = [metric.factor * run[metric.key] for run in group.values()]
-        others = {other: _group(runs, data, 0.0 if other == "full" else prune, other) for other in AGAINST}
-        apart = [
-            paired_difference(group, base, metric.key, metric.factor) if other != arm else None
-            for other, base in others.items()
-        ]
-        rows.append(
-            [
-                data,
-                f"{prune:.0%}",
-                arm,
-                f"{statistics.mean(run['compute'] for run in group.values()):.0%}",
-                f"{statistics.mean(values):.{digits}f} (n = {len(values)})",
-                *("" if d is None else f"{d[0]:+.{digits}f} ± {d[1]:.{digits}f}" for d in apart),
-                *(_mean_share(group, key) for key in shares),
-            ]
-        )
-    header = ["data", "pruned", "arm", "compute", metric.title, *(f"minus {other}" for other in AGAINST)]
-    return output.table([*header, *shares.values()], rows)
-
-
-def _mean_share(group: dict[int, Run], key: str) -> str:
-    values = [run[key] for run in group.values() if run[key] is not None]
-    return f"{statistics.mean(values):.0%}" if values else ""
-
-
-def draw(runs: list[Run], metric: Metric) -> Figure:
-    """Judgement against compute: each arm's mean, and its runs beside it."""
-    kinds = list(dict.fromkeys(data for data, _, _ in _groups(runs)))
-    figure, panels = output.panels(4.2 * len(kinds) + 1.6, 4, len(kinds))
-    named: dict[str, Any] = {}
-    for panel, data in zip(panels, kinds, strict=True):
-        draw_on(panel, [run for run in runs if run["data"] == data], metric)
-        panel.set_title(data)
-        named |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    panels[0].set_ylabel(metric.title)
-    figure.legend(named.values(), named.keys(), fontsize=8, loc="outside right upper")
-    return figure
-
-
-def draw_on(panel: Axes, runs: list[Run], metric: Metric) -> None:
-    """One panel of :func:`draw`."""
-    for color, arm in enumerate(ARMS):
-        groups = [_group(runs, d, prune, a).values() for d, prune, a in _groups(runs) if a == arm]
-        if not groups:
-            continue
-        points = [(run["compute"], metric.factor * run[metric.key]) for group in groups for run in group]
-        means = [[statistics.mean(axis) for axis in zip(*_points(group, metric), strict=True)] for group in groups]
-        shade = "crimson" if arm == "inverse-density" else f"C{color}"
-        panel.plot(*zip(*points, strict=True), ".", color=shade, alpha=0.35)
-        panel.plot(*zip(*sorted(means), strict=True), "o-", color=shade, label=arm)
-        panel.annotate(arm, max(means), (7, -3), textcoords="offset points", fontsize=8, color=shade)
-    panel.set_xlabel("compute, full data = 1")
-
-
-def _points(group: Any, metric: Metric) -> list[tuple[float, float]]:
-    return [(run["compute"], metric.factor * run[metric.key]) for run in group]
-
-
-def _groups(runs: list[Run]) -> list[tuple[str, float, str]]:
-    kinds = list(dict.fromkeys(run["data"] for run in runs))
-    found = {(run["data"], run["prune"], run["arm"]) for run in runs}
-    return sorted(found, key=lambda group: (kinds.index(group[0]), group[1], ARMS.index(group[2])))
-
-
-def _group(runs: list[Run], data: str, prune: float, arm: str) -> dict[int, Run]:
-    return {run["seed"]: run for run in runs if (run["data"], run["prune"], run["arm"]) == (data, prune, arm)}

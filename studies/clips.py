@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.train.data.source import Source
 from pfb.lab.train.models import build_for
-from studies import arms
+from studies import arms, verdicts
 from studies.arms import Cell
 from studies.redundancy import Clips
 
@@ -93,7 +92,7 @@ class ClipsConfig:
         return dataclasses.replace(base, **CHANGES[data])
 
 
-METRIC = arms.Metric("test_accuracy", "test accuracy, %", 100)
+METRIC = verdicts.Metric("test_accuracy", "test accuracy, %", 100)
 KEPT = {"frames_kept": "frames kept", "singles_kept": "singles kept"}
 
 
@@ -116,12 +115,12 @@ ASKED = ("out", "minutes", "arms", "seeds", "on_data", "prunes")
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table."""
-    return arms.render(numbers["runs"], METRIC, KEPT)
+    return verdicts.render(numbers["runs"], METRIC, KEPT)
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
     """Accuracy against compute."""
-    return arms.draw(numbers["runs"], METRIC)
+    return verdicts.draw(numbers["runs"], METRIC)
 
 
 def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, device: torch.device) -> arms.Run:
@@ -129,36 +128,32 @@ def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, devi
     torch.manual_seed(cell.seed)
     layout = torch.channels_last if config.on.channels_last else torch.contiguous_format
     model = build_for(source, config.model).to(device).to(memory_format=layout)
-    window, full_steps = config.stop - config.start, len(copies) // config.batch_size * config.epochs
-    steps, batch_size = arms.sizes(cell, window, full_steps, config.batch_size)
-    oracle, kept = arms.Oracle(), arms.Kept(len(copies))
-    share = pfb.window(cell.prune, config.start, config.stop)
-    blocker = arms.attach(cell, model, config.cut, steps, share, config.memory, config.gamma, oracle)
-    if config.compile:
-        model.compile(dynamic=False)
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
     train: Any = source.train
     shallow = shallow_share(model, config.cut, source.prepare_test(train.__getitems__([0])["input"].to(device)))
-    views = 2 if cell.data == "repeated" and cell.arm != "fewer-views" else 1
-    for indices in itertools.islice(arms.batches(len(copies), batch_size, views), steps):
+
+    def loss_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
         batch = train.__getitems__(indices.tolist())
         image, label = source.prepare_train(batch["input"].to(device)), batch["label"].to(device)
-        oracle.copies = copies[indices].to(device).float()
         if config.on.channels_last:
             image = image.to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.on.precision == "bf16"):
             logits = model(image)
-        label = label if blocker is None else blocker.select(label)
-        F.cross_entropy(logits.float(), label).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        kept.count(indices, blocker)
-        if blocker is not None:
-            blocker.step()
+        return F.cross_entropy(logits.float(), label if blocker is None else blocker.select(label))
+
+    kept = arms.train(
+        cell,
+        config,
+        model,
+        config.cut,
+        len(copies) // config.batch_size * config.epochs,
+        copies,
+        lambda parameters: torch.optim.SGD(parameters, config.lr, 0.9, weight_decay=5e-4),
+        loss_of,
+        views=2 if cell.data == "repeated" and cell.arm != "fewer-views" else 1,
+        compile=config.compile,
+    )
     return {
-        "compute": arms.compute(cell, window, shallow),
+        "compute": arms.compute(cell, config.stop - config.start, shallow),
         "frames_kept": kept.share(copies > 1),
         "singles_kept": kept.share(copies == 1),
         "train_accuracy": _accuracy(model, source, source.train, 2000, device),

@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import pfb
 from pfb.cost import shallow_share
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
-from studies import arms
+from studies import arms, verdicts
 from studies.arms import Cell
 from studies.corpora import Code, Corpus, Video
 
@@ -85,21 +85,21 @@ KEPT = {"copies_kept": "with an exact copy, kept", "others_kept": "others kept"}
 
 def render(numbers: dict[str, Any]) -> str:
     """A Markdown table for each kind that is held out."""
-    return "\n".join(arms.render(numbers["runs"], _metric(numbers, kind), KEPT) for kind in KINDS)
+    return "\n".join(verdicts.render(numbers["runs"], _metric(numbers, kind), KEPT) for kind in KINDS)
 
 
 def draw(numbers: dict[str, Any]) -> Figure:
     """Judgement against compute, on what is new and on all."""
     figure, panels = output.panels(10, 4, 2)
     for panel, kind in zip(panels, KINDS, strict=True):
-        arms.draw_on(panel, numbers["runs"], _metric(numbers, kind))
+        verdicts.draw_on(panel, numbers["runs"], _metric(numbers, kind))
         panel.set(title=KINDS[kind], ylabel=numbers["runs"][0]["unit"])
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return figure
 
 
-def _metric(numbers: dict[str, Any], kind: str) -> arms.Metric:
-    return arms.Metric(kind, f"{KINDS[kind]}, {numbers['runs'][0]['unit']}", digits=3)
+def _metric(numbers: dict[str, Any], kind: str) -> verdicts.Metric:
+    return verdicts.Metric(kind, f"{KINDS[kind]}, {numbers['runs'][0]['unit']}", digits=3)
 
 
 def _corpus(config: NaturalConfig) -> Corpus:
@@ -111,27 +111,25 @@ def _corpus(config: NaturalConfig) -> Corpus:
 def _train(cell: Cell, corpus: Corpus, config: NaturalConfig, device: torch.device) -> arms.Run:
     torch.manual_seed(cell.seed)
     model = corpus.model().to(device)
-    window, n = config.stop - config.start, len(corpus.train)
-    steps, batch_size = arms.sizes(cell, window, config.steps, config.batch_size)
-    oracle, kept = arms.Oracle(), arms.Kept(n)
-    share = pfb.window(cell.prune, config.start, config.stop)
-    blocker = arms.attach(cell, model, corpus.cut, steps, share, config.memory, config.gamma, oracle)
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
-    for indices in itertools.islice(arms.batches(n, batch_size), steps):
+
+    def loss_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
         given, target = corpus.split(corpus.train[indices].to(device))
-        oracle.copies = corpus.copies[indices].to(device).float()
         told = model(given)
-        corpus.loss(told, target if blocker is None else blocker.select(target)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        kept.count(indices, blocker)
-        if blocker is not None:
-            blocker.step()
+        return corpus.loss(told, target if blocker is None else blocker.select(target))
+
+    kept = arms.train(
+        cell,
+        config,
+        model,
+        corpus.cut,
+        config.steps,
+        corpus.copies,
+        lambda parameters: torch.optim.AdamW(parameters, config.lr, weight_decay=0.01),
+        loss_of,
+    )
     shallow = shallow_share(model, corpus.cut, corpus.split(corpus.train[:2].to(device))[0])
     return {
-        "compute": arms.compute(cell, window, shallow),
+        "compute": arms.compute(cell, config.stop - config.start, shallow),
         "copies_kept": kept.share(corpus.copies > 1),
         "others_kept": kept.share(corpus.copies == 1),
         "unit": corpus.title,

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from pfb.lab import files
 from pfb.lab.bench import output
-from pfb.lab.train.pairs import paired_difference
-from studies import arms
-from studies.arms import Metric, Run
+from studies import verdicts
+from studies.arms import Run
+from studies.verdicts import Metric
 
 ACCURACY = Metric("test_accuracy", "points of accuracy", 100, 1)
 NATS = Metric("novel", "hundredths of a nat per byte, new code", -100, 1)
@@ -40,6 +40,7 @@ CASES = (
     Case("frames of four videos, as they are", "video", "video", COLOUR),
     Case("CIFAR-10, 1,000 images learned by heart", "long", "distinct", ACCURACY),
 )
+PRUNE = 0.5
 SHOWN = ("full", "short", "small-batch", "uniform", "paper-recompute", "inverse-density")
 
 
@@ -67,14 +68,13 @@ def render(root: Path) -> str:
     rows = []
     for case in CASES:
         runs = _runs(root, case)
-        own = _of(runs, "inverse-density")
-        if len(own.keys() & _of(runs, "uniform").keys()) < 2:
+        own, uniform = (verdicts.group(runs, case.data, PRUNE, arm) for arm in ("inverse-density", "uniform"))
+        if len(own.keys() & uniform.keys()) < 2:
             continue
-        metric = _relative(case, runs)
-        apart = [paired_difference(own, _of(runs, other), metric.key, metric.factor) for other in arms.AGAINST]
-        told = ["" if d is None else f"{d[0]:+.{metric.digits}f} ± {d[1]:.{metric.digits}f}" for d in apart]
+        metric = _relative(case, uniform)
+        told = verdicts.differences(runs, case.data, PRUNE, "inverse-density", metric)
         rows.append([case.title, f"{metric.title} (n = {len(own)})", *told])
-    header = ["data", "better by (+) or worse (-), in", *(TITLES[name] for name in arms.AGAINST)]
+    header = ["data", "better by (+) or worse (-), in", *(TITLES[name] for name in verdicts.AGAINST)]
     return output.table(header, rows)
 
 
@@ -91,17 +91,17 @@ def draw(root: Path) -> Figure:
     figure, panels = output.panels(10, 3.6, 2)
     for panel, case in zip(panels, CASES, strict=False):
         runs = [run for run in _runs(root, case) if run["arm"] in SHOWN]
-        arms.draw_on(panel, runs, Metric("test_accuracy", "", 100))
+        verdicts.draw_on(panel, runs, Metric("test_accuracy", "", 100))
         panel.set(title=case.title.replace(": ", ":\n"), ylabel="test accuracy, %", xlim=(0.5, 1.15))
         panel.title.set_fontsize(9)
     return figure
 
 
-def _relative(case: Case, runs: list[Run]) -> Metric:
+def _relative(case: Case, uniform: dict[int, Run]) -> Metric:
     """The case's metric; an error that has no unit of its own in percent of what uniform leaves."""
     if case.metric is not COLOUR:
         return case.metric
-    usual = statistics.mean(run["all"] for run in _of(runs, "uniform").values())
+    usual = statistics.mean(run["all"] for run in uniform.values())
     return Metric("all", case.metric.title, case.metric.factor / usual, case.metric.digits)
 
 
@@ -110,8 +110,4 @@ def _runs(root: Path, case: Case) -> list[Run]:
     if not place.exists():
         return []
     numbers: dict[str, Any] = json.loads(place.read_text())
-    return [run for run in numbers["runs"] if run["data"] == case.data and run["prune"] in (0.0, 0.5)]
-
-
-def _of(runs: list[Run], arm: str) -> dict[int, Run]:
-    return {run["seed"]: run for run in runs if run["arm"] == arm}
+    return [run for run in numbers["runs"] if run["data"] == case.data and run["prune"] in (0.0, PRUNE)]
