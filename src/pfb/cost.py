@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfb.forward import output_of
+from pfb.forward import output_of, scoring_mode
+from pfb.trace import as_in_training
 
 
 def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
@@ -19,15 +20,12 @@ def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
         >>> shallow_share(model, "0", torch.ones(2, 8))
         0.25
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as whole:
+    # In training no layer takes PyTorch's fused paths, whose operations are not counted.
+    with scoring_mode(model, batch_statistics=False), torch.no_grad(), as_in_training():
+        with FlopCounterMode(display=False) as whole:
             model(*inputs)
         with FlopCounterMode(display=False) as part:
             output_of(model, model.get_submodule(cut), inputs, {})
-    finally:
-        model.train(was_training)
     return float(part.get_total_flops() / whole.get_total_flops())
 
 
