@@ -55,6 +55,18 @@ def _helps(process):
     return any(helper in part for part in _command(process) for helper in HELPERS)
 
 
+@pytest.fixture
+def _made_up_times(monkeypatch):
+    """For the adviser: a whole step takes 2 seconds, one on what is kept 1; each is taken once."""
+
+    def made_up(steps, device, repeats, **options):
+        for step in steps.values():
+            step()
+        return {name: [1.0 if name == "few" else 2.0] * repeats for name in steps}
+
+    monkeypatch.setattr("pfb.adviser.interleaved_seconds", made_up)
+
+
 @pytest.fixture(params=["reuse", "recompute"])
 def shallow(request):
     return request.param

@@ -15,17 +15,7 @@ from pfb.noise_scale import NoiseScale
 from pfb.survey import Survey
 from tests import zoo
 
-
-@pytest.fixture(autouse=True)
-def _made_up_times(monkeypatch):
-    """A whole step takes 2 seconds, one on what is kept 1; each is taken once."""
-
-    def made_up(steps, device, repeats, **options):
-        for step in steps.values():
-            step()
-        return {name: [1.0 if name == "few" else 2.0] * repeats for name in steps}
-
-    monkeypatch.setattr(adviser, "interleaved_seconds", made_up)
+pytestmark = pytest.mark.usefixtures("_made_up_times")
 
 
 def net(d=16):

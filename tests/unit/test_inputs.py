@@ -205,17 +205,20 @@ class TestSequenceFirst:
             pfb.Recompute(batch_dim=wrong)
 
 
+class Video(nn.Module):
+    """Frames are folded into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, clip):
+        frames = self.a(clip.flatten(0, 1)).mean((2, 3))
+        return self.b(frames.view(len(clip), -1, 8).mean(1))
+
+
 class TestTheCutsBatchIsTheModels:
     def test_frames_folded_into_the_batch_are_refused_by_name(self, shallow):
-        class Video(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
-
-            def forward(self, clip):
-                frames = self.a(clip.flatten(0, 1)).mean((2, 3))
-                return self.b(frames.view(len(clip), -1, 8).mean(1))
-
         model = Video()
         attached = pfb.attach(model, "a", shallow=shallow, importance=pfb.RareFirst())
         with (
@@ -225,15 +228,6 @@ class TestTheCutsBatchIsTheModels:
             model(torch.randn(10, 4, 3, 8, 8))
 
     def test_what_the_cut_makes_of_samples_is_nothing_to_a_sketch(self):
-        class Video(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
-
-            def forward(self, clip):
-                frames = self.a(clip.flatten(0, 1)).mean((2, 3))
-                return self.b(frames.view(len(clip), -1, 8).mean(1))
-
         model, clips = Video(), torch.randn(10, 4, 3, 8, 8)
         with pfb.attach(model, "a", 0.5) as blocker:
             torch.testing.assert_close(model(clips), model.eval()(clips[blocker.selection.indices]))

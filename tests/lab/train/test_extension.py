@@ -20,11 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
 def extend(run, epochs):
     return train(extended(RunFolder(run).config(), epochs), resume=True)
 

@@ -20,11 +20,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def folder(run):
     """Of a run that has begun, with two lines in its log."""
     folder = RunFolder(run)

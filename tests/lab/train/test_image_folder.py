@@ -15,11 +15,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
 class TestImageFolder:
     @pytest.fixture
     def folder(self, tmp_path):

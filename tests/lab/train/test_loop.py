@@ -17,11 +17,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
 class TestRun:
     def test_a_run_learns_prunes_and_says_what_it_cost(self, run, capsys):
         summary = train(config(run, epochs=10, train_samples=None, shallow="recompute"))
