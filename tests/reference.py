@@ -146,10 +146,10 @@ class Memory:
             result.append(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)))
         return [s if s > 1e-5 * max(result) else 0.0 for s in result]
 
-    def to_each(self, row: list[float]) -> list[float]:
+    def to_each(self, row: list[float], rows: list[list[float]] | None = None) -> list[float]:
         return [
             math.sqrt(math.fsum(((a - b) / s) ** 2 for a, b, s in zip(row, r, self.deviations(), strict=True) if s > 0))
-            for r in self.rows
+            for r in (self.rows if rows is None else rows)
         ]
 
     def distance(self, x: Tensor) -> Tensor:
@@ -158,11 +158,11 @@ class Memory:
     def isolation(self, x: Tensor) -> Tensor:
         group = min(64, max(1, self.size // 8))
         alive = sum(s > 0 for s in self.deviations())
-        result = []
-        for row in x.double().tolist():
-            far = self.to_each(row)
+        result, queries = [], x.double().tolist()
+        for place, row in enumerate(queries):
+            far, before = self.to_each(row), self.to_each(row, queries[:place])
             least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
-            result.append(min(far) / max(least[(len(least) - 1) // 2], 0.1 * math.sqrt(2 * alive)))
+            result.append(min(far + before) / max(least[(len(least) - 1) // 2], 0.1 * math.sqrt(2 * alive)))
         return torch.tensor(result, dtype=torch.float64)
 
     def log_density(self, x: Tensor) -> Tensor:

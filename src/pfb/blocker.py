@@ -17,11 +17,12 @@ from pfb.density import quantiles
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader
 from pfb.gate import UNKNOWN_SHARE, Gate
+from pfb.hooks import remove
 from pfb.importance import Uniform
 from pfb.schedule import Schedule, checked_total_steps
 from pfb.selection import Selection, parts
+from pfb.state import VERSION, check
 
-STATE_VERSION = 2
 FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the user is told
 
 
@@ -57,8 +58,7 @@ class Blocker:
         self._told_to_step = False
         self.detached = False
         self._model = weakref.ref(model)
-        # No reference to self: dropping the blocker frees the model of its hooks.
-        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer = weakref.finalize(self, remove, handles)  # dropping the blocker frees the model
         self._set_share()
 
     # What a training loop calls
@@ -67,10 +67,9 @@ class Blocker:
         """The samples of a batch that the latest forward kept.
 
         Args:
-            trees: targets, weights, or any nested batch (tuples, lists, dicts, dataclasses) whose
-                tensors have the batch as first dimension. Mixup's ``(y_a, y_b, lam)`` and soft
-                labels ``[N, classes]`` need nothing special. Lists with one item per sample are
-                selected too, which synchronises the device.
+            trees: targets, or any nested batch (tuples, lists, dicts, dataclasses) of tensors whose
+                first dimension is the batch, soft labels and mixup's ``(y_a, y_b, lam)``, too.
+                Lists with one item per sample are selected, which synchronises the device.
             dim: the batch's dimension in their tensors.
 
         Returns:
@@ -110,8 +109,8 @@ class Blocker:
 
         Call it once beside ``optimizer.step()``. With several ranks it is one collective (one more
         for averages of BatchNorm statistics), in which all must take part; none while the share is
-        0. Warns once, with the cause, if a step with a
-        share above 0 pruned nothing, and if there were more steps than ``total_steps``.
+        0. Warns once, with the cause, if a step with a share above 0 pruned nothing, and if there
+        were more steps than ``total_steps``.
 
         Raises:
             RuntimeError: no forward reached the cut since the last call, or one did without passing
@@ -168,9 +167,30 @@ class Blocker:
         self._gate.check_thread()
         return self._gate.selection
 
+    @property
+    def weights(self) -> Tensor:
+        """What each kept sample counts for, ``[K]`` float32, to keep the aim of full data:
+        ``(blocker.weights * losses).mean()`` over the kept samples estimates the mean loss of the
+        whole batch, without bias but that no weight is above the root of K. A scalar 1 if the
+        latest forward pruned nothing.
+
+        Raises:
+            ValueError: the rule does not draw by known weights, such as :class:`pfb.RareFirst`.
+
+        Example:
+            >>> import torch, pfb
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
+            >>> x, y = torch.randn(10, 4), torch.randint(3, (10,))
+            >>> criterion = torch.nn.CrossEntropyLoss(reduction="none")
+            >>> (blocker.weights * criterion(model(x), blocker.select(y))).mean().backward()
+        """
+        self._gate.check_thread()
+        return self._gate.weights()
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let all samples pass inside this context, for instance in a teacher's forward."""
+        """All samples pass inside this context, for instance in a teacher's forward."""
         with self._gate.paused():
             yield
 
@@ -280,7 +300,7 @@ class Blocker:
         Tensors are references, as in PyTorch: save or copy before the next step.
         """
         return {
-            "version": STATE_VERSION,
+            "version": VERSION,
             "cut": self.cut,
             "shallow": self.shallow,
             "features": self._gate.reader.name,
@@ -296,22 +316,8 @@ class Blocker:
             ValueError: not a blocker's state, or of another version, cut, wiring, features or
                 density. Nothing is changed then.
         """
-        if not isinstance(state, dict) or not {"version", "cut", "shallow", "step", "estimator"} <= state.keys():
-            keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(
-                f"this is not a state of pfb.Blocker (got {keys}); pass what `Blocker.state_dict()` returned"
-            )
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {STATE_VERSION}")
         reader = self._gate.reader
-        for name, value in (("cut", self.cut), ("shallow", self.shallow), ("features", reader.name)):
-            if state[name] != value:
-                ours = f"{name}={value!r}"
-                raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {ours}: attach as before"
-                )
-        if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")
+        check(state, cut=self.cut, shallow=self.shallow, features=reader.name)
         self.estimator.load_state_dict(state["estimator"])
         reader.load_state_dict(state["averages"])
         self._steps = state["step"]
@@ -343,8 +349,3 @@ def _detached(cut: str, shallow: str, schedule: Schedule, total_steps: int | Non
     blocker = Blocker(gate, [], cut, shallow, schedule, total_steps, nn.Identity())
     blocker.detach()
     return blocker
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -8,7 +8,6 @@ flags that stay fixed within a ratio level, and does not count.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +16,13 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from pfb.density import Density
+from pfb.draw import Draw, drawn
 from pfb.features import Features, batched_tensor, fingerprint
 from pfb.hints import Hints
-from pfb.importance import Importance, reads_of
+from pfb.importance import Importance, Uniform, reads_of
 from pfb.replay import Replays, in_backward
 from pfb.selection import Selection, keep_count_of_parts, keep_largest
+from pfb.threads import Threads
 from pfb.views import Views
 
 UNKNOWN_SHARE = -1  # until `total_steps` is
@@ -44,7 +45,7 @@ class Gate:
         armed: whether the forward now running prunes; set when it enters the model.
         scoring: whether a pass is running that only scores.
         reached, entered, decided: whether any forward since the last step met the cut, entered the
-            model by its hooks, was pruned.
+            model, was pruned.
         selection: the latest forward's decision; ``None`` if it pruned nothing.
         features: ``[N, D]`` of the latest pruned batch; ``None`` before it.
         latest: kept and all rows of the latest forward in training; ``None`` if it pruned nothing.
@@ -73,11 +74,11 @@ class Gate:
         self._met = False  # has this forward met the cut?
         self._with_grad = False
         self._indices: Tensor | None = None
+        self._draw: Draw | None = None
         self._batch_size = 0
         self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
         self._inputs: list[tuple[TensorWeakRef, int]] = []  # of pruned forwards since the last step, those alive
-        self._thread = 0  # of the latest pruned forward
-        self._threads: set[int] = set()  # of pruned forwards since the last step
+        self._threads = Threads()
         self._idle = 0
 
     # Between forwards
@@ -85,6 +86,19 @@ class Gate:
     @property
     def selection(self) -> Selection | None:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
+
+    def weights(self) -> Tensor:
+        """What each kept sample counts for, ``[K]``; see :attr:`pfb.Blocker.weights`."""
+        if self._indices is None:
+            return torch.ones(())
+        if isinstance(self.importance, Uniform):
+            return torch.ones_like(self._indices, dtype=torch.float32)
+        if self._draw is None:
+            raise ValueError(
+                f"{type(self.importance).__name__} does not draw by known weights, so there is no 1 / probability: use "
+                "pfb.InverseDensity(), pfb.Uniform(), or a rule with a method `log_weights`"
+            )
+        return self._draw.weights(self.views.groups(self._indices, self._batch_size))
 
     @property
     def stopped_any(self) -> bool:
@@ -114,7 +128,6 @@ class Gate:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """All samples pass inside this context."""
         before, self._is_paused = self._is_paused, True
         try:
             yield
@@ -178,7 +191,7 @@ class Gate:
         """Tell what a pruned forward's input gives away. Eager only."""
         if in_backward() or torch.compiler.is_compiling():
             return
-        self._note_thread()
+        self._threads.note()
         if x.requires_grad and x.is_leaf:
             self.hints.tell(
                 "leaf",
@@ -196,26 +209,13 @@ class Gate:
         self._inputs.append(this)
 
     def check_thread(self) -> None:
-        """The decision at hand must be of the thread that asks for it, if that has run any.
-
-        Raises:
-            RuntimeError: another thread has run the model since.
-        """
-        thread = threading.get_ident()
-        if self._indices is not None and self._thread != thread and thread in self._threads:
-            raise RuntimeError(
-                "this model is run by two threads within one step, and the latest decision is the other's. Give every "
-                "thread a model and a blocker of its own."
-            )
-
-    def _note_thread(self) -> None:
-        self._thread = threading.get_ident()
-        self._threads.add(self._thread)
+        """The decision at hand, if there is one, must be this thread's."""
+        if self._indices is not None:
+            self._threads.check()
 
     @contextlib.contextmanager
     def scoring_pass(self) -> Iterator[None]:
-        """Inside, the cut ends the pass."""
-        self.scoring = True
+        self.scoring = True  # the cut ends the pass
         try:
             yield
         finally:
@@ -260,7 +260,7 @@ class Gate:
         self.latest = (len(indices_K), n)
         self.decided = True
         if not torch.compiler.is_compiling():
-            self._note_thread()
+            self._threads.note()
             self.blocked_forwards += 1
             self.replays.note(known_by, indices_K)
             self.hints.count(kept=len(indices_K), of=n)
@@ -313,15 +313,17 @@ class Gate:
             self.hints.look_for_views(rows_ND, self.views)
         features_GD = self.views.pooled(rows_ND)
         g = features_GD.size(0)
-        importance_G = (
-            self.importance(features_GD, self.estimator) if self.reads == "density" else self.importance(features_GD)
-        )
+        given = (features_GD, self.estimator) if self.reads == "density" else (features_GD,)
+        weigh = getattr(self.importance, "log_weights", None)
+        log_weights_G = weigh(*given) if weigh else None
+        importance_G = self.importance(*given) if log_weights_G is None else drawn(log_weights_G)
         if not isinstance(importance_G, Tensor) or importance_G.shape != (g,):
             got = tuple(importance_G.shape) if isinstance(importance_G, Tensor) else type(importance_G).__name__
             raise ValueError(f"`importance` must return one value per sample, shape ({g},) (got {got})")
         if self.reads != "nothing":  # whatever the rule makes of them: broken samples are kept
             importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
         groups_K = keep_largest(importance_G, keep_count_of_parts(g, self._pruned_parts))
+        self._draw = None if log_weights_G is None else Draw(log_weights_G, importance_G, groups_K)
         if self.reads == "density":
             everything = self.estimator.collects == "all"
             self.estimator.accumulate(features_GD if everything else features_GD.index_select(0, groups_K))

@@ -65,3 +65,9 @@ def is_wired(model: nn.Module) -> bool:
 def refuse_replica(cut: nn.Module) -> None:
     if getattr(cut, "_is_replica", False):
         raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
+
+
+def remove(handles: list[RemovableHandle]) -> None:
+    """Take all of these hooks away."""
+    for handle in handles:
+        handle.remove()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pfb.density import COPY, Density, log_importance
+from pfb.draw import drawn
 
 Importance = Callable[..., Tensor]
 Reads = Literal["density", "features", "nothing"]
@@ -85,10 +86,12 @@ class InverseDensity:
         if not 0 <= self.gamma < float("inf"):
             raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
 
+    def log_weights(self, features: Tensor, estimator: Density) -> Tensor:
+        """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
+        return self.gamma * estimator.isolation(features).clamp_min(COPY).log()
+
     def __call__(self, features: Tensor, estimator: Density) -> Tensor:
-        isolation_N = estimator.isolation(features)
-        gumbel_N = -torch.empty_like(isolation_N).exponential_().log()
-        return self.gamma * isolation_N.clamp_min(COPY).log() + gumbel_N
+        return drawn(self.log_weights(features, estimator))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class NeighbourMemory:
     an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
     like a copy of itself.
 
-    A step costs one matrix product of ``[N, D]`` and ``[D, M]`` and, with several ranks, one
+    A step costs matrix products of ``[N, D]`` and ``[D, M + N]`` and, with several ranks, one
     collective, so that copies are seen on whatever rank they lie. Shapes are constant, and nothing
     is read on the host except at steps 64, 128, 256, ..., where a memory that is too long is told.
     Of one rank and step at most 2,048 rows are remembered.
@@ -92,19 +92,25 @@ class NeighbourMemory:
 
     @torch.no_grad()
     def isolation(self, x: Tensor) -> Tensor:
-        """How much farther than usual the nearest remembered feature is, ``[N]`` float32: small for
-        a copy, about the same for all others, common or extreme. Reads only. All 1 while there is
-        none.
+        """How much farther than usual the nearest feature is, ``[N]`` float32: small for a copy,
+        about the same for all others, common or extreme. Reads only. All 1 while none is
+        remembered.
 
-        The distance to the nearest as a part of that to the nearest of 64 rows (the median over all
-        groups of 64 in the memory; below 512 of an eighth), or of a tenth of the mean distance
-        between two samples, if that is more: copies may be so many that the nearest of 64 is one.
+        Nearest of those remembered and of the rows before it in ``x``, so that of copies within one
+        batch the first counts in full. Its distance is taken as a part of that to the nearest of 64
+        rows (the median over all groups of 64 in the memory; below 512 of an eighth), or of a tenth
+        of the mean distance between two samples, if that is more: copies may be so many that the
+        nearest of 64 is one.
 
         Raises:
             ValueError: another feature width than that of the remembered ones.
         """
         distance_N, usual_N = self._distances(x)
-        return distance_N if self._frame is None else distance_N / usual_N
+        if self._frame is None or self._counts is None:
+            return distance_N
+        before_N = _to_those_before((self._checked(x) - self._frame[0]) * self._frame[1])
+        nearest_N = torch.minimum(distance_N, torch.where(self._counts[1] > 0, before_N, math.inf))
+        return nearest_N / usual_N
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -299,3 +305,19 @@ class NeighbourMemory:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
         return x_ND
+
+
+def _to_those_before(z_ND: Tensor) -> Tensor:
+    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
+    not finite are nobody's neighbours.
+    """
+    with full_precision(z_ND.device):
+        finite_N = (z_ND.isfinite() & z_ND.square().isfinite()).all(1)
+        safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
+        place_N = torch.arange(len(z_ND), device=z_ND.device)
+        later_NN = (place_N[:, None] <= place_N) | ~finite_N
+        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
+        squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
+        least_N, nearest_N = squares_NN.min(1)
+        distance_N = (z_ND - F.pad(safe_ND, (0, 0, 0, 1))[nearest_N]).square().sum(1).sqrt()
+        return torch.where(least_N.isfinite(), distance_N, math.inf)

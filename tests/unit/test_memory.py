@@ -32,7 +32,7 @@ def test_equals_the_literal_form(rows, size):
     memory, literal = remembering(rows, size), reference.Memory(size)
     for part in rows.split(8):
         literal.add(part[-size:])
-    queries = torch.cat([rows[-3:] + 0.01, rows[:5], rows.mean(0, keepdim=True)])
+    queries = torch.cat([rows[-3:] + 0.01, rows[:5], rows.mean(0, keepdim=True), rows[:2] + 0.03])
     for name in ("distance", "isolation", "log_density"):
         got, expected = getattr(memory, name)(queries), getattr(literal, name)(queries)
         assert got.dtype == torch.float32
@@ -61,10 +61,24 @@ def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_no_better_than_
     memory = remembering(rows, 4096, batch=64)
     isolation = memory.isolation(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
     assert isolation[:2].max() < 0.1
-    usual, outer = isolation[2:202].median(), isolation[202:].median()
+    usual, outer = isolation[2:202].median(), isolation[202:].median()  # of several, none is another's copy
     distances = memory.distance(torch.cat([torch.randn(200, 8), 3 * torch.randn(200, 8)]))
     assert distances[200:].median() > 3 * distances[:200].median()
     assert 0.8 < outer / usual < 1.4
+
+
+def test_of_copies_within_a_batch_the_first_counts_in_full():
+    memory = remembering(torch.randn(400, 6), 256)
+    single = torch.randn(3, 6)
+    alone = memory.isolation(single)
+    broken = torch.full((1, 6), torch.nan)
+    isolation = memory.isolation(torch.cat([broken, single[:2], single + 1e-3, single[:1]]))
+    assert isolation[0].isnan()
+    torch.testing.assert_close(isolation[[1, 2]], alone[:2])
+    assert isolation[[3, 4, 6]].max() < 0.01
+    torch.testing.assert_close(isolation[5], alone[2], rtol=0.05, atol=0)
+    torch.testing.assert_close(memory.distance(torch.cat([single, single])), memory.distance(single).repeat(2))
+    assert memory.isolation(single[:0]).shape == (0,)
 
 
 def test_no_sample_is_its_own_neighbour_before_apply():
