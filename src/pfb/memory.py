@@ -164,12 +164,13 @@ class NeighbourMemory:
             self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
             self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
         given_R = new_RD[:, -1] > 0
-        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1]
+        # More ranks than places: of the rows, the first that find one.
+        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1][: self.size]
         head, filled = self._counts.unbind()
-        place_M, n = torch.arange(self.size, device=new_RD.device), given_R.sum()
-        turn_M = (place_M - head) % self.size  # which of the new rows goes where
-        written_MD = new_RD[turn_M.clamp_max(len(new_RD) - 1)]
-        self._rows.copy_(torch.where((turn_M < n)[:, None], written_MD, self._rows))
+        turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
+        place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
+        written_RD = torch.where((turn_R < n)[:, None], new_RD, self._rows.index_select(0, place_R))
+        self._rows.index_copy_(0, place_R, written_RD)
         self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
         self._pending.zero_()
         self._measure()
