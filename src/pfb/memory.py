@@ -20,6 +20,7 @@ from pfb.density import COPY, Collects, checked_width, full_precision, median
 
 MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
 LOOK = 256  # rows that tell where the middle is
+MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 64  # rows whose nearest is the usual neighbour
 CLOSE = 0.1  # part of the distance between any two samples
@@ -268,8 +269,11 @@ class NeighbourMemory:
         filled = self._counts[1]
         sample_LD = self._rows[torch.arange(LOOK, device=filled.device) * filled // LOOK]
         middle_D = median(sample_LD)
-        near_MD = within_reach(self._rows - middle_D, spread_of(sample_LD - middle_D))
-        there_M1 = (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        rows_MD, there_M1 = self._rows, (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        if self.size > MEASURED:  # evenly from all that is there, so that a longer memory takes no longer
+            rows_MD = self._rows.index_select(0, torch.arange(MEASURED, device=filled.device) * filled // MEASURED)
+            filled, there_M1 = torch.full_like(filled, MEASURED), filled > 0
+        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD - middle_D))
         n = filled.clamp_min(1)
         mean_D = torch.where(there_M1, near_MD, 0.0).sum(0) / n
         std_D = (torch.where(there_M1, near_MD - mean_D, 0.0).square().sum(0) / n).sqrt()
