@@ -236,8 +236,9 @@ class NeighbourMemory:
             # The product finds the neighbour; its distance is taken without cancellation.
             nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
             distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
-            least_NG = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
-            least_NG = least_NG.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
+            if self.size % self._group:  # padding would copy the largest tensor of all
+                squares_NM = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
+            least_NG = squares_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
             middle = ((filled + self._group - 1) // self._group - 1).clamp_min(0) // 2
             usual_N = least_NG.sort(1).values.index_select(1, middle[None])[:, 0] + z_ND.square().sum(1)
         apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
