@@ -20,6 +20,7 @@ from pfb.density import COPY, Collects, checked_width, full_precision, median
 
 MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
 LOOK = 256  # rows that tell where the middle is
+MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 64  # rows whose nearest is the usual neighbour
 CLOSE = 0.1  # part of the distance between any two samples
@@ -170,12 +171,13 @@ class NeighbourMemory:
             self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
             self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
         given_R = new_RD[:, -1] > 0
-        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1]
+        # More ranks than places: of the rows, the first that find one.
+        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1][: self.size]
         head, filled = self._counts.unbind()
-        place_M, n = torch.arange(self.size, device=new_RD.device), given_R.sum()
-        turn_M = (place_M - head) % self.size  # which of the new rows goes where
-        written_MD = new_RD[turn_M.clamp_max(len(new_RD) - 1)]
-        self._rows.copy_(torch.where((turn_M < n)[:, None], written_MD, self._rows))
+        turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
+        place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
+        written_RD = torch.where((turn_R < n)[:, None], new_RD, self._rows.index_select(0, place_R))
+        self._rows.index_copy_(0, place_R, written_RD)
         self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
         self._pending.zero_()
         self._measure()
@@ -240,8 +242,9 @@ class NeighbourMemory:
             # The product finds the neighbour; its distance is taken without cancellation.
             nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
             distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
-            least_NG = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
-            least_NG = least_NG.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
+            if self.size % self._group:  # padding would copy the largest tensor of all
+                squares_NM = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
+            least_NG = squares_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
             middle = ((filled + self._group - 1) // self._group - 1).clamp_min(0) // 2
             usual_N = least_NG.sort(1).values.index_select(1, middle[None])[:, 0] + z_ND.square().sum(1)
         apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
@@ -273,8 +276,11 @@ class NeighbourMemory:
         filled = self._counts[1]
         sample_LD = self._rows[torch.arange(LOOK, device=filled.device) * filled // LOOK]
         middle_D = median(sample_LD)
-        near_MD = within_reach(self._rows - middle_D, spread_of(sample_LD - middle_D))
-        there_M1 = (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        rows_MD, there_M1 = self._rows, (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        if self.size > MEASURED:  # evenly from all that is there, so that a longer memory takes no longer
+            rows_MD = self._rows.index_select(0, torch.arange(MEASURED, device=filled.device) * filled // MEASURED)
+            filled, there_M1 = torch.full_like(filled, MEASURED), filled > 0
+        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD - middle_D))
         n = filled.clamp_min(1)
         mean_D = torch.where(there_M1, near_MD, 0.0).sum(0) / n
         std_D = (torch.where(there_M1, near_MD - mean_D, 0.0).square().sum(0) / n).sqrt()

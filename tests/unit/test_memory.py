@@ -185,3 +185,14 @@ def test_wrong_settings_and_widths_are_refused():
         memory.distance(torch.randn(2, 4))
     with pytest.raises(ValueError, match=r"\[N, D\]"):
         memory.accumulate(torch.randn(2))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000, 6000])
+def test_a_long_memory_knows_its_deviations_from_a_part_of_its_rows(rows):
+    memory, x = pfb.NeighbourMemory(6000), torch.randn(rows, 3) * torch.tensor([1.0, 10.0, 0.0])
+    for part in x.split(2000):
+        memory.accumulate(part)
+        memory.apply()
+    deviation = x.std(0, correction=0)
+    unit = torch.where(deviation > 0, 1 / deviation, 0.0)
+    torch.testing.assert_close(memory._frame[1], unit, rtol=0.0 if rows == 1 else 0.1, atol=1e-6)
