@@ -23,7 +23,7 @@ Run = dict[str, Any]
 
 ARMS = (
     *("full", "short", "small-batch", "fewer-views"),
-    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest", "oracle"),
+    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "nearest", "oracle"),
 )
 
 
@@ -100,6 +100,7 @@ def attach(
         "paper-reuse": {"importance": pfb.RareFirst(), "shallow": "reuse"},
         "paper-recompute": {"importance": pfb.RareFirst()},
         "inverse-density": {"importance": pfb.InverseDensity(gamma), "estimator": density},
+        "weighted": {"importance": pfb.InverseDensity(gamma), "estimator": density},
         "nearest": {"importance": nearest(gamma), "estimator": density, "features": "sketch"},
         "oracle": {"importance": oracle},
     }
@@ -188,7 +189,7 @@ def train(
     full_steps: int,
     copies: Tensor,
     optimizer_of: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-    loss_of: Callable[[Tensor, pfb.Blocker | None], Tensor],
+    losses_of: Callable[[Tensor, pfb.Blocker | None], Tensor],
     views: int = 1,
     compile: bool = False,
 ) -> Kept:
@@ -202,7 +203,7 @@ def train(
         full_steps: of the arm ``full``.
         copies: how many samples are the same as each, ``[N]``, for the oracle.
         optimizer_of: of the model's parameters.
-        loss_of: mean loss of the samples with these indices that go on.
+        losses_of: loss of each of the samples with these indices that go on.
         views: how often each sample is in a batch.
         compile: by torch.compile, with its default mode.
     """
@@ -217,7 +218,10 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
     for indices in itertools.islice(batches(len(copies), batch_size, views), steps):
         oracle.copies = copies[indices].to(device).float()
-        loss_of(indices, blocker).backward()  # type: ignore[no-untyped-call]
+        losses = losses_of(indices, blocker)
+        if cell.arm == "weighted" and blocker is not None:
+            losses = losses * blocker.weights
+        losses.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

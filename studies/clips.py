@@ -55,9 +55,9 @@ class ClipsConfig:
     arms: tuple[str, ...] = MAIN
     """full: all data. short: fewer steps at the compute of uniform. small-batch: as many steps with
     smaller batches at that compute; fewer-views: the same with each image once. uniform,
-    paper-reuse, paper-recompute, inverse-density: rules. nearest: drawn by the plain distance to
-    the nearest neighbour, not put in proportion to what is usual there. oracle: drawn with weight 1
-    / number of frames.
+    paper-reuse, paper-recompute, inverse-density: rules. weighted: inverse-density, losses with
+    weights 1 / probability. nearest: drawn by the plain distance to the nearest neighbour, not put
+    in proportion to what is usual there. oracle: drawn with weight 1 / number of frames.
     """
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str = "cifar-resnet8"
@@ -131,14 +131,14 @@ def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, devi
     train: Any = source.train
     shallow = shallow_share(model, config.cut, source.prepare_test(train.__getitems__([0])["input"].to(device)))
 
-    def loss_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
+    def losses_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
         batch = train.__getitems__(indices.tolist())
         image, label = source.prepare_train(batch["input"].to(device)), batch["label"].to(device)
         if config.on.channels_last:
             image = image.to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.on.precision == "bf16"):
             logits = model(image)
-        return F.cross_entropy(logits.float(), label if blocker is None else blocker.select(label))
+        return F.cross_entropy(logits.float(), label if blocker is None else blocker.select(label), reduction="none")
 
     kept = arms.train(
         cell,
@@ -148,7 +148,7 @@ def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, devi
         len(copies) // config.batch_size * config.epochs,
         copies,
         lambda parameters: torch.optim.SGD(parameters, config.lr, 0.9, weight_decay=5e-4),
-        loss_of,
+        losses_of,
         views=2 if cell.data == "repeated" and cell.arm != "fewer-views" else 1,
         compile=config.compile,
     )

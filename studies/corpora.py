@@ -47,8 +47,8 @@ class Corpus(ABC):
         """Raw samples into the model's input and what it is to tell."""
 
     @abstractmethod
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """What is minimized, and judged: the mean over all."""
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """What is minimized, and judged, of each sample."""
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> dict[str, float]:
@@ -57,8 +57,8 @@ class Corpus(ABC):
         found = {}
         for kind, x in self.held_out.items():
             parts = [self.split(part) for part in torch.split(x, 500)]
-            losses = [float(self.loss(model(given), target)) * len(target) for given, target in parts]
-            found[kind] = sum(losses) / len(x)
+            losses = [self.losses(model(given), target).sum() for given, target in parts]
+            found[kind] = float(sum(losses)) / len(x)
         return found
 
 
@@ -103,8 +103,8 @@ class Code(Corpus):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :-1].long(), x[:, 1:].long()
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output.flatten(0, 1), target.flatten())
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output.transpose(1, 2), target, reduction="none").mean(1)
 
 
 class Writer(nn.Module):
@@ -175,8 +175,8 @@ class Video(Corpus):
         colour = torch.stack([0.564 * (blue - bright), 0.713 * (red - bright)], 1)
         return bright[:, None] - 0.5, F.avg_pool2d(colour, 2)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return 1000 * F.mse_loss(output, target)
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        return 1000 * F.mse_loss(output, target, reduction="none").flatten(1).mean(1)
 
 
 def _block(width: int) -> nn.Module:

@@ -112,10 +112,10 @@ def _train(cell: Cell, corpus: Corpus, config: NaturalConfig, device: torch.devi
     torch.manual_seed(cell.seed)
     model = corpus.model().to(device)
 
-    def loss_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
+    def losses_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
         given, target = corpus.split(corpus.train[indices].to(device))
         told = model(given)
-        return corpus.loss(told, target if blocker is None else blocker.select(target))
+        return corpus.losses(told, target if blocker is None else blocker.select(target))
 
     kept = arms.train(
         cell,
@@ -125,7 +125,7 @@ def _train(cell: Cell, corpus: Corpus, config: NaturalConfig, device: torch.devi
         config.steps,
         corpus.copies,
         lambda parameters: torch.optim.AdamW(parameters, config.lr, weight_decay=0.01),
-        loss_of,
+        losses_of,
     )
     shallow = shallow_share(model, corpus.cut, corpus.split(corpus.train[:2].to(device))[0])
     return {

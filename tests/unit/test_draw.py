@@ -100,7 +100,7 @@ def test_without_a_draw_there_are_no_weights(shallow):
         assert blocker.weights == 1
     with pfb.attach(model, "layer1", 0.5, shallow=shallow, importance=pfb.RareFirst()) as blocker:
         model(x)
-        with pytest.raises(ValueError, match=r"RareFirst does not draw by known weights, so .*: use pfb.InverseDensity"):
+        with pytest.raises(ValueError, match=r"RareFirst does not draw by known weights, .*: use pfb.InverseDensity"):
             _ = blocker.weights
 
 
