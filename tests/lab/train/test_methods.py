@@ -80,3 +80,5 @@ def test_bad_settings_are_refused_before_anything_is_built():
         TrainConfig(memory=1)
     with pytest.raises(RunError, match="--gamma must be a finite number >= 0"):
         TrainConfig(method="inverse-density", gamma=-1)
+    with pytest.raises(RunError, match=r"--reweight needs the probability of a draw among all, which --per-class has"):
+        TrainConfig(reweight=True, per_class=True)

@@ -80,6 +80,7 @@ def test_waiting_is_what_the_loader_takes_and_not_the_step():
         ({"method": "uniform", "memory": 100, "cut": "layer1", "shallow": "reuse"}, {"memory"}),
         ({"method": "inverse-density", "cut": "layer1"}, {"cut"}),
         ({"method": "inverse-density", "cut": "layer1", "features": "momentum"}, set()),
+        ({"method": "uniform", "reweight": True}, {"reweight"}),
         ({"method": "inverse-density", "gamma": 3.0, "n_centers": 16, "alpha": 0.1}, {"n_centers", "alpha"}),
         ({"method": "pfb", "alpha": 0.1, "gamma": 3.0, "n_centers": 16}, {"gamma"}),
         ({"method": "pfb", "shallow": "reuse", "scoring_scale": 0.5}, {"scoring_scale"}),

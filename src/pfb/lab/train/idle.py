@@ -7,7 +7,7 @@ from pfb.lab.train.config import TrainConfig
 NOT_AT_THE_CUT = ("full", "infobatch", "orderdp", "selective-backprop")
 DENSITY = {"features", "memory", "n_centers", "beta"}
 SCORING = {"batchnorm", "scoring_scale"}
-AT_THE_CUT = {"cut", "channel_dim", "shallow", "alpha", "gamma", "per_class"} | DENSITY | SCORING
+AT_THE_CUT = {"cut", "channel_dim", "shallow", "alpha", "gamma", "reweight", "per_class"} | DENSITY | SCORING
 
 
 def idle(config: TrainConfig) -> list[str]:
@@ -28,6 +28,8 @@ def idle(config: TrainConfig) -> list[str]:
         unused |= {"alpha"}
     if config.method not in ("inverse-density", "tempered"):
         unused |= {"gamma"}
+    if config.method != "inverse-density":
+        unused |= {"reweight"}
     if config.method == "inverse-density" or config.memory is not None:
         unused |= {"n_centers", "beta"}
     if config.shallow == "reuse" or config.features == "sketch":

@@ -231,6 +231,8 @@ class Training(Setup):
             x, label, index = x[chosen], label[chosen], index[chosen]
         output = self.model(x)
         losses = self._losses(output, blocker.select(label))  # pfb, line 2
+        if config.reweight and config.method == "inverse-density":
+            losses = losses * blocker.weights
         loss = self.method.reduce(losses, blocker.select(index))
         self.accelerator.backward(loss)
         self._record(batch["index"])

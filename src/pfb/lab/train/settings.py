@@ -132,6 +132,10 @@ class PruningSettings:
     """inverse-density: how strongly copies are left out, by default 4. tempered: how strongly rare
     samples are favoured, by default 0.5; negative favours dense ones.
     """
+    reweight: bool = False
+    """inverse-density: multiply each loss by 1 / probability of being kept, so that training keeps
+    the aim of full data instead of moving towards what is rare.
+    """
     per_class: bool = False
     """Apply the importance within each class, so that all classes keep the same share."""
 

@@ -21,7 +21,7 @@ KINDS = (*ARMS, "uniform")
 """What a run can be to another, in the order of tables."""
 CHOICE = (
     *("method", "cut", "channel_dim", "prune", "skip", "shallow", "batchnorm", "scoring_scale", "start", "stop"),
-    *("ramp", "alpha", "gamma", "features", "memory", "per_class", "n_centers", "beta"),
+    *("ramp", "alpha", "gamma", "reweight", "features", "memory", "per_class", "n_centers", "beta"),
 )
 """Settings of what is stopped, and how. A twin differs in them, and in the length of training."""
 LENGTH = ("epochs", "batch_size")
@@ -47,9 +47,9 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         >>> [(twin.epochs, twin.batch_size) for twin in twins]
         [(20, 128), (12, 128), (12, 77)]
     """
-    full = dataclasses.replace(
-        config, method="full", prune=0.0, skip=0.0, per_class=False, features=None, gamma=None, memory=None
-    )
+    of_choice: dict[str, Any] = {"skip": 0.0, "per_class": False, "reweight": False}
+    of_choice |= dict.fromkeys(("features", "gamma", "memory"))
+    full = dataclasses.replace(config, method="full", prune=0.0, **of_choice)
     if arm == "full":
         return full
     if arm == "short":
