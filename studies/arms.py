@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import pfb
 from pfb.cost import step_cost
 from pfb.density import COPY
+from pfb.draw import drawn
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
 
@@ -23,7 +24,7 @@ Run = dict[str, Any]
 
 ARMS = (
     *("full", "short", "small-batch", "fewer-views"),
-    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "nearest", "oracle"),
+    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "distance", "oracle"),
 )
 
 
@@ -91,7 +92,7 @@ def run_missing(
 
 
 def attach(
-    cell: Cell, model: nn.Module, cut: str, steps: int, share: pfb.Schedule, memory: int, gamma: float, oracle: Oracle
+    cell: Cell, model: nn.Module, cut: str, steps: int, share: pfb.Schedule, memory: int, oracle: Oracle
 ) -> pfb.Blocker | None:
     """The blocker of an arm; ``None`` for one that stops nothing."""
     density = pfb.NeighbourMemory(memory)
@@ -99,9 +100,9 @@ def attach(
         "uniform": {"importance": pfb.Uniform()},
         "paper-reuse": {"importance": pfb.RareFirst(), "shallow": "reuse"},
         "paper-recompute": {"importance": pfb.RareFirst()},
-        "inverse-density": {"importance": pfb.InverseDensity(gamma), "estimator": density},
-        "weighted": {"importance": pfb.InverseDensity(gamma), "estimator": density},
-        "nearest": {"importance": nearest(gamma), "estimator": density, "features": "sketch"},
+        "inverse-density": {"estimator": density},
+        "weighted": {"estimator": density},
+        "distance": {"importance": by_distance, "estimator": density, "features": "sketch"},
         "oracle": {"importance": oracle},
     }
     if cell.arm not in rules:
@@ -118,16 +119,12 @@ class Oracle:
         self.copies = torch.ones(0)
 
     def __call__(self, features: Tensor) -> Tensor:
-        return _drawn(1 / self.copies)
+        return drawn(-self.copies.log())
 
 
-def nearest(gamma: float) -> Callable[[Tensor, pfb.NeighbourMemory], Tensor]:
-    """``InverseDensity`` by the plain distance, not in proportion to what is usual."""
-    return lambda features, memory: _drawn(memory.distance(features).clamp_min(COPY) ** gamma)
-
-
-def _drawn(weights_N: Tensor) -> Tensor:
-    return weights_N.log() - torch.empty_like(weights_N).exponential_().log()
+def by_distance(features: Tensor, memory: pfb.NeighbourMemory) -> Tensor:
+    """Draws with weight ``d ** 4``, d the distance to the nearest as a part of the usual one."""
+    return drawn(4 * memory.isolation(features).clamp_min(COPY).log())
 
 
 def compute(cell: Cell, window: float, shallow: float) -> float:
@@ -177,8 +174,6 @@ class Recipe(Protocol):
     def stop(self) -> float: ...
     @property
     def memory(self) -> int: ...
-    @property
-    def gamma(self) -> float: ...
 
 
 def train(
@@ -197,7 +192,7 @@ def train(
 
     Args:
         cell: the arm, and its share.
-        recipe: batch size, peak learning rate, window of pruning, memory and gamma.
+        recipe: batch size, peak learning rate, window of pruning, and memory.
         model: new, on its device.
         cut: where it is cut.
         full_steps: of the arm ``full``.
@@ -211,7 +206,7 @@ def train(
     steps, batch_size = sizes(cell, recipe.stop - recipe.start, full_steps, recipe.batch_size)
     oracle, kept = Oracle(), Kept(len(copies))
     share = pfb.window(cell.prune, recipe.start, recipe.stop)
-    blocker = attach(cell, model, cut, steps, share, recipe.memory, recipe.gamma, oracle)
+    blocker = attach(cell, model, cut, steps, share, recipe.memory, oracle)
     if compile:
         model.compile(dynamic=False)
     optimizer = optimizer_of(model.parameters())

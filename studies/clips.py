@@ -56,8 +56,8 @@ class ClipsConfig:
     """full: all data. short: fewer steps at the compute of uniform. small-batch: as many steps with
     smaller batches at that compute; fewer-views: the same with each image once. uniform,
     paper-reuse, paper-recompute, inverse-density: rules. weighted: inverse-density, losses with
-    weights 1 / probability. nearest: drawn by the plain distance to the nearest neighbour, not put
-    in proportion to what is usual there. oracle: drawn with weight 1 / number of frames.
+    weights 1 / probability. distance: drawn with weight d ** 4, d the distance to the nearest as a
+    part of the usual one. oracle: drawn with weight 1 / number of frames.
     """
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str = "cifar-resnet8"
@@ -70,7 +70,6 @@ class ClipsConfig:
     start: float = 0.05
     stop: float = 0.875
     memory: int = 4096
-    gamma: float = 4.0
     compile: bool = False
     """By torch.compile, with its default mode."""
     minutes: float | None = None

@@ -47,7 +47,6 @@ class NaturalConfig:
     start: float = 0.05
     stop: float = 0.875
     memory: int = 4096
-    gamma: float = 4.0
     minutes: float | None = None
     """Begin no further training after so many."""
     on: On = field(default_factory=Device)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.density import Density
 from pfb.features import FeatureReader, Features, channel_layers
 from pfb.forward import output_of, scoring_mode
 from pfb.lab.bench import checks, output
@@ -66,7 +65,7 @@ class _Eye:
     """Features in a density; what it said of each sample since ``asked`` was emptied."""
 
     features: str
-    density: Density
+    density: pfb.DensityEstimator | pfb.NeighbourMemory
     name: str
     size: int
     asked: list[Tensor] = field(default_factory=list)

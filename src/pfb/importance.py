@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from pfb.density import COPY, Density, log_importance
+from pfb.density import Density, log_importance
 from pfb.draw import drawn
 
 Importance = Callable[..., Tensor]
@@ -58,15 +58,15 @@ class RareFirst:
 
 @dataclass(frozen=True)
 class InverseDensity:
-    """Samples are drawn, without replacement, with weight ``d ** gamma``: the rule that sees what
-    repeats itself.
+    """The paper's importance ``I = 1 / (f + r)`` with a density f that sees copies, and r the
+    density of a sample alone; samples are drawn in proportion to ``I ** gamma``, without
+    replacement.
 
-    d is the density's ``isolation``: with a :class:`pfb.NeighbourMemory` the distance to the
-    nearest feature remembered, in proportion to what is usual around there. Since ``f ~ d ** -D``,
-    this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn instead of ranked:
-    a copy goes on seldom, but not never, and where no sample is another's copy the draw is nearly
-    uniform. Returns the logarithms of the weights plus Gumbel noise, whose largest are such a draw;
-    draws from the global generator of the features' device.
+    ``f / r`` is the density's ``copies``: with a :class:`pfb.NeighbourMemory` the number of copies
+    that an epoch holds of a sample. So with gamma 1 all copies of one thing together come by about
+    as often as a single sample, and where nothing is a copy the draw is uniform. Returns the
+    logarithms of the weights plus Gumbel noise, whose largest are such a draw; draws from the
+    global generator of the features' device.
 
     Attributes:
         gamma: how strongly copies are left out; 0 is uniform.
@@ -74,21 +74,22 @@ class InverseDensity:
     Example:
         >>> import torch, pfb
         >>> _ = torch.manual_seed(0)
-        >>> memory = pfb.NeighbourMemory(4)
-        >>> memory.accumulate(torch.tensor([[0.0], [2.0]])); memory.apply()
-        >>> InverseDensity()(torch.tensor([[0.0], [0.1], [9.0]]), memory).argmax()
-        tensor(2)
+        >>> memory = pfb.NeighbourMemory(64)
+        >>> memory.accumulate(torch.randn(60, 2).repeat(2, 1)[:61]); memory.apply()
+        >>> x = torch.cat([memory.state_dict()["rows"][:1], torch.tensor([[9.0, 9.0]])])
+        >>> InverseDensity().log_weights(x, memory).exp()
+        tensor([0.1429, 1.0000])
     """
 
-    gamma: float = 4.0
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
+            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 1")
 
     def log_weights(self, features: Tensor, estimator: Density) -> Tensor:
-        """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
-        return self.gamma * estimator.isolation(features).clamp_min(COPY).log()
+        """``-gamma * log(1 + f / r)``, ``[N]``: what the draw is in proportion to."""
+        return -self.gamma * estimator.copies(features).log1p()
 
     def __call__(self, features: Tensor, estimator: Density) -> Tensor:
         return drawn(self.log_weights(features, estimator))

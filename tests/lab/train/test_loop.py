@@ -1,5 +1,7 @@
 """The main job end to end: train, resume, refuse bad input."""
 
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -61,8 +63,8 @@ class TestRun:
         assert (pruned == 0) == (method == "full")
 
     def test_same_seed_same_end(self, tmp_path):
-        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": {"method": "inverse-density"}}
-        changes["e"] = changes["d"] | {"reweight": True}
+        local: dict[str, Any] = {"method": "inverse-density"}
+        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": local, "e": local | {"reweight": True}}
         for name in changes:
             train(config(tmp_path / name, epochs=1, **changes[name]))
         a, b, *others = (weights(tmp_path / name) for name in changes)
