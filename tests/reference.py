@@ -156,7 +156,7 @@ class Memory:
         return torch.tensor([min(self.to_each(row)) for row in x.double().tolist()], dtype=torch.float64)
 
     def usual(self, row: list[float]) -> float:
-        group, alive = min(16, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
+        group, alive = min(4, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
         far = self.to_each(row)
         least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
         return max(least[(len(least) - 1) * 9 // 10], 0.1 * math.sqrt(2 * alive))
@@ -165,7 +165,7 @@ class Memory:
         return torch.tensor([min(self.to_each(row)) / self.usual(row) for row in x.double().tolist()])
 
     def copies(self, x: Tensor) -> Tensor:
-        near = 0.22 * min(1.0, 4096 / self.size) ** (1 / 8)
+        near = 0.16 * min(1.0, 4096 / self.size) ** (1 / 8)
         result, queries = [], x.double().tolist()
         for place, row in enumerate(queries):
             far = [*self.to_each(row), *self.to_each(row, queries[:place])]

@@ -54,13 +54,13 @@ def test_holds_the_latest_rows_and_no_others(size, batches):
 
 def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_none():
     torch.manual_seed(1)
-    few, many, single = torch.randn(1, 8), torch.randn(1, 8), torch.randn(3200, 8)
-    copies = torch.cat([few.repeat(6, 1), many.repeat(400, 1)])
+    few, many, single = torch.randn(1, 8), torch.randn(1, 8), torch.randn(2400, 8)
+    copies = torch.cat([few.repeat(6, 1), many.repeat(1200, 1)])
     copies = copies + 0.01 * torch.randn_like(copies)
     rows = torch.cat([copies, single])[torch.randperm(3606)]
     memory = remembering(rows, 4096, batch=64)
     found = memory.copies(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
-    assert found[:2].tolist() == [3 * 6, 3 * 400]
+    assert found[:2].tolist() == [3 * 6, 3 * 1200]
     assert found[2:].mean() < 0.5
     distances = memory.distance(torch.cat([torch.randn(200, 8), 3 * torch.randn(200, 8)]))
     assert distances[200:].median() > 3 * distances[:200].median(), "though far from everything"

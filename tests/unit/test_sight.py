@@ -120,13 +120,14 @@ def _draw(blocker, x):
 
 def test_draws_are_in_proportion_to_the_weights():
     class Known:
-        def isolation(self, x):
+        def copies(self, x):
             return x[:, 0]
 
-    weights = torch.tensor([[1.0], [2.0], [3.0]])
-    draws = torch.stack([pfb.InverseDensity(gamma=2.0)(weights, Known()).argmax() for _ in range(4000)])
-    shares = torch.bincount(draws, minlength=3) / 4000
-    torch.testing.assert_close(shares, torch.tensor([1.0, 4.0, 9.0]) / 14, atol=0.03, rtol=0)
+    copies = torch.tensor([[5.0], [2.0], [1.0]])
+    for gamma, weights in ((1.0, [1.0, 2.0, 3.0]), (2.0, [1.0, 4.0, 9.0]), (0.0, [1.0, 1.0, 1.0])):
+        draws = torch.stack([pfb.InverseDensity(gamma)(copies, Known()).argmax() for _ in range(4000)])
+        shares, expected = torch.bincount(draws, minlength=3) / 4000, torch.tensor(weights) / sum(weights)
+        torch.testing.assert_close(shares, expected, atol=0.04, rtol=0)
     with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0"):
         pfb.InverseDensity(-1)
 
