@@ -165,7 +165,7 @@ class Memory:
         return torch.tensor([min(self.to_each(row)) / self.usual(row) for row in x.double().tolist()])
 
     def copies(self, x: Tensor) -> Tensor:
-        near = 0.16 * min(1.0, 4096 / self.size) ** (1 / 8)
+        near = 0.18 * min(1.0, 4096 / self.size) ** (1 / 8)
         result, queries = [], x.double().tolist()
         for place, row in enumerate(queries):
             far = [*self.to_each(row), *self.to_each(row, queries[:place])]

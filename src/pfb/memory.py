@@ -24,7 +24,7 @@ MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
 CLOSE = 0.1  # part of the distance between any two samples
-NEAR = 0.16  # part of the usual distance: found on clips and single images of CIFAR-10, in a memory of ...
+NEAR = 0.18  # part of the usual distance: found on clips and single images of CIFAR-10, in a memory of ...
 REFERENCE = 4096  # rows; in one of more, as many are near by chance if they fill ...
 DIMENSIONS = 8
 ROUNDING = 1e-6  # of the matrix product, as a part of the squares: what is lost in it is no copy
@@ -102,7 +102,7 @@ class NeighbourMemory:
         ``x``, so that of copies within one batch the first counts in full. Reads only. All 0 while
         none is remembered.
 
-        A copy is nearer than 0.16 of the usual distance (less in a memory of more than 4,096, where
+        A copy is nearer than 0.18 of the usual distance (less in a memory of more than 4,096, where
         more are near by chance). Usual is the distance to the nearest of four rows (that of nine in
         ten such groups of the memory), which holds in places where samples are dense and where they
         are not; or a tenth of the mean distance between two samples, if that is more. So copies are

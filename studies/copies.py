@@ -1,0 +1,218 @@
+"""How well does a sketch see copies, and which weights should they have? Without any training."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+import pfb
+from pfb.density import COPY
+from pfb.lab.bench import checks, output
+from pfb.lab.bench.setup import Device, On
+from pfb.sketch import Sketch
+from studies.arms import batches
+from studies.redundancy import Clips
+
+PRUNES = (0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class CopiesConfig:
+    """Run batches past the memory until it is full, then ask what it says of the next ones: can
+    copies be told from single images, as clips get shorter, change more, and the memory smaller;
+    and what part of them would each rule keep?
+    """
+
+    clips: Clips = field(default_factory=Clips)
+    lengths: tuple[int, ...] = (40, 20, 10, 5, 2)
+    """Frames of a clip, with as many frames in all."""
+    noises: tuple[float, ...] = (0.0, 10.0, 20.0, 40.0)
+    """Standard deviations of the frames' noise, in grey levels of 255."""
+    memories: tuple[int, ...] = (256, 1024, 2048)
+    batch_sizes: tuple[int, ...] = (16, 256, 1024)
+    memory: int = 4096
+    batch_size: int = 64
+    queries: int = 2048
+    """Samples that are judged."""
+    on: On = field(default_factory=Device)
+    out: Path = Path("runs/copies.json")
+    """All numbers (.json) and, beside it, the tables (.md)."""
+
+    def __post_init__(self) -> None:
+        self.on.refuse("precision", "channels_last")
+        checks.at_least(1, lengths=self.lengths, batch_sizes=self.batch_sizes, batch_size=self.batch_size)
+        checks.at_least(2, memories=self.memories, memory=self.memory, queries=self.queries)
+
+
+def run(config: CopiesConfig) -> Path:
+    """Look, then write numbers and tables; returns the tables' path."""
+    device = config.on.start()
+    seen = [
+        {"case": name, **_sight(_look(clips, size, batch, config.queries, device, augment))}
+        for name, clips, size, batch, augment in _cases(config)
+    ]
+    usual = config.memory, config.batch_size, config.queries
+    clips, distinct = (_look(case, *usual, device) for case in (config.clips, config.clips.distinct))
+    equal = _look(dataclasses.replace(config.clips, light=0.0, noise=0.0), *usual, device, augment=False)
+    rules = [{"rule": name, **_shares(rule, clips, distinct, equal)} for name, rule in RULES.items()]
+    settings = dataclasses.asdict(config) | {"clips": config.clips.published()}
+    return output.write(config.out, {**output.origin(settings, device), "sight": seen, "rules": rules}, render)
+
+
+def render(numbers: dict[str, Any]) -> str:
+    """Two Markdown tables."""
+    sight = [
+        [row["case"], f"{row['auc']:.3f}", f"{row['copies']:.1%}", f"{row['singles']:.1%}"] for row in numbers["sight"]
+    ]
+    header = ["", "area under the curve", "of frames taken for copies", "of single images"]
+    kept = [[row["rule"], *(f"{row[name]:.2f}" for name in COLUMNS)] for row in numbers["rules"]]
+    return output.table(header, sight) + "\n" + output.table(["weight", *COLUMNS.values()], kept)
+
+
+COLUMNS = {
+    "frames": "clips, half stopped: frames kept",
+    "singles": "single images kept",
+    "spread": "no copies: deviation of the chance",
+    "equal": "equal frames, 70 % stopped: frames kept",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the memory says of N samples.
+
+    Attributes:
+        distances: to all M rows, in parts of what is usual around there, ``[N, M]``.
+        copies: ``[N]``, as ``NeighbourMemory.copies`` counts them.
+        truth: ``[N]`` bool, whether others are copies.
+        dimensions: D of the features.
+    """
+
+    distances: Tensor
+    copies: Tensor
+    truth: Tensor
+    dimensions: int
+
+    @property
+    def isolation(self) -> Tensor:
+        return self.distances.amin(1).clamp_min(COPY)
+
+
+def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, bool]]:
+    """Name, data, rows of the memory, samples of a batch, and whether they are augmented."""
+    base, memory, batch = config.clips, config.memory, config.batch_size
+    yield f"clips of {base.frames} frames, memory of {memory:,}, batches of {batch}", base, memory, batch, True
+    yield "... not augmented", base, memory, batch, False
+    for length in config.lengths:
+        if length != base.frames:
+            clips = dataclasses.replace(base, clips=base.clips * base.frames // length, frames=length)
+            yield f"... clips of {length}", clips, memory, batch, True
+    for noise in config.noises:
+        yield f"... noise of {noise:g} grey levels", dataclasses.replace(base, noise=noise), memory, batch, True
+    for size in config.memories:
+        yield f"... memory of {size:,}", base, size, batch, True
+    for size in config.batch_sizes:
+        yield f"... batches of {size}", base, memory, size, True
+
+
+def _look(clips: Clips, size: int, batch_size: int, queries: int, device: torch.device, augment: bool = True) -> Seen:
+    torch.manual_seed(0)
+    source, copies = clips.source()
+    memory, sketch, train = pfb.NeighbourMemory(size), Sketch(), source.train
+    prepare = source.prepare_train if augment else source.prepare_test
+    distances, counts, truth = [], [], []
+    for indices in itertools.islice(
+        batches(len(copies), batch_size), -(-size // batch_size) + -(-queries // batch_size)
+    ):
+        x = sketch(prepare(train.__getitems__(indices.tolist())["input"].to(device)))  # type: ignore[attr-defined]
+        if memory.ready and memory.summary()["remembered"] == size:
+            distances.append(_distances(memory, x))
+            counts.append(memory.copies(x))
+            truth.append(copies[indices] > 1)
+        memory.accumulate(x)
+        memory.apply()
+    return Seen(torch.cat(distances), torch.cat(counts), torch.cat(truth).to(device), x.size(1))
+
+
+def _distances(memory: pfb.NeighbourMemory, x: Tensor) -> Tensor:
+    state = memory.state_dict()
+    middle_D, unit_D = state["frame"]
+    distances_NM = torch.cdist((x - middle_D) * unit_D, (state["rows"] - middle_D) * unit_D)
+    return distances_NM * (memory.isolation(x) / memory.distance(x).clamp_min(1e-12))[:, None]
+
+
+def _sight(seen: Seen) -> dict[str, float]:
+    found, truth = (seen.copies > 0).float(), seen.truth
+    auc = roc_auc_score(truth.cpu().numpy(), -seen.isolation.cpu().numpy())
+    return {"auc": float(auc), "copies": float(found[truth].mean()), "singles": float(found[~truth].mean())}
+
+
+def _kernels(seen: Seen) -> Tensor:
+    """``1 / (1 + m)``, m normal kernels at the sample, of the bandwidth that makes new samples most
+    likely.
+    """
+    some_RM = seen.distances[:512]
+    likelihoods = {
+        h: float(_log_kernels(some_RM, h).logsumexp(1).mean()) - math.log(h) * seen.dimensions for h in BANDWIDTHS
+    }
+    best = max(likelihoods, key=likelihoods.__getitem__)
+    return -_log_kernels(seen.distances, best).exp().sum(1).log1p()
+
+
+BANDWIDTHS = tuple(0.02 * 1.25**k for k in range(16))
+
+
+def _log_kernels(distances_NM: Tensor, bandwidth: float) -> Tensor:
+    return -0.5 * (distances_NM / bandwidth).square()
+
+
+RULES: dict[str, Callable[[Seen], Tensor]] = {
+    "1 / (1 + copies), `InverseDensity()`": lambda seen: -seen.copies.log1p(),
+    "... squared, `InverseDensity(2)`": lambda seen: -2 * seen.copies.log1p(),
+    "... its root, `InverseDensity(0.5)`": lambda seen: -0.5 * seen.copies.log1p(),
+    "distance to the nearest, squared": lambda seen: 2 * seen.isolation.log(),
+    "... to the power of 4": lambda seen: 4 * seen.isolation.log(),
+    "... and at most that of the median": lambda seen: (
+        4 * seen.isolation.clamp_max(float(seen.isolation.median())).log()
+    ),
+    "1 / (1 + kernels), bandwidth of most likelihood": _kernels,
+}
+"""Logarithms of weights, by name."""
+
+
+def chances(log_weights_N: Tensor, kept: float) -> Tensor:
+    """Of each of very many samples to be drawn, ``1 - exp(-w t)``, with t such that a share
+    ``kept`` of all is.
+
+    Example:
+        >>> chances(torch.tensor([0.0, 0.0, -30.0, -30.0]), 0.4).round(decimals=2)
+        tensor([0.8000, 0.8000, 0.0000, 0.0000], dtype=torch.float64)
+    """
+    w_N = log_weights_N.double()
+    low, high = -100.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if float(-torch.expm1(-(w_N + middle).exp()).mean()) < kept:
+            low = middle
+        else:
+            high = middle
+    return -torch.expm1(-(w_N + high).exp())
+
+
+def _shares(rule: Callable[[Seen], Tensor], clips: Seen, distinct: Seen, equal: Seen) -> dict[str, float]:
+    half = chances(rule(clips), 1 - PRUNES[0])
+    return {
+        "frames": float(half[clips.truth].mean()),
+        "singles": float(half[~clips.truth].mean()),
+        "spread": float(chances(rule(distinct), 1 - PRUNES[0]).std()),
+        "equal": float(chances(rule(equal), 1 - PRUNES[1])[equal.truth].mean()),
+    }
