@@ -99,6 +99,18 @@ def test_a_copy_is_stopped_and_the_rest_drawn_alike(shallow):
     assert blocker.stats["remembered"] == 60 * 20, "all were remembered, stopped ones too"
 
 
+def test_a_group_of_equal_samples_never_vanishes():
+    torch.manual_seed(0)
+    model, equal = zoo.mlp(8, 8, 3), torch.randn(1, 8)
+    blocker = pfb.attach(model, "0", 0.5, estimator=pfb.NeighbourMemory(256))
+    kept = 0
+    for step in range(400):
+        model(torch.cat([equal, torch.randn(31, 8)]))
+        kept += int(step >= 100 and 0 in blocker.selection.indices)
+        blocker.step()
+    assert 4 <= kept <= 35, "256 rows hold 8 of them, which counts for 24: about 15 times of 300, and one alone 150"
+
+
 def test_on_inputs_without_copies_every_sample_is_drawn():
     model = zoo.mlp(8, 8, 3)
     blocker = pfb.attach(model, "0", 0.5, importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory(512))
