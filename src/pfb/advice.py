@@ -18,7 +18,24 @@ MOST_PRUNED = 0.5  # of a batch; beyond, copies are not all that is stopped
 WORTH_TIME = 0.03  # of a step
 WAITING = 0.5  # of the time, for the loader
 LARGE_BATCH = 4.0  # times the noise scale
+ALIKE = 0.5  # of the share of near-copies in training: then the test repeats itself, too
+LEAK = 0.01  # of the test samples, in training
 SEEN_ROWS = 3  # of a group, in the memory: then its copies are seen
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test samples have in common with those of training.
+
+    Attributes:
+        samples: looked at.
+        in_training: share that is a near-copy of a training sample.
+        near_copies: share that is a near-copy of any sample, of the test or of training.
+    """
+
+    samples: int
+    in_training: float
+    near_copies: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class Advice:
         no_noise: ... why it was not measured.
         plan: what :func:`pfb.plan` measured, or ...
         no_plan: ... why it did not.
+        tested: what the test has in common with training, if it was given.
     """
 
     samples: int
@@ -84,6 +102,7 @@ class Advice:
     no_noise: str = ""
     plan: Plan | None = None
     no_plan: str = ""
+    tested: Tested | None = None
 
     @property
     def spare(self) -> float:
@@ -105,6 +124,13 @@ class Advice:
         """Share of the time spent waiting for the loader; 0 where it was not measured."""
         wait = self.wait_seconds or 0.0
         return wait / (wait + self.step_seconds)
+
+    @property
+    def test_repeats_itself(self) -> bool:
+        """Whether the test was looked at and repeats itself, or training, half as much as training
+        does or more.
+        """
+        return self.tested is not None and self.tested.near_copies >= ALIKE * self.near_copies > 0
 
     @property
     def most_saved(self) -> float:
@@ -139,10 +165,9 @@ class Advice:
         """The line to copy; empty where there is none."""
         if self.recommendation == "block":
             cut = f'cut="{self.cut}", ' if self.cut else ""
-            return (
-                f'pfb.attach(model, {cut}prune={self.prune:g}, shallow="recompute", '
-                f"importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory({self.memory}))"
-            )
+            rule = f"importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory({self.memory})"
+            rule = "importance=pfb.Uniform()" if self.test_repeats_itself else rule
+            return f'pfb.attach(model, {cut}prune={self.prune:g}, shallow="recompute", {rule})'
         if self.recommendation == "remove":
             return "torch.utils.data.Subset(dataset, sorted({*range(len(dataset))} - {*advice.to_drop}))"
         return ""
@@ -183,6 +208,13 @@ class Advice:
             )
         else:
             yield "duplicates", "none is equal to another to the last bit"
+        if self.tested is not None:
+            leak = ", which flatters its figures" if self.tested.in_training >= LEAK else ""
+            yield (
+                "test",
+                f"of {self.tested.samples:,} samples {self.tested.in_training:.1%} have a near-copy in training{leak}; "
+                f"{self.tested.near_copies:.1%} there or in the test",
+            )
         if self.classes:
             runs = "; classes come in runs: shuffle for training" if self.in_runs else ""
             yield "classes", f"{len(self.classes)}, the rarest has {self.imbalance:.2f} of the most frequent{runs}"
@@ -239,10 +271,17 @@ class Advice:
         also = f" Another {self.removable:.0%} are few or equal copies: remove those." if self.removable >= 0.01 else ""
         return (
             f"{self.blockable:.0%} of the samples repeat others in groups large enough to be seen while training. "
-            f"Stopping {self.prune:.0%} of each batch saves about {self.most_saved:.0%} of the time, mostly on these, "
-            f"and each still comes by now and then. If what you test on repeats itself as much, stop at random: "
-            f"importance=pfb.Uniform().{also}"
+            f"Stopping {self.prune:.0%} of each batch saves about {self.most_saved:.0%} of the time, "
+            f"{self._which()}{also}"
         )
+
+    def _which(self) -> str:
+        if self.test_repeats_itself:
+            return "at random: what you test on repeats itself, too, and there to spare copies was worse than chance."
+        known = "mostly on these, and each still comes by now and then."
+        if self.tested is not None:
+            return f"{known} What you test on does not repeat itself as much, which is where it pays."
+        return f"{known} If what you test on repeats itself as much, stop at random: importance=pfb.Uniform()."
 
     def _why_remove(self) -> str:
         idle = self.blockable >= WORTH_BLOCKING and self.kept_ratio > 1 - WORTH_TIME

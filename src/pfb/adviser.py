@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pfb import batches, cuts, tree
-from pfb.advice import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Advice
+from pfb.advice import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Advice, Tested
 from pfb.batches import Prepare
 from pfb.copies import Copies, find_copies
 from pfb.errors import first_line
@@ -30,6 +30,7 @@ from pfb.survey import Progress, Survey, random_states_kept, survey, total_of
 USUAL_PRUNE = 0.4  # the share looked at where none is recommended
 PARTS = 0.05  # shares are recommended in steps of this
 LEAST_MEMORY = 1024
+LEAST_TESTED = 200  # samples
 REPEATS = 5  # of timed steps
 PLANNED = 3  # rounds of the plan
 
@@ -42,6 +43,7 @@ def advise(
     prepare: Prepare | None = None,
     features: Callable[[Any], Tensor] | None = None,
     samples: int = 20_000,
+    test: Iterable[Any] | None = None,
     plan: bool = True,
     cut: str | None = None,
     progress: Progress = lambda what, done, total: None,
@@ -66,6 +68,8 @@ def advise(
         features: what samples are compared by: a function of the model's first input that returns
             ``[N, D]``. By default fixed random features of images, tokens, sequences or vectors.
         samples: how many to look at. Time grows with the square: 20,000 take seconds to a minute.
+        test: batches of what will be tested on, in the same form: whether they repeat training, or
+            themselves, decides what should be stopped. A tenth of ``samples``, at least 200.
         plan: run :func:`pfb.plan`, too, for the cost at each cut.
         cut: the layer to attach at; by default the first stage.
         progress: told what is done, how much, and of how much, if that is known.
@@ -102,6 +106,7 @@ def advise(
             images,
             lambda rows: progress("comparing samples", rows, len(seen.digests)),
         )
+        tested = None if test is None else _tested(work, test, prepare, features, samples, seen, images, progress)
         parts = _parts(found, seen, total_of(loader))
         prune = _share_to_prune(parts.blockable)
         step_seconds, ratio = _timed(work, seen, prune, loss, progress)
@@ -134,6 +139,7 @@ def advise(
         no_noise=no_noise,
         plan=planned,
         no_plan=no_plan,
+        tested=tested,
     )
 
 
@@ -159,6 +165,28 @@ def _first_stage(model: nn.Module) -> str | None:
     with contextlib.suppress(ValueError):
         return cuts.find_first_stage(model)
     return next(iter(cuts.candidates(model)), None)
+
+
+def _tested(
+    model: nn.Module,
+    test: Iterable[Any],
+    prepare: Prepare | None,
+    features: Callable[[Any], Tensor] | None,
+    samples: int,
+    seen: Survey,
+    images: bool,
+    progress: Progress,
+) -> Tested:
+    n = len(seen.digests)
+    most = max(LEAST_TESTED, samples // 10)
+    of_test: Progress = lambda what, done, total: progress(f"{what} of the test", done, total)  # noqa: E731
+    other = survey(model, test, prepare, Sketch() if features is None else features, most, of_test)
+    total = n + len(other.digests)
+    found = find_copies(
+        torch.cat([seen.features, other.features]), images, lambda rows: of_test("comparing samples", rows, total)
+    )
+    in_training = {i for group in found.groups if min(group) < n for i in group if i >= n}
+    return Tested(total - n, len(in_training) / (total - n), float(found.near[n:].double().mean()))
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,10 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
     assert "Recommended: block." in shown
     assert "2 samples in 1 group equal to the last bit" in shown
+    assert "of 4 samples 0.0% have a near-copy in training; 0.0% there or in the test" in shown
+    assert "does not repeat itself as much" in shown
     assert re.search(
-        r"pfb train --data \S+ --model cifar-resnet8 --method inverse-density .* --prune 0.45 --memory 96", shown
+        r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method inverse-density --memory 96 --con", shown
     )
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

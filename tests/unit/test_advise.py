@@ -64,6 +64,27 @@ def test_clips_are_to_be_blocked_and_the_line_runs():
     assert text.endswith(advice.code)
 
 
+def test_a_test_that_repeats_itself_is_to_be_trained_for_at_random():
+    torch.manual_seed(0)
+    x, new, scenes = clips(), torch.randn(60, 16), torch.randn(4, 16).repeat_interleave(15, 0)
+    tests = {"new": new, "old": x[:60] + 0.01 * torch.randn(60, 16), "repetitive": scenes + 0.01 * torch.randn(60, 16)}
+    found = {name: look(x, test=loader_of(test)) for name, test in tests.items()}
+    assert {name: (round(a.tested.in_training, 1), round(a.tested.near_copies, 1)) for name, a in found.items()} == {
+        "new": (0, 0),
+        "old": (1, 1),
+        "repetitive": (0, 1),
+    }
+    assert [a.test_repeats_itself for a in found.values()] == [False, True, True]
+    assert [a.recommendation for a in found.values()] == ["block"] * 3
+    assert "InverseDensity" in found["new"].code
+    assert "does not repeat itself as much" in found["new"].reason
+    assert all(
+        "pfb.Uniform()" in found[name].code and "at random" in found[name].reason for name in ("old", "repetitive")
+    )
+    assert "flatters" in str(found["old"])
+    assert "flatters" not in str(found["repetitive"])
+
+
 def test_clean_data_have_nothing_to_spare():
     advice = look(torch.randn(600, 16))
     assert advice.recommendation == "nothing"

@@ -68,14 +68,7 @@ def advise(
 def _look(config: TrainConfig, source: Source, samples: int, plan: bool) -> pfb.Advice:
     available = torch.accelerator.is_available() and not config.cpu
     device = torch.accelerator.current_accelerator() if available else torch.device("cpu")
-    order = torch.randperm(length(source.train), generator=torch.Generator().manual_seed(config.seed))[:samples]
-    loader: DataLoader[Any] = DataLoader(
-        source.train,
-        batch_size=config.batch_size,
-        sampler=order.tolist(),
-        num_workers=0 if source.collate is not None else config.workers,
-        collate_fn=source.collate,
-    )
+    loader, test = (_shuffled(data, config, source, samples) for data in (source.train, source.test))
     torch.manual_seed(config.seed)
     model = build_for(source, config.model).to(device)
 
@@ -88,10 +81,21 @@ def _look(config: TrainConfig, source: Source, samples: int, plan: bool) -> pfb.
     with progress_bar(console, console.is_terminal) as bar:
         try:
             return pfb.advise(
-                model, loader, loss=loss, prepare=prepare, samples=samples, plan=plan, progress=_teller(bar)
+                model, loader, loss=loss, prepare=prepare, samples=samples, test=test, plan=plan, progress=_teller(bar)
             )
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error
+
+
+def _shuffled(data: Any, config: TrainConfig, source: Source, samples: int) -> DataLoader[Any]:
+    order = torch.randperm(length(data), generator=torch.Generator().manual_seed(config.seed))[:samples]
+    return DataLoader(
+        data,
+        batch_size=config.batch_size,
+        sampler=order.tolist(),
+        num_workers=0 if source.collate is not None else config.workers,
+        collate_fn=source.collate,
+    )
 
 
 def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
@@ -110,9 +114,10 @@ def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
 
 def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | None) -> None:
     if found.recommendation == "block":
+        rule = f"inverse-density --memory {found.memory}" if not found.test_repeats_itself else "uniform"
         print(
-            f"  pfb train --data {config.data} --model {config.model} --method inverse-density --shallow recompute "
-            f"--prune {found.prune:g} --memory {found.memory} --control short"
+            f"  pfb train --data {config.data} --model {config.model} --prune {found.prune:g} --method {rule} "
+            "--control short"
         )
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, and which to keep")
