@@ -7,10 +7,27 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import agreement, clips, density, evidence, measure, natural, overview, predictions, scoring, sight, zoo
+from studies import (
+    agreement,
+    clips,
+    density,
+    evidence,
+    measure,
+    memory_size,
+    natural,
+    overview,
+    predictions,
+    scaling,
+    scoring,
+    sight,
+    zoo,
+)
 
 app = tyro.extras.SubcommandApp()
-for _study in (measure, agreement, density, scoring, predictions, sight, clips, natural, evidence, overview, zoo):
+for _study in (
+    *(measure, memory_size, scaling, scoring, predictions),
+    *(agreement, density, sight, clips, natural, evidence, overview, zoo),
+):
     add_benchmark(app, _study)
 
 

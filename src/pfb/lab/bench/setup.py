@@ -121,6 +121,7 @@ class Step:
             raise RunError(f"{model}: {error}") from error
         if compile != "no":
             self.model.compile(dynamic=False, mode=None if compile == "default" else compile)
+        self.call: nn.Module = self.model  # or what wraps it
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=setup.on.precision == "bf16")
 
@@ -137,7 +138,7 @@ class Step:
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy of the samples that go on, under the setup's precision."""
         with self.autocast:
-            output = self.model(image)
+            output = self.call(image)
             logits = output if isinstance(output, Tensor) else output.logits
             label = self.blocker.select(label) if self.blocker else label
             return F.cross_entropy(logits.flatten(0, -2), label.flatten())
