@@ -13,19 +13,20 @@ from studies import (
     density,
     evidence,
     measure,
-    memory_size,
     natural,
+    neighbours,
     overview,
     predictions,
     scaling,
     scoring,
     sight,
+    trainer,
     zoo,
 )
 
 app = tyro.extras.SubcommandApp()
 for _study in (
-    *(measure, memory_size, scaling, scoring, predictions),
+    *(measure, neighbours, scaling, trainer, scoring, predictions),
     *(agreement, density, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)

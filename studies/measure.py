@@ -18,7 +18,7 @@ from pfb.lab import files
 from pfb.lab.bench import checks, memory, profile, speed
 from pfb.lab.bench.setup import Device
 from pfb.lab.errors import RunError
-from studies import goals, memory_size, predictions, scaling, scoring
+from studies import goals, neighbours, predictions, scaling, scoring
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256}
 GPT = {"model": "gpt2", "image_size": 1024, "classes": 50_257, "batch_size": 16}
@@ -123,7 +123,7 @@ def _on_gpu(config: MeasureConfig) -> Iterator[Part]:
         for name, sizes in networks.items():
             compiled = {"compile": mode, "variants": COMPILED, **sizes, **rounds}
             yield f"speed-{name}-{how}", _of(speed, config, prunes=(0.4, 0.5), **compiled)
-    yield "memory-size", _of(memory_size, config, model="resnet50", **IMAGENET, repeats=20, on=mixed)
+    yield "neighbours", _of(neighbours, config, model="resnet50", **IMAGENET, repeats=20, on=mixed)
     yield "memory", _of(memory, config, models=tuple(MODELS.values()), on=mixed, **IMAGENET)
     for name, sizes in networks.items():
         yield f"profile-{name}", _of(profile, config, **sizes, **rounds)
@@ -144,7 +144,7 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     # Each step has weights, gradients and momentum of its own: 1.5 GB.
     short = {**GPT, "image_size": 64, "batch_size": 8, "variants": ("sketch", "uniform-recompute", "recompute")}
     yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=3, warmup=1, on=one_core, **short)
-    yield "memory-size", _of(memory_size, config, repeats=3, on=one_core)
+    yield "neighbours", _of(neighbours, config, repeats=3, on=one_core)
     yield "scaling", _of(scaling, config, repeats=3)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)

@@ -46,7 +46,7 @@ def test_every_published_model_is_measured_in_every_way():
     for model in ("resnet50", "swin-t", "vit-s", "gpt2"):
         assert {f"speed-{model}", f"speed-{model}-compiled", f"speed-{model}-graphs", f"profile-{model}"} <= set(on_gpu)
         assert f"speed-{model}" in on_cpu
-    assert {"memory-size", "scaling", "memory", "plan", "scoring"} <= on_gpu.keys() & on_cpu.keys()
+    assert {"neighbours", "scaling", "memory", "plan", "scoring"} <= on_gpu.keys() & on_cpu.keys()
     tiny = dict(measure._on_gpu(measure.MeasureConfig(device="cpu", tiny=True)))
     assert tiny.keys() < on_gpu.keys()
 

@@ -24,7 +24,7 @@ NEGLIGIBLE = 0.005
 
 
 @dataclass(frozen=True)
-class MemorySizeConfig:
+class NeighboursConfig:
     """Time isolation and update of a full memory, for features that are there already."""
 
     rows: tuple[int, ...] = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
@@ -40,7 +40,7 @@ class MemorySizeConfig:
     classes: int = 10
     repeats: int = 5
     on: On = field(default_factory=Device)
-    out: Path = Path("runs/memory-size.json")
+    out: Path = Path("runs/neighbours.json")
     """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class MemorySizeConfig:
         checks.at_least(1, batch_size=self.batch_size, image_size=self.image_size, classes=self.classes)
 
 
-def run(config: MemorySizeConfig) -> Path:
+def run(config: NeighboursConfig) -> Path:
     """Measure, write the numbers, the table and the figure; returns the table's path."""
     from rich.progress import track
 
@@ -116,14 +116,14 @@ def draw(numbers: dict[str, Any]) -> Figure:
     return figure
 
 
-def _full_step(config: MemorySizeConfig, device: torch.device) -> dict[str, float]:
+def _full_step(config: NeighboursConfig, device: torch.device) -> dict[str, float]:
     step = Step(config, config.model)
     taken = partial(step, *step.batch(config.batch_size))
     clock = clock_of(config.on.clock)
     return asdict(Spread.of(interleaved_seconds({"full": taken}, device, config.repeats, 1, clock)["full"]))
 
 
-def _measure(size: tuple[int, int, int], config: MemorySizeConfig, device: torch.device) -> dict[str, Any]:
+def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch.device) -> dict[str, Any]:
     m, n, d = size
     torch.manual_seed(0)
     memory, x_ND = pfb.NeighbourMemory(m), torch.randn(n, d, device=device)
