@@ -114,8 +114,9 @@ def details(numbers: Numbers) -> str:
             memory = [_mebibytes(row["saved_bytes"]), _mebibytes(row["peak_bytes"])]
             saved, rate = f"{1 - ratio['median']:.1%}", f"{row['samples'] / seconds:.0f}"
             rows.append([prune, name, f"{1000 * seconds:.1f}", quartiles, saved, rate, *memory])
-        for name, title in (("sketch", "sketch alone"), ("scoring", "choice and update alone")):
-            if f"{name}_seconds" in result:  # results of older versions know no sketch
+        chosen = "choice and update alone" if "memory" in numbers["config"] else "scoring alone"  # by centers, once
+        for name, title in (("sketch", "sketch alone"), ("scoring", chosen)):
+            if f"{name}_seconds" in result:
                 alone = [f"{1000 * result[f'{name}_seconds']['median']:.2f}", f"{result[f'{name}_share']:.4f}"]
                 rows.append([prune, title, *alone, "", "", "", ""])
     return output.table([*header, "kept for backward, MiB", "peak, MiB"], rows)
