@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -120,11 +121,11 @@ def expected_bytes(model: nn.Module, features: int, size: int, processes: int) -
 KINDS = {"allreduce_": "all-reduce", "broadcast_": "broadcast", "_allgather_base_": "all-gather"}
 
 
-class Sent(TorchDispatchMode):
+class Sent(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that this process gives to collectives inside this context, by kind."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,7 +146,7 @@ def _of_processes(config: ScalingConfig, processes: int) -> Iterator[dict[str, A
         port = free.getsockname()[1]
         free.close()
         place = Path(folder) / "rows.pt"
-        multiprocessing.start_processes(_rank, (config, processes, port, place), processes, start_method=START)  # type: ignore[no-untyped-call]
+        start_processes(_rank, (config, processes, port, place), processes, start_method=START)  # type: ignore[no-untyped-call]
         yield from torch.load(place)
 
 

@@ -92,14 +92,15 @@ def plain_loop(config: TrainConfig, source: Source, device: torch.device, folder
     for epoch in range(config.epochs):
         begin = now()
         model.train()
-        for index in torch.randperm(len(images)).split(n):
-            if len(index) == n:
-                x = source.prepare_train(images[index].to(device))
-                loss = F.cross_entropy(model(x), labels[index].to(device), label_smoothing=config.label_smoothing)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+        order = torch.randperm(len(images))
+        for start in range(0, len(images) - n + 1, n):
+            index = order[start : start + n]
+            x = source.prepare_train(images[index].to(device))
+            loss = F.cross_entropy(model(x), labels[index].to(device), label_smoothing=config.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         seconds += now() - begin
         accuracy = _accuracy(model, source.test.images, source.test.labels, source.prepare_test, n, device)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
@@ -118,8 +119,9 @@ def _accuracy(
 ) -> float:
     model.eval()
     right = torch.zeros((), device=device)
-    for x, y in zip(images.split(n), labels.split(n), strict=True):
-        right += (model(prepare(x.to(device))).argmax(1) == y.to(device)).sum()
+    for start in range(0, len(images), n):
+        x, y = images[start : start + n].to(device), labels[start : start + n].to(device)
+        right += (model(prepare(x)).argmax(1) == y).sum()
     return float(right) / len(images)
 
 

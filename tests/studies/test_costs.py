@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.data import load
 from studies import __main__ as studies
 from studies import neighbours, paper, scaling, trainer
 
@@ -96,7 +97,7 @@ def test_the_plain_loop_is_timed_beside_the_trainer(tmp_path):
 
 def test_the_plain_loop_learns_as_the_trainer_does(tmp_path):
     config = TrainConfig(model="cifar-resnet8", epochs=3, batch_size=32, train_samples=400)
-    found = trainer.plain_loop(config, trainer.load(config), torch.device("cpu"), tmp_path)
+    found = trainer.plain_loop(config, load(config), torch.device("cpu"), tmp_path)
     assert found["accuracy"] > 0.4
     assert len(list(tmp_path.iterdir())) == 3
 
