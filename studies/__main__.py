@@ -15,27 +15,20 @@ from studies import (
     evidence,
     measure,
     natural,
+    neighbours,
     overview,
     predictions,
+    scaling,
     scoring,
     sight,
+    trainer,
     zoo,
 )
 
 app = tyro.extras.SubcommandApp()
 for _study in (
-    measure,
-    agreement,
-    density,
-    scoring,
-    predictions,
-    sight,
-    copies,
-    clips,
-    natural,
-    evidence,
-    overview,
-    zoo,
+    *(measure, neighbours, scaling, trainer, scoring, predictions),
+    *(agreement, density, copies, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pfb.lab.bench import output
+from pfb.measure import Spread
 
 SAVED = {0.4: 0.38, 0.5: 0.48}
-"""Least time of a step saved, by share pruned."""
-TRANSFORMERS = {"swin_t", "timm:vit_small_patch16_224"}
-TRANSFORMERS_SAVED = 0.95
-"""The same for transformers on a GPU, as a part of the share pruned; on a CPU none was set."""
-SCORING = {"gpu": 0.005, "cpu": 0.01}
-"""Most time that density, choice and update may take, as a part of a full step."""
+"""Least time of a step saved, by share pruned: set for GPUs, and shown for all devices."""
+BEHIND = 1.0
+"""Most that the step judged by a sketch may save less than the ideal one, in points."""
+SCORING = 0.005
+"""Most time that choice and update may take, as a part of a full step."""
+SPARED = 0.9
+"""Least part of the stopped samples' activations that a pruned step's memory lies below a full
+step's.
+"""
 PREDICTED_WITHIN = 0.03
 """Largest error of ``pfb.plan``, as a part of a full step."""
 ARCHITECTURES = 5
@@ -23,14 +27,16 @@ ARCHITECTURES = 5
 
 STEPS = {
     "ideal": "ideal",
-    "reuse": "`reuse`",
+    "sketch": "`sketch` (the default)",
+    "momentum": "`momentum`",
+    "uniform-recompute": "`Uniform()`",
     "recompute": "`recompute`",
-    "recompute-bf16": "... scored in bf16",
-    "recompute-early": "... cut one block earlier",
     "recompute-half": "... scored at half size",
-    "uniform-recompute": "... `Uniform()`",
+    "reuse": "`reuse`",
 }
 """Steps shown, with the titles of their columns."""
+SPARING = ("sketch", "recompute")
+"""Steps of which the memory is judged."""
 
 Numbers = dict[str, Any]
 Row = list[str]
@@ -45,8 +51,10 @@ def render(folder: Path) -> str:
     }
     speeds = {name.removeprefix("speed-"): n for name, n in numbers.items() if name.startswith("speed-")}
     header = ["time of a step saved, % (in brackets: missed by)", "pruned", "goal", *STEPS.values()]
+    header.append(f"`sketch` behind ideal, points, in pairs (quartiles); goal: at most {BEHIND:g}")
     saved = [row for name, speed in speeds.items() for row in _saved(name, speed)]
     others = [_scoring(name, speed) for name, speed in speeds.items()]
+    others += [row for name, speed in speeds.items() for row in _spared(name, speed)]
     if "plan" in numbers:
         others.append(_predicted(numbers["plan"]))
     if "memory" in numbers:
@@ -54,21 +62,53 @@ def render(folder: Path) -> str:
     return output.table(header, saved) + "\n" + output.table(["", "goal", "measured"], others)
 
 
-def saved_goal(model: str, prune: float, device_type: str) -> float | None:
-    """The time to be saved; ``None`` where none was set."""
-    if model in TRANSFORMERS:
-        return None if device_type == "cpu" else TRANSFORMERS_SAVED * prune
-    return SAVED.get(prune)
+def behind(steps: Numbers, step: str, before: str = "ideal") -> Spread | None:
+    """How many points less of a full step one saves than another, round by round; ``None`` where
+    one of them was not measured.
+    """
+    if not {step, before} <= steps.keys():
+        return None
+    seconds = (steps[name]["raw"] for name in (step, before, "full"))
+    return Spread.of([100 * (a - b) / full for a, b, full in zip(*seconds, strict=True)])
+
+
+def spared(result: Numbers, step: str) -> float | None:
+    """How far a step's memory lies below the full step's, as a part of the activations of the
+    samples it stops: of its peak, or where a device cannot tell that of what autograd keeps.
+    ``None`` where it was not measured.
+    """
+    full, ideal, pruned = (result["steps"].get(name) for name in ("full", "ideal", step))
+    if not (full and ideal and pruned) or full["saved_bytes"] is None or full["samples"] == ideal["samples"]:
+        return None
+    stopped = full["saved_bytes"] - ideal["saved_bytes"]  # weights are in both
+    what = "saved_bytes" if full["peak_bytes"] is None else "peak_bytes"
+    return float((full[what] - pruned[what]) / stopped)
 
 
 def _saved(name: str, speed: Numbers) -> Iterator[Row]:
     for result in speed["results"]:
-        goal = saved_goal(speed["config"]["model"], result["prune"], speed["device_type"])
-        if goal is None:
-            continue
-        saved = {step: 1 - row["ratio"]["median"] for step, row in result["steps"].items()}
+        goal, steps = SAVED.get(result["prune"]), result["steps"]
+        saved = {step: 1 - row["ratio"]["median"] for step, row in steps.items()}
         cells = [_or_missed_by(saved.get(step), None if step == "ideal" else goal) for step in STEPS]
-        yield [name, f"{100 * result['prune']:g}", f"{100 * goal:g}", *cells]
+        goal_cell = "" if goal is None else f"{100 * goal:g}"
+        yield [name, f"{100 * result['prune']:g}", goal_cell, *cells, _behind(behind(steps, "sketch"))]
+
+
+def _behind(points: Spread | None) -> str:
+    if points is None:
+        return ""
+    text = f"{points.median:+.1f} ({points.low:+.1f} to {points.high:+.1f})"
+    return text + _missed(points.median <= BEHIND)
+
+
+def _spared(name: str, speed: Numbers) -> Iterator[Row]:
+    for step in SPARING:
+        found = [part for result in speed["results"] if (part := spared(result, step)) is not None]
+        if found:
+            full = speed["results"][0]["steps"]["full"]
+            what = "kept for backward" if full["peak_bytes"] is None else "peak memory"
+            title = f"{what} of `{step}` below full's, of the stopped samples' activations, {name}"
+            yield [title, f"at least {SPARED:.0%}", f"{min(found):.0%}{_missed(min(found) >= SPARED)}"]
 
 
 def _or_missed_by(saved: float | None, goal: float | None) -> str:
@@ -78,10 +118,11 @@ def _or_missed_by(saved: float | None, goal: float | None) -> str:
 
 
 def _scoring(name: str, speed: Numbers) -> Row:
-    goal = SCORING["cpu" if speed["device_type"] == "cpu" else "gpu"]
     share = max(result["scoring_share"] for result in speed["results"])
-    title = f"density, choice and update, of a full step of {name}"
-    return [title, f"below {goal:.1%}", f"{share:.2%}{_missed(share < goal)}"]
+    rows = speed["config"].get("memory")
+    of = "centers" if rows is None else f"a memory of {rows:,}"  # results of older versions timed centers
+    title = f"choice and update with {of}, of a full step of {name}"
+    return [title, f"below {SCORING:.1%}", f"{share:.2%}{_missed(share < SCORING)}"]
 
 
 def _predicted(plan: Numbers) -> Row:
@@ -90,7 +131,7 @@ def _predicted(plan: Numbers) -> Row:
         for row in plan["rows"]
     }
     within = sum(error <= PREDICTED_WITHIN for error in errors.values())
-    title = f"architectures whose savings are predicted within {100 * PREDICTED_WITHIN:g} points, both wirings"
+    title = f"architectures whose savings are predicted within {100 * PREDICTED_WITHIN:g} points, every wiring"
     found = f"{within} of {len(errors)}, worst error {100 * max(errors.values()):.1f}"
     return [title, f"at least {ARCHITECTURES}", found + _missed(within >= ARCHITECTURES)]
 

@@ -1,12 +1,11 @@
 """Everything that has to be measured on a device, in one run: speed, plans, memory, parts of a
-step, scoring; and its goals.
+step, processes, scoring; and its goals.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,18 @@ import torch
 from rich.console import Console
 
 from pfb.lab import files
-from pfb.lab.bench import memory, profile, speed
+from pfb.lab.bench import checks, memory, profile, speed
 from pfb.lab.bench.setup import Device
 from pfb.lab.errors import RunError
-from studies import goals, predictions, scoring
+from studies import goals, neighbours, predictions, scaling, scoring
 
 IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256}
+GPT = {"model": "gpt2", "image_size": 1024, "classes": 50_257, "batch_size": 16}
+"""GPT-2 (small), 124 M parameters, on sequences of 1,024 tokens."""
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
 PRUNES = (0.3, 0.4, 0.5, 0.7)
+COMPILED = ("sketch", "recompute")
+"""Fewer steps where each is compiled anew."""
 TINY = {
     "model": "cifar-resnet8",
     "models": ("cifar-resnet8",),
@@ -32,12 +35,16 @@ TINY = {
     "image_size": 8,
     "classes": 4,
     "batch_size": 8,
+    "memory": 64,
     "repeats": 1,
     "warmup": 1,
     "samples": (8,),
     "centers": (4,),
     "dims": (4,),
     "base": (8, 4, 4),
+    "rows": (8, 64),
+    "batches": (4,),
+    "around": (64, 4),
 }
 
 
@@ -50,7 +57,9 @@ class MeasureConfig:
     out: Path = Path("runs/measure")
     """Folder of the results; what is there already is not measured again."""
     sizes: Literal["auto", "gpu", "cpu"] = "auto"
-    """gpu: ImageNet's, in bf16. cpu: what one core can do in an hour. auto: by the device."""
+    """gpu: ImageNet's, in bf16. cpu: what one core can do in 15 minutes. auto: by the device."""
+    parts: tuple[str, ...] = ()
+    """Only these; by default all of them."""
     tiny: bool = False
     """Tiny models and few rounds, to try the study itself."""
     device: str | None = None
@@ -66,7 +75,9 @@ def run(config: MeasureConfig) -> Path:
     """
     console, failed = Console(), []
     kind = Device(config.device).place.type if config.sizes == "auto" else config.sizes
-    parts = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
+    every = list((_on_cpu if kind == "cpu" else _on_gpu)(config))
+    checks.known([name for name, _ in every], parts=config.parts or None)
+    parts = [(name, measure) for name, measure in every if not config.parts or name in config.parts]
     place = config.out / "goals.md"
     for number, (name, measure) in enumerate(parts, start=1):
         file = config.out / f"{name}.json"
@@ -101,40 +112,46 @@ Part = tuple[str, Callable[[Path], Any]]
 
 def _on_gpu(config: MeasureConfig) -> Iterator[Part]:
     plain, mixed = Device(config.device), Device(config.device, precision="bf16", channels_last=True)
-    rounds = {"repeats": 20, "warmup": 5}
-    for name, model in itertools.islice(MODELS.items(), 1 if config.tiny else None):
-        settings = {"model": model, "on": mixed, **IMAGENET, **rounds}
-        yield f"speed-{name}", _of(speed, config, prunes=PRUNES, **settings)
-        yield f"speed-{name}-compiled", _compiled(config, "default", **settings)
-        if name == "resnet50":
-            yield f"speed-{name}-graphs", _compiled(config, "reduce-overhead", **settings)
-            yield f"speed-{name}-stem", _of(speed, config, prunes=PRUNES, cut="maxpool", **settings)
-        yield f"profile-{name}", _of(profile, config, **settings)
+    rounds = {"repeats": 20, "warmup": 5, "on": mixed}
+    networks: dict[str, dict[str, Any]] = {name: {"model": model, **IMAGENET} for name, model in MODELS.items()}
+    networks["gpt2"] = GPT
+    if config.tiny:
+        networks = {"resnet50": networks["resnet50"]}  # all would be the same
+    for name, sizes in networks.items():
+        yield f"speed-{name}", _of(speed, config, prunes=PRUNES, **sizes, **rounds)
+    for how, mode in {"compiled": "default", "graphs": "reduce-overhead"}.items():
+        for name, sizes in networks.items():
+            compiled = {"compile": mode, "variants": COMPILED, **sizes, **rounds}
+            yield f"speed-{name}-{how}", _of(speed, config, prunes=(0.4, 0.5), **compiled)
+    yield "neighbours", _of(neighbours, config, model="resnet50", **IMAGENET, repeats=20, on=mixed)
     yield "memory", _of(memory, config, models=tuple(MODELS.values()), on=mixed, **IMAGENET)
+    for name, sizes in networks.items():
+        yield f"profile-{name}", _of(profile, config, **sizes, **rounds)
+    yield "scaling", _of(scaling, config, speeds=config.out)
     planned = (*MODELS.values(), "convnext_tiny", "efficientnet_b0", "regnet_y_1_6gf")
     yield "plan", _of(predictions, config, models=planned, repeats=15, on=mixed, **IMAGENET)
     yield "scoring", _of(scoring, config, on=plain)
-    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, on=plain, **rounds)
+    yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, repeats=20, warmup=5, on=plain)
 
 
 def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     plain, one_core = Device(config.device), Device(config.device, threads=1, clock="cpu")
-    settings = {"batch_size": 64, "repeats": 7, "warmup": 1, "on": one_core}
+    settings = {"batch_size": 32, "repeats": 7, "warmup": 1, "on": one_core}
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
-    yield "speed-resnet18-cifar-compiled", _compiled(config, "default", **settings)
+    small = {"image_size": 96, "classes": 1000, "batch_size": 16, "repeats": 5, "warmup": 1, "on": one_core}
+    for name, model in MODELS.items():
+        yield f"speed-{name}", _of(speed, config, model=model, prunes=(0.5,), **small)
+    # Each step has weights, gradients and momentum of its own: 1.5 GB.
+    short = {**GPT, "image_size": 64, "batch_size": 8, "variants": ("sketch", "uniform-recompute", "recompute")}
+    yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=3, warmup=1, on=one_core, **short)
+    yield "neighbours", _of(neighbours, config, repeats=3, on=one_core)
+    yield "scaling", _of(scaling, config, repeats=3)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
-    yield "plan", _of(predictions, config, on=one_core)
-    yield "scoring", _of(scoring, config, on=one_core)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)
-    large = {"image_size": 224, "classes": 1000, "batch_size": 10, "repeats": 5, "warmup": 1}
-    for name in ("swin-t", "vit-s"):
-        yield f"speed-{name}", _of(speed, config, model=MODELS[name], prunes=(0.4,), on=one_core, **large)
-
-
-def _compiled(config: MeasureConfig, mode: str, **settings: Any) -> Callable[[Path], Any]:
-    """Speed of compiled steps; fewer of them, since each is compiled anew."""
-    variants = ("recompute", "reuse", "recompute-half", "recompute-early-half", "uniform-recompute")
-    return _of(speed, config, prunes=(0.4,), compile=mode, variants=variants[: 1 if config.tiny else None], **settings)
+    yield "scoring", _of(scoring, config, repeats=7, on=one_core)
+    yield "plan", _of(predictions, config, batch_size=16, repeats=5, on=one_core)
+    compiled = settings | {"compile": "default", "variants": COMPILED, "repeats": 5}
+    yield "speed-resnet18-cifar-compiled", _of(speed, config, prunes=(0.5,), **compiled)
 
 
 def _of(benchmark: Any, config: MeasureConfig, **settings: Any) -> Callable[[Path], Any]:

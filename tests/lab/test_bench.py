@@ -9,7 +9,7 @@ import torch
 import pfb
 from pfb.lab import cli
 from pfb.lab.bench import accuracy, comparison, memory, output, profile, speed
-from pfb.lab.bench.setup import Device
+from pfb.lab.bench.setup import Device, Step
 from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
@@ -186,6 +186,7 @@ def test_a_grid_refuses(change, message):
         (speed.SpeedConfig, {"variants": ("reuse", "reuze")}, "--variants: no 'reuze' .* Did you mean 'reuse'"),
         (speed.SpeedConfig, {"prunes": (0.4, float("nan"))}, r"--prunes must be in \[0, 1\) \(got nan\)"),
         (speed.SpeedConfig, {"repeats": 0}, "--repeats must be at least 1"),
+        (speed.SpeedConfig, {"memory": 1}, "--memory must be at least 2"),
         (speed.SpeedConfig, {"warmup": -1}, "--warmup must be at least 0"),
         (speed.SpeedConfig, {"batch_size": 0}, "--batch-size must be at least 1"),
         (profile.ProfileConfig, {"image_size": -8}, "--image-size must be at least 1"),
@@ -253,21 +254,37 @@ def test_a_compiled_step_is_warm_when_its_centers_are_gathered(mode, rounds):
 
 
 def test_a_model_of_one_size_only_is_timed_without_the_half_sized_pass(tmp_path, capsys):
-    step = ["--model", "timm:vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "32"]
-    rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
+    step = ["--model", "timm:vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "128"]
+    rounds = ["--repeats", "1", "--warmup", "0", "--memory", "64", "--out", str(tmp_path / "numbers.json")]
     cli.main(["bench", "speed", *step, *rounds, "--variants", "recompute", "recompute-half"])
     (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
     assert set(result["steps"]) == {"full", "ideal", "recompute"}
-    assert "16 pixels are too few" in capsys.readouterr().out
-    cli.main(["bench", "profile", *step, *rounds])
+    assert "does not take half the size" in capsys.readouterr().out
+    cli.main(["bench", "profile", *step, *rounds[:4], *rounds[6:]])
     parts = json.loads((tmp_path / "numbers.json").read_text())["parts"]
     assert set(parts) == set(profile.STEPS) - {"recompute-half"}
     medians = {name: [parts[name][part]["median"] for part in profile.PARTS] for name in parts}
     assert all(seconds >= 0 for times in medians.values() for seconds in times)
     scored = {name for name, (first_pass, *_) in medians.items() if first_pass > 0}
     decided = {name for name, (_, choice, *_) in medians.items() if choice > 0}
-    assert scored == {"recompute"}
-    assert decided == {"reuse", "recompute"}, "uniform blocking asks for no density"
+    assert scored == {"sketch", "recompute"}
+    assert decided == {"sketch", "recompute", "reuse"}, "uniform blocking asks for no density"
+
+
+def test_a_gpt_is_timed_on_sequences_of_tokens(monkeypatch):
+    """Of its published sizes, without its layers: they would take seconds."""
+    import transformers
+
+    shape = transformers.GPT2Config
+    monkeypatch.setattr(transformers, "GPT2Config", lambda **sizes: shape(**sizes, n_layer=2))
+    step = Step(speed.SpeedConfig("gpt2", image_size=8, classes=100), "gpt2", {"prune": 0.5})
+    layer = 12 * 768**2 + 13 * 768
+    assert sum(p.numel() for p in step.model.parameters()) == (100 + 8) * 768 + 2 * layer + 2 * 768
+    tokens, following = step.batch(4)
+    assert tokens.shape == following.shape == (4, 8)
+    assert torch.equal(tokens[:, 1:], following[:, :-1])
+    assert step.loss(tokens, following).isfinite()
+    assert step.blocker.selection.indices.shape == (2,)
 
 
 def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
@@ -275,7 +292,7 @@ def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
     compile, settings = torch.nn.Module.compile, torch._dynamo.config.cache_size_limit
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic, mode: compile(self, backend="eager"))
     step = ["--model", "cifar-resnet8", "--image-size", "8", "--batch-size", "64", "--compile", "default"]
-    rounds = ["--repeats", "1", "--warmup", "0", "--out", str(tmp_path / "numbers.json")]
+    rounds = ["--repeats", "1", "--warmup", "0", "--memory", "64", "--out", str(tmp_path / "numbers.json")]
     cli.main(["bench", "speed", *step, *rounds, "--variants", "reuse"])
     (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
     assert result["steps"]["reuse"]["cut"] == "layer1"
@@ -288,15 +305,11 @@ def test_a_variant_asks_for_what_its_name_says():
     paper = {"importance": pfb.RareFirst(), "features": None}
     assert arguments["reuse"] == {"cut": "layer1", "prune": 0.4, "shallow": pfb.Reuse(), **paper}
     assert arguments["recompute-half"]["shallow"] == pfb.Recompute(scale=0.5)
-    assert arguments["recompute-bf16"]["shallow"] == pfb.Recompute(dtype=torch.bfloat16)
     rules = {name: type(given["importance"]) for name, given in arguments.items()}
-    assert {name for name, rule in rules.items() if rule is pfb.Uniform} == {"uniform-reuse", "uniform-recompute"}
-    assert {name for name, rule in rules.items() if rule is pfb.InverseDensity} == {
-        *("sketch", "sketch-reuse", "momentum"),
-    }
+    assert {name for name, rule in rules.items() if rule is pfb.Uniform} == {"uniform-recompute"}
+    assert {name for name, rule in rules.items() if rule is pfb.InverseDensity} == {"sketch", "momentum"}
     assert arguments["momentum"]["features"] == "momentum"
-    assert {name for name, variant in VARIANTS.items() if variant.early} == {"recompute-early", "recompute-early-half"}
-    assert not VARIANTS["recompute-filled"].scores
+    assert not VARIANTS["uniform-recompute"].scores
 
 
 def test_a_tables_rows_are_as_long_as_its_header():

@@ -13,7 +13,20 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import comparison, memory, profile, speed
 from pfb.lab.train.config import TrainConfig
-from studies import agreement, clips, density, goals, natural, overview, predictions, scoring, sight
+from studies import (
+    agreement,
+    clips,
+    density,
+    goals,
+    natural,
+    neighbours,
+    overview,
+    predictions,
+    scaling,
+    scoring,
+    sight,
+    trainer,
+)
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
@@ -96,7 +109,10 @@ def test_configuration_files_are_valid(page, tmp_path):
 RESULTS = ROOT / "results"
 BENCHMARKS = {
     m.__name__.rpartition(".")[2]: m
-    for m in (agreement, clips, density, memory, natural, predictions, profile, scoring, sight, speed)
+    for m in (
+        *(agreement, clips, density, memory, natural, neighbours, predictions),
+        *(profile, scaling, scoring, sight, speed, trainer),
+    )
 }
 MADE_BY = {"plan": "predictions", "video": "natural", "code": "natural", "faults": "clips", "long": "clips"}
 

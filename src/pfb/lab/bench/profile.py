@@ -23,8 +23,10 @@ PARTS = ("shallow pass for the score", "density and choice", "forward", "backwar
 wiring.
 """
 
-STEPS = ("full", "reuse", "recompute", "recompute-half", "uniform-recompute")
-"""The last two make the first pass of ``recompute`` cheaper, or do without it."""
+TITLES = {"shallow pass for the score": "sketch, or shallow pass, for the score", "centers": "memory, or centers"}
+"""Of those parts whose names do not fit all steps."""
+
+STEPS = ("full", "sketch", "uniform-recompute", "recompute", "recompute-half", "reuse")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def render(numbers: dict[str, Any]) -> str:
     """Markdown table of medians in milliseconds and in percent of the full step."""
     steps = numbers["parts"].values()
     full = _whole(numbers["parts"]["full"])
-    rows = [[part, *(_cell(parts[part]["median"], full) for parts in steps)] for part in PARTS]
+    rows = [[TITLES.get(part, part), *(_cell(parts[part]["median"], full) for parts in steps)] for part in PARTS]
     return output.table(["part", *numbers["parts"]], [*rows, ["all", *(_cell(_whole(parts), full) for parts in steps)]])
 
 
@@ -99,7 +101,9 @@ class _TimedStep:
     def __init__(self, config: ProfileConfig, name: str) -> None:
         variant, device = VARIANTS.get(name), config.on.place
         self.device, self.clock = device, clock_of(config.on.clock)
-        self.watch = None if variant is None else _Watched(device, self.clock)
+        remembers = variant is not None and isinstance(variant.importance, pfb.InverseDensity)
+        watched = _WatchedMemory if remembers else _WatchedCenters
+        self.watch = None if variant is None else watched(device, self.clock)
         arguments = None if variant is None else variant.attach(None, config.prune) | {"estimator": self.watch}
         self.step = Step(config, config.model, arguments)
         self.has_first_pass = variant is not None and variant.scores and variant.shallow.name == "recompute"
@@ -134,7 +138,7 @@ class _TimedStep:
         return self.clock()
 
 
-class _Watched(pfb.DensityEstimator):
+class _Watched:
     """Stops the clock around the decision at the cut: the density is asked first, and told last."""
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
@@ -142,14 +146,30 @@ class _Watched(pfb.DensityEstimator):
         self.device, self.clock = device, clock
         self.began = self.taken = 0.0
 
+    def _begin(self) -> None:
+        synchronize(self.device)
+        self.began = self.clock()
+
+    def _end(self) -> None:
+        synchronize(self.device)
+        self.taken = self.clock() - self.began
+
+
+class _WatchedCenters(_Watched, pfb.DensityEstimator):
     def log_density(self, x: Tensor) -> Tensor:
-        self.began = self._now()
+        self._begin()
         return super().log_density(x)
 
     def accumulate(self, x: Tensor) -> None:
         super().accumulate(x)
-        self.taken = self._now() - self.began
+        self._end()
 
-    def _now(self) -> float:
-        synchronize(self.device)
-        return self.clock()
+
+class _WatchedMemory(_Watched, pfb.NeighbourMemory):
+    def isolation(self, x: Tensor) -> Tensor:
+        self._begin()
+        return super().isolation(x)
+
+    def accumulate(self, x: Tensor) -> None:
+        super().accumulate(x)
+        self._end()

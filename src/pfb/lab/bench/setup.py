@@ -1,5 +1,5 @@
-"""What benchmarks measure, and on what: a training step of a fresh model on random images, and the
-device it runs on.
+"""What benchmarks measure, and on what: a training step of a fresh model on random images or
+tokens, and the device it runs on.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ On = Annotated[Device, tyro.conf.arg(name="")]
 """The field of a benchmark's settings: on the command line its options stand among the others."""
 
 
+GPT = "gpt2"
+"""The name of GPT-2 (small), the one model that is no classifier of images."""
+
+
 class Setup(Protocol):
     """What a benchmark's settings say of its steps."""
 
@@ -95,7 +99,8 @@ class Step:
 
     Args:
         setup: the benchmark's settings.
-        model: as in ``pfb train``.
+        model: a classifier of images as in ``pfb train``; or :data:`GPT`, on sequences of as many
+            tokens as ``image_size`` says, out of as many as there are ``classes``.
         attach: arguments of ``pfb.attach``; ``None`` for a step that prunes nothing.
         compile: ``no``, or a mode of ``torch.compile``.
 
@@ -107,7 +112,8 @@ class Step:
         torch.manual_seed(0)
         self.setup, self.device = setup, setup.on.place
         self.layout = torch.channels_last if setup.on.channels_last else torch.contiguous_format
-        self.model = build(model, setup.classes, 3, setup.image_size)
+        self.is_gpt = model == GPT
+        self.model = network(model, setup)
         self.model = self.model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         try:
             self.blocker = None if attach is None else pfb.attach(self.model, **attach)
@@ -115,19 +121,27 @@ class Step:
             raise RunError(f"{model}: {error}") from error
         if compile != "no":
             self.model.compile(dynamic=False, mode=None if compile == "default" else compile)
+        self.call: nn.Module = self.model  # or what wraps it
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=setup.on.precision == "bf16")
 
     def batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """Random images ``[n, 3, S, S]`` and labels ``[n]`` as the model takes them."""
+        """Random images ``[n, 3, S, S]`` and labels ``[n]`` as the model takes them; or tokens
+        ``[n, S]`` and those to come.
+        """
+        if self.is_gpt:
+            tokens = torch.randint(self.setup.classes, (n, self.setup.image_size + 1), device=self.device)
+            return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         image = torch.randn(n, 3, self.setup.image_size, self.setup.image_size, device=self.device)
         return image.to(memory_format=self.layout), torch.randint(self.setup.classes, (n,), device=self.device)
 
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy of the samples that go on, under the setup's precision."""
         with self.autocast:
-            logits = self.model(image)
-            return F.cross_entropy(logits, self.blocker.select(label) if self.blocker else label)
+            output = self.call(image)
+            logits = output if isinstance(output, Tensor) else output.logits
+            label = self.blocker.select(label) if self.blocker else label
+            return F.cross_entropy(logits.flatten(0, -2), label.flatten())
 
     def __call__(self, image: Tensor, label: Tensor) -> None:
         self.loss(image, label).backward()  # type: ignore[no-untyped-call]
@@ -143,10 +157,20 @@ class Step:
         return saved.total
 
 
+def network(name: str, setup: Setup) -> nn.Module:
+    """A fresh model by name."""
+    if name != GPT:
+        return build(name, setup.classes, 3, setup.image_size)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {"vocab_size": setup.classes, "n_positions": setup.image_size}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, use_cache=False))
+
+
 def check_models(names: Iterable[str], setup: Setup) -> None:
     """Build each model once, so that a name nobody knows is refused before anything is measured."""
     for name in names:
-        build(name, setup.classes, 3, setup.image_size)
+        network(name, setup)
 
 
 def first_block(model: nn.Module, cut: str) -> str | None:

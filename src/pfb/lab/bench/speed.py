@@ -17,12 +17,14 @@ from torch import Tensor
 
 import pfb
 from pfb.forward import output_of
+from pfb.gate import Gate
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device, On, Step, first_block
+from pfb.lab.bench.setup import Device, On, Step
 from pfb.lab.bench.variants import VARIANTS
 from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.planner import gate_for
+from pfb.memory import MOST_PER_STEP
 from pfb.selection import keep_count, parts
+from pfb.sketch import Sketch
 from pfb.tree import shrink_images
 
 Numbers = dict[str, Any]
@@ -33,14 +35,19 @@ class SpeedConfig:
     """Time full, pruned and ideal training steps in turn."""
 
     model: str = "resnet18"
+    """As in pfb train; or gpt2, GPT-2 (small)."""
     batch_size: int = 128
     image_size: int = 32
+    """Side of the images; of gpt2 the tokens of a sequence."""
     classes: int = 10
+    """Outputs of the model; of gpt2 how many tokens there are (as published: 50257)."""
     cut: str | None = None
     """Layer after which samples are stopped; by default the first stage."""
     prunes: tuple[float, ...] = (0.4,)
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Beside the full step and the ideal one, which is taken on the kept samples alone."""
+    memory: int = 65_536
+    """Rows of the memory of which choice and update are timed alone; steps keep the default."""
     repeats: int = 10
     warmup: int = 2
     """Rounds not counted; more of them where it takes longer until all is compiled."""
@@ -55,6 +62,7 @@ class SpeedConfig:
         checks.shares(prunes=self.prunes)
         checks.at_least(1, batch_size=self.batch_size, image_size=self.image_size, classes=self.classes)
         checks.at_least(1, repeats=self.repeats)
+        checks.at_least(2, memory=self.memory)
         checks.at_least(0, warmup=self.warmup)
 
 
@@ -106,8 +114,11 @@ def details(numbers: Numbers) -> str:
             memory = [_mebibytes(row["saved_bytes"]), _mebibytes(row["peak_bytes"])]
             saved, rate = f"{1 - ratio['median']:.1%}", f"{row['samples'] / seconds:.0f}"
             rows.append([prune, name, f"{1000 * seconds:.1f}", quartiles, saved, rate, *memory])
-        scoring = [f"{1000 * result['scoring_seconds']['median']:.2f}", f"{result['scoring_share']:.4f}"]
-        rows.append([prune, "scoring alone", *scoring, "", "", "", ""])
+        chosen = "choice and update alone" if "memory" in numbers["config"] else "scoring alone"  # by centers, once
+        for name, title in (("sketch", "sketch alone"), ("scoring", chosen)):
+            if f"{name}_seconds" in result:
+                alone = [f"{1000 * result[f'{name}_seconds']['median']:.2f}", f"{result[f'{name}_share']:.4f}"]
+                rows.append([prune, title, *alone, "", "", "", ""])
     return output.table([*header, "kept for backward, MiB", "peak, MiB"], rows)
 
 
@@ -146,27 +157,23 @@ def _saved(row: Numbers | None) -> str:
 
 
 def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: Callable[[], None]) -> dict[str, Any]:
-    kept, wide = keep_count(config.batch_size, prune), pfb.batch_size_for(config.batch_size, prune)
+    kept = keep_count(config.batch_size, prune)
     variants = {name: VARIANTS[name] for name in config.variants}
     first = Step(config, config.model, {"cut": config.cut, "prune": prune})
     assert first.blocker is not None
-    cut, early = first.blocker.cut, first_block(first.model, first.blocker.cut)
-    image, label = first.batch(wide if any(variant.filled for variant in variants.values()) else config.batch_size)
+    cut, (image, label) = first.blocker.cut, first.batch(config.batch_size)
     if any(variant.scale < 1 for variant in variants.values()) and not takes_half(first):
         variants = {name: variant for name, variant in variants.items() if variant.scale == 1}
     steps = {name: Step(config, config.model, None, config.compile) for name in ("full", "ideal")}
-    batches = {"full": (image[: config.batch_size], label[: config.batch_size]), "ideal": (image[:kept], label[:kept])}
     for name, variant in variants.items():
-        at = early if variant.early else cut
-        if at is None or (variant.dtype is torch.bfloat16 and config.on.precision == "bf16"):
-            continue  # no such cut, or bf16 already
-        n = wide if variant.filled else config.batch_size
-        steps[name] = Step(config, config.model, variant.attach(at, prune), config.compile)
-        batches[name] = image[:n], label[:n]
+        steps[name] = Step(config, config.model, variant.attach(cut, prune), config.compile)
+    batches = {name: (image[:kept], label[:kept]) if name == "ideal" else (image, label) for name in steps}
+    alone = _Alone(image, prune, config.memory)
     seconds = interleaved_seconds(
         {
             **{name: partial(step, *batches[name]) for name, step in steps.items()},
-            "scoring": _Scoring(first, image[: config.batch_size]),
+            "sketch alone": alone.sketch,
+            "scoring alone": alone.choose_and_update,
         },
         device,
         config.repeats,
@@ -186,14 +193,12 @@ def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: 
             "peak_bytes": _peak_bytes(step, *batches[name]),
             "raw": output.rounded(seconds[name], 4),
         }
-    return {
-        "prune": prune,
-        "kept": kept,
-        "cut": cut,
-        "steps": rows,
-        "scoring_seconds": asdict(Spread.of(seconds["scoring"])),
-        "scoring_share": Spread.of_ratios(seconds["scoring"], seconds["full"]).median,
-    }
+    result: dict[str, Any] = {"prune": prune, "kept": kept, "cut": cut, "steps": rows}
+    for name in ("sketch", "scoring"):
+        taken = seconds[f"{name} alone"]
+        result[f"{name}_seconds"] = asdict(Spread.of(taken))
+        result[f"{name}_share"] = Spread.of_ratios(taken, seconds["full"]).median
+    return result
 
 
 def takes_half(step: Step) -> bool:
@@ -205,8 +210,7 @@ def takes_half(step: Step) -> bool:
         half = shrink_images(step.batch(2)[0], 0.5)
         output_of(step.model, step.model.get_submodule(step.blocker.cut), (half,), {})
     except (AssertionError, RuntimeError, ValueError) as error:
-        pixels = step.setup.image_size // 2
-        print(f"{pixels} pixels are too few for this model, so no variant scores at half size: {error}")
+        print(f"this model does not take half the size, so no variant scores at it: {error}")
         return False
     return True
 
@@ -239,18 +243,25 @@ def _peak_bytes(step: Step, image: Tensor, label: Tensor) -> int | None:
     return torch.cuda.max_memory_allocated(step.device) - before
 
 
-class _Scoring:
-    """What pfb adds to a step: pooling, density, selection, collecting, and moving the centers."""
+class _Alone:
+    """What the defaults of ``pfb.attach`` add to an ideal step; the memory is full."""
 
-    def __init__(self, step: Step, image: Tensor) -> None:
-        assert step.blocker is not None
-        blocker, share = step.blocker, parts(step.blocker.prune)
-        self.estimator = blocker.estimator
-        self.gate = gate_for(step.model, blocker.cut, pfb.RareFirst(), blocker.estimator, share)
-        with step.autocast:
-            self.output = output_of(step.model, step.model.get_submodule(step.blocker.cut), (image,), {})
+    def __init__(self, x: Tensor, prune: float, size: int) -> None:
+        self.x, self.memory = x, pfb.NeighbourMemory(size)
+        self.gate = Gate(pfb.InverseDensity(), self.memory, Sketch())
+        self.gate.set_share(parts(prune))
+        self.sight = self.gate.sight(x)
+        assert self.sight is not None
+        for _ in range(-(-size // MOST_PER_STEP)):
+            self.memory.accumulate(torch.randn(MOST_PER_STEP, self.sight.size(1), device=x.device))
+            self.memory.apply()
 
-    def __call__(self) -> None:
-        self.gate.decide(self.output)
-        self.estimator.apply()
+    def sketch(self) -> None:
+        """Of the batch."""
+        self.gate.sight(self.x)
+
+    def choose_and_update(self) -> None:
+        """Isolation, the draw, and the memory's step."""
+        self.gate.decide(self.x, self.sight)
+        self.memory.apply()
         self.gate.end_step()
