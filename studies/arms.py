@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import pfb
 from pfb.cost import step_cost
-from pfb.density import COPY
 from pfb.draw import drawn
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
@@ -24,7 +23,7 @@ Run = dict[str, Any]
 
 ARMS = (
     *("full", "short", "small-batch", "fewer-views"),
-    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "distance", "oracle"),
+    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "oracle"),
 )
 
 
@@ -102,7 +101,6 @@ def attach(
         "paper-recompute": {"importance": pfb.RareFirst()},
         "inverse-density": {"estimator": density},
         "weighted": {"estimator": density},
-        "distance": {"importance": by_distance, "estimator": density, "features": "sketch"},
         "oracle": {"importance": oracle},
     }
     if cell.arm not in rules:
@@ -120,11 +118,6 @@ class Oracle:
 
     def __call__(self, features: Tensor) -> Tensor:
         return drawn(-self.copies.log())
-
-
-def by_distance(features: Tensor, memory: pfb.NeighbourMemory) -> Tensor:
-    """Draws with weight ``d ** 4``, d the distance to the nearest as a part of the usual one."""
-    return drawn(4 * memory.isolation(features).clamp_min(COPY).log())
 
 
 def compute(cell: Cell, window: float, shallow: float) -> float:

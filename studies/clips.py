@@ -56,8 +56,7 @@ class ClipsConfig:
     """full: all data. short: fewer steps at the compute of uniform. small-batch: as many steps with
     smaller batches at that compute; fewer-views: the same with each image once. uniform,
     paper-reuse, paper-recompute, inverse-density: rules. weighted: inverse-density, losses with
-    weights 1 / probability. distance: drawn with weight d ** 4, d the distance to the nearest as a
-    part of the usual one. oracle: drawn with weight 1 / number of frames.
+    weights 1 / probability. oracle: drawn with weight 1 / number of frames.
     """
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str = "cifar-resnet8"

@@ -18,6 +18,7 @@ import pfb
 from pfb.density import COPY
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
+from pfb.memory import MOST
 from pfb.sketch import Sketch
 from studies.arms import batches
 from studies.redundancy import Clips
@@ -70,14 +71,13 @@ def run(config: CopiesConfig) -> Path:
 
 def render(numbers: dict[str, Any]) -> str:
     """Two Markdown tables."""
-    sight = [
-        [row["case"], f"{row['auc']:.3f}", f"{row['copies']:.1%}", f"{row['singles']:.1%}"] for row in numbers["sight"]
-    ]
-    header = ["", "area under the curve", "of frames taken for copies", "of single images"]
+    sight = [[row["case"], *(f"{row[name]:.{digits}f}" for name, digits in SIGHT.items())] for row in numbers["sight"]]
+    header = ["", "area under the curve", "half stopped: frames kept", "single images kept"]
     kept = [[row["rule"], *(f"{row[name]:.2f}" for name in COLUMNS)] for row in numbers["rules"]]
     return output.table(header, sight) + "\n" + output.table(["weight", *COLUMNS.values()], kept)
 
 
+SIGHT = {"auc": 3, "frames": 2, "singles": 2}
 COLUMNS = {
     "frames": "clips, half stopped: frames kept",
     "singles": "single images kept",
@@ -92,19 +92,24 @@ class Seen:
 
     Attributes:
         distances: to all M rows, in parts of what is usual around there, ``[N, M]``.
-        copies: ``[N]``, as ``NeighbourMemory.copies`` counts them.
+        isolation: ``[N]``, as ``NeighbourMemory`` gives it.
         truth: ``[N]`` bool, whether others are copies.
         dimensions: D of the features.
     """
 
     distances: Tensor
-    copies: Tensor
+    isolation: Tensor
     truth: Tensor
     dimensions: int
 
     @property
-    def isolation(self) -> Tensor:
+    def nearest(self) -> Tensor:
         return self.distances.amin(1).clamp_min(COPY)
+
+    @property
+    def copies(self) -> Tensor:
+        """Rows that are so near that they are taken for copies, ``[N]``."""
+        return (self.distances < MOST).sum(1)
 
 
 def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, bool]]:
@@ -129,31 +134,35 @@ def _look(clips: Clips, size: int, batch_size: int, queries: int, device: torch.
     source, copies = clips.source()
     memory, sketch, train = pfb.NeighbourMemory(size), Sketch(), source.train
     prepare = source.prepare_train if augment else source.prepare_test
-    distances, counts, truth = [], [], []
+    distances, isolation, truth = [], [], []
     for indices in itertools.islice(
         batches(len(copies), batch_size), -(-size // batch_size) + -(-queries // batch_size)
     ):
         x = sketch(prepare(train.__getitems__(indices.tolist())["input"].to(device)))  # type: ignore[attr-defined]
         if memory.ready and memory.summary()["remembered"] == size:
             distances.append(_distances(memory, x))
-            counts.append(memory.copies(x))
+            isolation.append(memory.isolation(x))
             truth.append(copies[indices] > 1)
         memory.accumulate(x)
         memory.apply()
-    return Seen(torch.cat(distances), torch.cat(counts), torch.cat(truth).to(device), x.size(1))
+    return Seen(torch.cat(distances), torch.cat(isolation), torch.cat(truth).to(device), x.size(1))
 
 
 def _distances(memory: pfb.NeighbourMemory, x: Tensor) -> Tensor:
     state = memory.state_dict()
     middle_D, unit_D = state["frame"]
     distances_NM = torch.cdist((x - middle_D) * unit_D, (state["rows"] - middle_D) * unit_D)
-    return distances_NM * (memory.isolation(x) / memory.distance(x).clamp_min(1e-12))[:, None]
+    return distances_NM / memory._look(x)[1][:, None]
 
 
 def _sight(seen: Seen) -> dict[str, float]:
-    found, truth = (seen.copies > 0).float(), seen.truth
-    auc = roc_auc_score(truth.cpu().numpy(), -seen.isolation.cpu().numpy())
-    return {"auc": float(auc), "copies": float(found[truth].mean()), "singles": float(found[~truth].mean())}
+    auc = roc_auc_score(seen.truth.cpu().numpy(), -seen.isolation.cpu().numpy())
+    half = chances(RULES[DEFAULT](seen), 1 - PRUNES[0])
+    return {"auc": float(auc), "frames": float(half[seen.truth].mean()), "singles": float(half[~seen.truth].mean())}
+
+
+def _median(seen: Seen) -> float:
+    return float(seen.nearest.median())
 
 
 def _kernels(seen: Seen) -> Tensor:
@@ -175,15 +184,14 @@ def _log_kernels(distances_NM: Tensor, bandwidth: float) -> Tensor:
     return -0.5 * (distances_NM / bandwidth).square()
 
 
+DEFAULT = "from 1/3 to 1, to the power of 4: `InverseDensity()`"
 RULES: dict[str, Callable[[Seen], Tensor]] = {
-    "1 / (1 + copies), `InverseDensity()`": lambda seen: -seen.copies.log1p(),
-    "... squared, `InverseDensity(2)`": lambda seen: -2 * seen.copies.log1p(),
-    "... its root, `InverseDensity(0.5)`": lambda seen: -0.5 * seen.copies.log1p(),
-    "distance to the nearest, squared": lambda seen: 2 * seen.isolation.log(),
-    "... to the power of 4": lambda seen: 4 * seen.isolation.log(),
-    "... and at most that of the median": lambda seen: (
-        4 * seen.isolation.clamp_max(float(seen.isolation.median())).log()
-    ),
+    DEFAULT: lambda seen: 4 * seen.isolation.log(),
+    "... squared: `InverseDensity(2)`": lambda seen: 2 * seen.isolation.log(),
+    "distance as it is, to the power of 4": lambda seen: 4 * seen.nearest.log(),
+    "... squared": lambda seen: 2 * seen.nearest.log(),
+    "... to the power of 4, at most that of the median": lambda seen: 4 * seen.nearest.clamp_max(_median(seen)).log(),
+    "1 / (1 + rows nearer than 0.6)": lambda seen: -seen.copies.log1p(),
     "1 / (1 + kernels), bandwidth of most likelihood": _kernels,
 }
 """Logarithms of weights, by name."""

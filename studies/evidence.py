@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 
 from pfb.lab.bench.setup import Device
 from pfb.lab.errors import RunError
-from studies import clips, natural, overview, sight
+from studies import clips, copies, natural, overview, sight
 from studies.redundancy import Clips
 
-Part = Literal["sight", "clips", "code", "video", "long", "faults"]
+Part = Literal["sight", "copies", "clips", "code", "video", "long", "faults"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PAIR = ("uniform", "inverse-density")
 
@@ -29,8 +29,9 @@ class EvidenceConfig:
     data: str = "cifar10"
     """cifar10, or imagefolder:PATH with its images."""
     parts: tuple[Part, ...] = PARTS
-    """sight: what can be seen. clips: known copies, and none. code, video: data as they come. long:
-    images learned by heart. faults: repeated augmentation, outliers, wrong labels, imbalance.
+    """sight, copies: what can be seen. clips: known copies, and none. code, video: data as they
+    come. long: images learned by heart. faults: repeated augmentation, outliers, wrong labels,
+    imbalance.
     """
     sizes: Literal["auto", "gpu", "cpu"] = "auto"
     """gpu: ResNet-18, 30 epochs, 5 seeds, bf16, compiled. cpu: ResNet-8, 10 epochs, 3 seeds. auto:
@@ -89,6 +90,12 @@ def _study(name: str, config: EvidenceConfig, gpu: bool) -> Study:
         if config.tiny:
             made = dataclasses.replace(made, clips=TINY, epochs=1, memories=(30, 60), centers=(8,), queries=60)
         return lambda left: sight.run(made)
+    if name == "copies":
+        looked = copies.CopiesConfig(Clips(config.data), on=on, out=config.out / "copies.json")
+        if config.tiny:
+            few = {"lengths": (5,), "noises": (9.0,), "memories": (40,), "batch_sizes": (10,)}
+            looked = dataclasses.replace(looked, clips=TINY, memory=60, queries=40, **few)  # type: ignore[arg-type]
+        return lambda left: copies.run(looked)
     if name in ("code", "video"):
         return _natural(name, config, on)  # type: ignore[arg-type]
     return _clips(name, config, gpu)

@@ -25,7 +25,7 @@ NEGLIGIBLE = 0.005
 
 @dataclass(frozen=True)
 class NeighboursConfig:
-    """Time the count of copies and the update of a full memory, for features that are there already."""
+    """Time isolation and update of a full memory, for features that are there already."""
 
     rows: tuple[int, ...] = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)
     batches: tuple[int, ...] = (64, 256, 1024)
@@ -71,11 +71,11 @@ def run(config: NeighboursConfig) -> Path:
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table, and below it up to how many rows the cost can be neglected."""
-    header = ["rows", "batch", "dimensions", "remembered, MiB", "distances, MiB", "copies, ms (quartiles)"]
+    header = ["rows", "batch", "dimensions", "remembered, MiB", "distances, MiB", "isolation, ms (quartiles)"]
     shown: dict[tuple[int, ...], list[object]] = {}
     for row in numbers["rows"]:  # the base size stands in each series, and is shown once
         remembered, distances = (f"{row[name] / 2**20:.1f}" for name in ("bytes", "distance_bytes"))
-        times = [_milliseconds(row[part]) for part in ("copies", "update")]
+        times = [_milliseconds(row[part]) for part in ("isolation", "update")]
         share = "" if row["share"] is None else f"{row['share']:.2%}"
         shown.setdefault(tuple(row["size"]), [*row["size"], remembered, distances, *times, share])
     table = output.table([*header, "update, ms (quartiles)", "of a full step"], shown.values())
@@ -102,7 +102,7 @@ def draw(numbers: dict[str, Any]) -> Figure:
     """Milliseconds against rows, on logarithmic axes, and what can be neglected."""
     figure, (axes,) = output.panels(6, 4)
     rows = [row for row in numbers["rows"] if row["varied"] == "rows"]
-    for part, label in (("copies", "copies of a batch"), ("update", "update")):
+    for part, label in (("isolation", "isolation of a batch"), ("update", "update")):
         axes.plot(
             [row["size"][0] for row in rows], [1000 * row[part]["median"] for row in rows], marker="o", label=label
         )
@@ -135,7 +135,7 @@ def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch
         memory.accumulate(x_ND)
         memory.apply()
 
-    timed: dict[str, Callable[[], object]] = {"copies": lambda: memory.copies(x_ND), "update": update}
+    timed: dict[str, Callable[[], object]] = {"isolation": lambda: memory.isolation(x_ND), "update": update}
     seconds = interleaved_seconds(timed, device, config.repeats, 1, clock_of(config.on.clock))
     held = [x for x in memory.state_dict().values() if isinstance(x, torch.Tensor)]
     return {
@@ -146,7 +146,7 @@ def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch
 
 
 def _seconds(row: dict[str, Any]) -> float:
-    return float(row["copies"]["median"] + row["update"]["median"])
+    return float(row["isolation"]["median"] + row["update"]["median"])
 
 
 def _milliseconds(spread: dict[str, float]) -> str:

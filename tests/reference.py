@@ -155,21 +155,16 @@ class Memory:
     def distance(self, x: Tensor) -> Tensor:
         return torch.tensor([min(self.to_each(row)) for row in x.double().tolist()], dtype=torch.float64)
 
-    def usual(self, row: list[float]) -> float:
-        group, alive = min(4, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
-        far = self.to_each(row)
-        least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
-        return max(least[(len(least) - 1) * 9 // 10], 0.1 * math.sqrt(2 * alive))
-
     def isolation(self, x: Tensor) -> Tensor:
-        return torch.tensor([min(self.to_each(row)) / self.usual(row) for row in x.double().tolist()])
-
-    def copies(self, x: Tensor) -> Tensor:
-        near = 0.18 * min(1.0, 4096 / self.size) ** (1 / 8)
+        group, alive = min(4, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
         result, queries = [], x.double().tolist()
         for place, row in enumerate(queries):
-            far = [*self.to_each(row), *self.to_each(row, queries[:place])]
-            result.append(3.0 * sum(d < near * self.usual(row) for d in far))
+            far = self.to_each(row)
+            least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
+            usual = max(least[(len(least) - 1) * 9 // 10], 0.1 * math.sqrt(2 * alive))
+            usual *= min(1.0, group / len(far)) ** (1 / 8)
+            part = min(far + self.to_each(row, queries[:place])) / usual
+            result.append(min(max(part, 0.2), 0.6) / 0.6)
         return torch.tensor(result)
 
     def log_density(self, x: Tensor) -> Tensor:

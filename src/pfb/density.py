@@ -34,10 +34,8 @@ class Density(Protocol):
     def log_density(self, x: Tensor) -> Tensor:
         """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
 
-    def copies(self, x: Tensor) -> Tensor:
-        """``f / r``, ``[N]``, at least 0: how many others are where each sample is, with r the
-        density that one alone would make there; reads only.
-        """
+    def isolation(self, x: Tensor) -> Tensor:
+        """How far each sample is from its like, ``[N]``, in proportion to a length; reads only."""
 
     def accumulate(self, x: Tensor) -> None:
         """Collect features for the next ``apply``."""
@@ -70,18 +68,6 @@ def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
     return (4.0 / ((d + 2) * n)) ** (1.0 / (d + 4)) * std_D
 
 
-def log_peak(bandwidth_D: Tensor) -> Tensor:
-    """``log K_H(0)`` of the normal kernel, over the dimensions that have a bandwidth.
-
-    Example:
-        >>> import torch
-        >>> log_peak(torch.tensor([1.0, 0.0])).exp()  # 1 / sqrt(2 pi)
-        tensor(0.3989)
-    """
-    alive_D = bandwidth_D > 0
-    return -torch.where(alive_D, bandwidth_D, 1.0).log().sum() - 0.5 * math.log(2 * math.pi) * alive_D.sum()
-
-
 def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor:
     """``log K_H(x_i - c_j)`` of the normal kernel for every sample and center, ``[N, C]``, by one
     matrix product.
@@ -91,6 +77,7 @@ def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor
     """
     alive_D = bandwidth_D > 0
     inverse_D = torch.where(alive_D, 1.0 / torch.where(alive_D, bandwidth_D, 1.0), 0.0)
+    log_volume = torch.where(alive_D, bandwidth_D, 1.0).log().sum() + 0.5 * math.log(2 * math.pi) * alive_D.sum()
     # The centers' median as origin keeps |z| small, so the expanded square loses no precision far
     # from zero, and one center far away does not move it.
     origin_D = median(centers_CD)
@@ -98,7 +85,7 @@ def log_kernels(x_ND: Tensor, centers_CD: Tensor, bandwidth_D: Tensor) -> Tensor
     c_CD = (centers_CD - origin_D) * inverse_D
     squares_NC = z_ND.square().sum(1, keepdim=True) + c_CD.square().sum(1)
     distances_NC = torch.addmm(squares_NC, z_ND, c_CD.T, alpha=-2.0).clamp_min(0.0)
-    return -0.5 * distances_NC + log_peak(bandwidth_D)
+    return -0.5 * distances_NC - log_volume
 
 
 def log_density(x_ND: Tensor, centers_CD: Tensor, weights_C: Tensor, bandwidth_D: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ N samples, C centers, D feature dimensions.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from pfb import sync
 from pfb.centers import Centers
-from pfb.density import Collects, checked_width, full_precision, log_peak
+from pfb.density import Collects, checked_width, full_precision
 
 STEPS_APART = 1024  # ranks compare their steps modulo this, so that the sum is exact in float32
 NAMES = ("centers", "counts", "mean", "variance", "pending")
@@ -117,16 +116,6 @@ class DensityEstimator:
             return x_ND.new_zeros(x_ND.size(0))
         with full_precision(x_ND.device):
             return self._centers.log_density(x_ND)
-
-    def copies(self, x: Tensor) -> Tensor:
-        """``f(x_i) / r`` of features ``[N, D]``, ``[N]`` in 0 to C: how many centers of average
-        weight would have to be at ``x_i`` itself. All 0 until centers exist. Reads only.
-        """
-        log_density_N = self.log_density(x)
-        if self._centers is None:
-            return log_density_N
-        log_alone = log_peak(self._centers.bandwidth) - 2 * math.log(self.n_centers)
-        return torch.exp(log_density_N - log_alone)
 
     def isolation(self, x: Tensor) -> Tensor:
         """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at

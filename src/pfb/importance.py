@@ -58,15 +58,16 @@ class RareFirst:
 
 @dataclass(frozen=True)
 class InverseDensity:
-    """The paper's importance ``I = 1 / (f + r)`` with a density f that sees copies, and r the
-    density of a sample alone; samples are drawn in proportion to ``I ** gamma``, without
-    replacement.
+    """Samples are drawn, without replacement, with weight ``d ** gamma``: the rule that sees what
+    repeats itself.
 
-    ``f / r`` is the density's ``copies``: with a :class:`pfb.NeighbourMemory` the number of copies
-    that an epoch holds of a sample. So with gamma 1 all copies of one thing together come by about
-    as often as a single sample, and where nothing is a copy the draw is uniform. Returns the
-    logarithms of the weights plus Gumbel noise, whose largest are such a draw; draws from the
-    global generator of the features' device.
+    d is the density's ``isolation``: with a :class:`pfb.NeighbourMemory` the distance to the
+    nearest feature remembered, in proportion to what is usual around there, from 1/3 to 1. Since
+    ``f ~ d ** -D``, this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn
+    instead of ranked: 81 copies of one thing come by about as often as one single sample, and where
+    no sample is another's copy the draw is nearly uniform. Returns the logarithms of the weights
+    plus Gumbel noise, whose largest are such a draw; draws from the global generator of the
+    features' device.
 
     Attributes:
         gamma: how strongly copies are left out; 0 is uniform.
@@ -75,21 +76,21 @@ class InverseDensity:
         >>> import torch, pfb
         >>> _ = torch.manual_seed(0)
         >>> memory = pfb.NeighbourMemory(64)
-        >>> memory.accumulate(torch.randn(60, 2).repeat(2, 1)[:61]); memory.apply()
-        >>> x = torch.cat([memory.state_dict()["rows"][:1], torch.tensor([[9.0, 9.0]])])
-        >>> InverseDensity().log_weights(x, memory).exp()
-        tensor([0.1429, 1.0000])
+        >>> memory.accumulate(torch.randn(64, 8)); memory.apply()
+        >>> copy, new = memory.state_dict()["rows"][:1], torch.full((1, 8), 3.0)
+        >>> InverseDensity().log_weights(torch.cat([copy, new]), memory).exp()
+        tensor([0.0123, 1.0000])
     """
 
-    gamma: float = 1.0
+    gamma: float = 4.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 1")
+            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
 
     def log_weights(self, features: Tensor, estimator: Density) -> Tensor:
-        """``-gamma * log(1 + f / r)``, ``[N]``: what the draw is in proportion to."""
-        return -self.gamma * estimator.copies(features).log1p()
+        """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
+        return self.gamma * estimator.isolation(features).log()
 
     def __call__(self, features: Tensor, estimator: Density) -> Tensor:
         return drawn(self.log_weights(features, estimator))

@@ -24,10 +24,8 @@ MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
 CLOSE = 0.1  # part of the distance between any two samples
-NEAR = 0.18  # part of the usual distance: found on clips and single images of CIFAR-10, in a memory of ...
-REFERENCE = 4096  # rows; in one of more, as many are near by chance if they fill ...
-DIMENSIONS = 8
-ROUNDING = 1e-6  # of the matrix product, as a part of the squares: what is lost in it is no copy
+DIMENSIONS = 8  # how fast the nearest of more rows comes nearer; images of CIFAR-10 and digits: 7 to 8
+LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 FIRST_CHECK = 64  # step
 NEARLY_ALL = 0.9
 NAMES = ("rows", "counts", "frame", "pending")
@@ -37,9 +35,10 @@ class NeighbourMemory:
     """The latest features of all samples that came by, stopped ones too, and the density ``f(x) = 1
     / (M V_D d(x) ** D)`` by the distance d to the nearest of them.
 
-    Distances are in units of the remembered features' standard deviations. What matters is not how
-    large they are, which is large for all that is extreme, but how many samples lie far nearer than
-    is usual around there: :meth:`copies`.
+    Distances are in units of the remembered features' standard deviations. Unlike a bandwidth, d
+    fits every place: it is small within a group of near-equal samples, however many others there
+    are. It is large for the extreme ones, too, which is not what matters; :meth:`isolation`
+    therefore puts it in proportion to what is usual around there.
 
     **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
     is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
@@ -96,48 +95,29 @@ class NeighbourMemory:
         return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[0]
 
     @torch.no_grad()
-    def copies(self, x: Tensor) -> Tensor:
-        """How many copies an epoch holds of each row of ``x``, ``[N]`` float32: thrice those that
-        are remembered, since a memory holds at most a third of an epoch, or come before it in
-        ``x``, so that of copies within one batch the first counts in full. Reads only. All 0 while
-        none is remembered.
+    def isolation(self, x: Tensor) -> Tensor:
+        """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
+        extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
 
-        A copy is nearer than 0.18 of the usual distance (less in a memory of more than 4,096, where
-        more are near by chance). Usual is the distance to the nearest of four rows (that of nine in
-        ten such groups of the memory), which holds in places where samples are dense and where they
-        are not; or a tenth of the mean distance between two samples, if that is more. So copies are
-        seen even if they are two in five of all samples.
+        The distance to the nearest row that is remembered or comes before it in ``x``, so that of
+        copies within one batch the first counts in full, as a part of the distance that is usual
+        around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
+        is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
+        are seen even if they are two in five of all samples), or a tenth of the mean distance
+        between two samples if that is more, times ``(4 / M) ** (1 / 8)``, as in eight dimensions,
+        which images fill. Where data fill fewer than about five, all have near neighbours, and all
+        are alike.
 
         Raises:
             ValueError: another feature width than that of the remembered ones.
         """
         x_ND = self._checked(x)
         if self._counts is None or self._frame is None:
-            return x_ND.new_zeros(x_ND.size(0))
-        distance_N, usual_N, squares_NM = self._look(x_ND)
-        near_N = NEAR * (REFERENCE / max(self.size, REFERENCE)) ** (1 / DIMENSIONS) * usual_N
-        with full_precision(x_ND.device):
-            z_ND = (x_ND - self._frame[0]) * self._frame[1]
-            limit_N1 = (near_N.square() - (1 + ROUNDING) * z_ND.square().sum(1))[:, None]
-            remembered_N = torch.maximum((squares_NM < limit_N1).sum(1), distance_N < near_N)
-            place_N = torch.arange(len(z_ND), device=z_ND.device)
-            squares_NN = torch.addmm(z_ND.square().sum(1), z_ND, z_ND.T, alpha=-2.0)
-            before_N = ((squares_NN < limit_N1) & (place_N[:, None] > place_N)).sum(1)
-        return torch.where(self._counts[1] > 0, 3.0 * (remembered_N + before_N), 0.0)
-
-    @torch.no_grad()
-    def isolation(self, x: Tensor) -> Tensor:
-        """Distance to the nearest remembered feature as a part of the usual one (see
-        :meth:`copies`), ``[N]`` float32: small for a copy, about the same for all others, common or
-        extreme. Reads only. All 1 while none is remembered.
-
-        Raises:
-            ValueError: another feature width than that of the remembered ones.
-        """
-        if self._frame is None:
-            return self.distance(x)
-        distance_N, usual_N, _ = self._look(self._checked(x))
-        return distance_N / usual_N
+            return x_ND.new_ones(x_ND.size(0))
+        distance_N, usual_N = self._look(x_ND)
+        nearest_N = torch.minimum(distance_N, _to_those_before((x_ND - self._frame[0]) * self._frame[1]))
+        part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
+        return torch.where(self._counts[1] > 0, part_N, 1.0)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -254,10 +234,8 @@ class NeighbourMemory:
 
     # Inside
 
-    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Distance to the nearest row and what is usual around there, ``[N]``; and for every row
-        that is remembered the square of its distance, less that of x from the middle, ``[N, M]``.
-        """
+    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest row, and what is usual around there, ``[N]`` each."""
         assert self._rows is not None and self._counts is not None and self._frame is not None
         filled, (middle_D, unit_D) = self._counts[1], self._frame
         with full_precision(x_ND.device):
@@ -268,15 +246,16 @@ class NeighbourMemory:
             # The product finds the neighbour; its distance is taken without cancellation.
             nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
             distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
-            padding = -self.size % self._group  # which would copy the largest tensor of all
-            padded_NM = F.pad(squares_NM, (0, padding), value=math.inf) if padding else squares_NM
-            least_NG = padded_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
+            if self.size % self._group:  # padding would copy the largest tensor of all
+                squares_NM = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
+            least_NG = squares_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
             most = ((filled + self._group - 1) // self._group - 1).clamp_min(0) * 9 // 10
             usual_N = least_NG.sort(1).values.index_select(1, most[None])[:, 0] + z_ND.square().sum(1)
         apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+        usual_N = usual_N * (self._group / filled.clamp_min(self._group)) ** (1 / DIMENSIONS)
         none = filled == 0
-        return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N), squares_NM
+        return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
 
     def _most_per_step(self) -> int:
         return max(1, min(MOST_PER_STEP, self.size // sync.world_size()))
@@ -337,3 +316,19 @@ class NeighbourMemory:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
         return x_ND
+
+
+def _to_those_before(z_ND: Tensor) -> Tensor:
+    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
+    not finite are nobody's neighbours.
+    """
+    with full_precision(z_ND.device):
+        finite_N = (z_ND.isfinite() & z_ND.square().isfinite()).all(1)
+        safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
+        place_N = torch.arange(len(z_ND), device=z_ND.device)
+        later_NN = (place_N[:, None] <= place_N) | ~finite_N
+        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
+        squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
+        least_N, nearest_N = squares_NN.min(1)
+        distance_N = (z_ND - F.pad(safe_ND, (0, 0, 0, 1))[nearest_N]).square().sum(1).sqrt()
+        return torch.where(least_N.isfinite(), distance_N, math.inf)

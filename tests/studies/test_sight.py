@@ -96,6 +96,22 @@ def test_what_can_be_seen(tmp_path):
     assert (tmp_path / "sight.png").exists()
 
 
+def test_how_well_copies_are_seen_and_what_rules_keep_of_them(tmp_path):
+    flags = ["--lengths", "5", "--noises", "60", "--memories", "40", "--batch-sizes", "10", "--memory", "100"]
+    place = tmp_path / "copies.json"
+    studies.main(["copies", *FLAGS, *flags, "--queries", "60", "--batch-size", "20", "--out", str(place)])
+    numbers = json.loads(place.read_text())
+    usual, plain, few, noisy, small, batch = numbers["sight"]
+    assert usual["case"].startswith("clips of 10 frames, memory of 100, batches of 20")
+    assert plain["auc"] > 0.8 > 0.6 > noisy["auc"]
+    assert plain["frames"] < noisy["frames"]
+    assert [row["case"] for row in (few, small, batch)] == ["... clips of 5", "... memory of 40", "... batches of 10"]
+    own, _, distance, *_ = numbers["rules"]
+    assert own["singles"] > own["frames"] + 0.05
+    assert own["spread"] < distance["spread"]
+    assert own["equal"] > distance["equal"]
+
+
 def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     def main(*arms):
         flags = ["--seeds", "0", "--epochs", "1", "--batch-size", "30", "--memory", "64", "--prunes", "0.5"]

@@ -33,7 +33,7 @@ def test_equals_the_literal_form(rows, size):
     for part in rows.split(8):
         literal.add(part[-size:])
     queries = torch.cat([rows[-3:] + 0.01, rows[:5], rows.mean(0, keepdim=True), rows[:2] + 0.03])
-    for name in ("distance", "isolation", "copies", "log_density"):
+    for name in ("distance", "isolation", "log_density"):
         got, expected = getattr(memory, name)(queries), getattr(literal, name)(queries)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected.double(), rtol=2e-3, atol=2e-3)
@@ -59,28 +59,30 @@ def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_none():
     copies = copies + 0.01 * torch.randn_like(copies)
     rows = torch.cat([copies, single])[torch.randperm(3606)]
     memory = remembering(rows, 4096, batch=64)
-    found = memory.copies(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
-    assert found[:2].tolist() == [3 * 6, 3 * 1200]
-    assert found[2:].mean() < 0.5
+    isolation = memory.isolation(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
+    assert isolation[:2].tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert isolation[2:202].mean() > 0.9
+    assert isolation[202:].mean() > 0.9
     distances = memory.distance(torch.cat([torch.randn(200, 8), 3 * torch.randn(200, 8)]))
     assert distances[200:].median() > 3 * distances[:200].median(), "though far from everything"
 
 
 def test_of_copies_within_a_batch_the_first_counts_in_full():
     memory = remembering(torch.randn(400, 6), 256)
-    single = 2 * torch.randn(3, 6)
-    assert memory.copies(single).tolist() == [0, 0, 0]
+    single = 4 * torch.randn(3, 6)
+    assert memory.isolation(single).tolist() == [1, 1, 1]
     broken = torch.full((1, 6), torch.nan)
-    copies = memory.copies(torch.cat([broken, single[:2], single + 1e-3, single[:1]]))
-    assert copies.tolist() == [0, 0, 0, 3, 3, 0, 6]
-    assert memory.copies(single[:0]).shape == (0,)
+    isolation = memory.isolation(torch.cat([broken, single[:2], single + 1e-3, single[:1]]))
+    assert isolation[0].isnan()
+    assert isolation[1:].tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 1, 1 / 3])
+    assert memory.isolation(single[:0]).shape == (0,)
 
 
-def test_where_nothing_is_a_copy_a_memory_of_any_size_hardly_finds_one():
+def test_where_nothing_is_a_copy_a_memory_of_any_size_finds_few():
     torch.manual_seed(0)
     for size in (64, 1024, 16384):
         memory = remembering(torch.randn(size, 8), size, batch=1024)
-        assert memory.copies(torch.randn(256, 8)).mean() < 0.5
+        assert memory.isolation(torch.randn(256, 8)).mean() > 0.9
 
 
 def test_no_sample_is_its_own_neighbour_before_apply():
@@ -99,7 +101,6 @@ def test_until_anything_is_remembered_all_are_alike():
     memory.apply()
     for _ in range(2):
         assert memory.distance(x).tolist() == memory.isolation(x).tolist() == [1, 1, 1]
-        assert memory.copies(x).tolist() == [0, 0, 0]
         assert len(set(memory.log_density(x).tolist())) == 1
         memory.accumulate(torch.full((3, 2), torch.nan))
         memory.apply()
@@ -119,7 +120,7 @@ def test_broken_rows_are_left_out_and_a_broken_query_says_so():
 def test_reading_changes_nothing():
     memory = remembering(torch.randn(40, 3))
     before = {k: v.clone() for k, v in memory.state_dict().items() if isinstance(v, torch.Tensor)}
-    memory.distance(torch.randn(9, 3)), memory.copies(torch.randn(9, 3)), memory.log_density(torch.randn(9, 3))
+    memory.distance(torch.randn(9, 3)), memory.isolation(torch.randn(9, 3)), memory.log_density(torch.randn(9, 3))
     assert all(torch.equal(memory.state_dict()[k], v) for k, v in before.items())
 
 
@@ -152,7 +153,7 @@ def test_a_state_goes_on_bit_by_bit_also_within_a_step():
     for memory in (straight, resumed):
         memory.accumulate(rows[50:60])
         memory.apply()
-    assert torch.equal(straight.copies(rows[60:]), resumed.copies(rows[60:]))
+    assert torch.equal(straight.isolation(rows[60:]), resumed.isolation(rows[60:]))
     for name, value in straight.state_dict().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state_dict()[name])), name
 

@@ -132,12 +132,12 @@ def _draw(blocker, x):
 
 def test_draws_are_in_proportion_to_the_weights():
     class Known:
-        def copies(self, x):
+        def isolation(self, x):
             return x[:, 0]
 
-    copies = torch.tensor([[5.0], [2.0], [1.0]])
+    distances = torch.tensor([[1.0], [2.0], [3.0]])
     for gamma, weights in ((1.0, [1.0, 2.0, 3.0]), (2.0, [1.0, 4.0, 9.0]), (0.0, [1.0, 1.0, 1.0])):
-        draws = torch.stack([pfb.InverseDensity(gamma)(copies, Known()).argmax() for _ in range(4000)])
+        draws = torch.stack([pfb.InverseDensity(gamma)(distances, Known()).argmax() for _ in range(4000)])
         shares, expected = torch.bincount(draws, minlength=3) / 4000, torch.tensor(weights) / sum(weights)
         torch.testing.assert_close(shares, expected, atol=0.04, rtol=0)
     with pytest.raises(ValueError, match="`gamma` must be a finite number >= 0"):

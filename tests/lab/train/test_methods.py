@@ -46,7 +46,7 @@ def test_inverse_density_brings_a_sketch_and_a_memory_of_a_third_of_an_epoch():
     config = TrainConfig()
     assert (config.method, config.shallow) == ("inverse-density", "recompute")
     assert config.features == "sketch"
-    assert methods.importance(config) == pfb.InverseDensity(1.0)
+    assert methods.importance(config) == pfb.InverseDensity(4.0)
     sizes = [methods.density(config, samples).state_dict()["size"] for samples in (300, 10**6)]
     assert sizes == [100, 4096]
     assert isinstance(methods.density(TrainConfig(method="pfb"), 300), pfb.DensityEstimator)

@@ -66,7 +66,7 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
             pfb.RareFirst(self.alpha)
             pfb.DensityEstimator(self.n_centers, self.beta)
             if self.method == "inverse-density":
-                pfb.InverseDensity(1.0 if self.gamma is None else self.gamma)
+                pfb.InverseDensity(4.0 if self.gamma is None else self.gamma)
         except ValueError as error:
             raise in_flags(error) from error
 

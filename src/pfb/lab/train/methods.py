@@ -31,7 +31,7 @@ def importance(config: TrainConfig) -> Importance | None:
     """The importance of samples at the cut; ``None`` for methods that stop nothing there."""
     rules: dict[str, Importance] = {
         "pfb": pfb.RareFirst(config.alpha),
-        "inverse-density": pfb.InverseDensity(1.0 if config.gamma is None else config.gamma),
+        "inverse-density": pfb.InverseDensity(4.0 if config.gamma is None else config.gamma),
         "tempered": Tempered(0.5 if config.gamma is None else config.gamma),
         "stratified": Stratified(),
         "uniform": pfb.Uniform(),

@@ -129,7 +129,7 @@ class PruningSettings:
     alpha: float = 0.01
     """Upper end of the random term, as a share of the batch's largest density."""
     gamma: float | None = None
-    """inverse-density: how strongly copies are left out, by default 1. tempered: how strongly rare
+    """inverse-density: how strongly copies are left out, by default 4. tempered: how strongly rare
     samples are favoured, by default 0.5; negative favours dense ones.
     """
     reweight: bool = False
