@@ -10,6 +10,7 @@ from PIL import Image
 from pfb.lab.train import data, loop, summary
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
+from pfb.measure import interleaved_seconds
 
 SMALL: dict[str, Any] = {"epochs": 2, "train_samples": 192, "batch_size": 32, "cpu": True, "n_centers": 16}
 SMALL |= {"method": "pfb", "shallow": "reuse"}  # the cut matters most with the paper's
@@ -25,7 +26,7 @@ def shorten(replace):
     ``setattr``, or pytest's.
     """
     replace(summary, "PAIRS", 1)
-    replace(summary, "interleaved_seconds", functools.partial(summary.interleaved_seconds, warmup=0))
+    replace(summary, "interleaved_seconds", functools.partial(interleaved_seconds, warmup=0))
     replace(data, "SOURCES", {**data.SOURCES, "digits": functools.partial(_few_to_test, data.SOURCES["digits"])})
 
 
