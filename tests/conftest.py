@@ -1,5 +1,6 @@
 """Shared fixtures, and what holds for the whole session."""
 
+import gc
 import os
 import uuid
 
@@ -17,6 +18,14 @@ torch.set_num_threads(1)  # where torch was imported before this file
 MARK = "PFB_TEST_SESSION"
 HELPERS = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")
 """What Python and PyTorch start for themselves and end with the interpreter."""
+
+
+def pytest_collection_finish():
+    """What the imports made stays; a collection that looks through it takes most of a second, and
+    trainers collect after every training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

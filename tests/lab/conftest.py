@@ -2,20 +2,17 @@
 
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def _few_pairs(monkeypatch):
-    """A run's summary times pairs of steps; three are enough to see that it does."""
-    monkeypatch.setattr("pfb.lab.train.summary.PAIRS", 3)
+from tests.lab.train.runs import shorten
 
 
 @pytest.fixture(autouse=True)
-def _few_pieces_of_text(monkeypatch):
-    """A tenth of the test set tells as well that a model has learned."""
-    monkeypatch.setattr("pfb.lab.train.data.generated.TEST_PIECES", 100)
-
-
-@pytest.fixture(autouse=True)
-def _few_pictures(monkeypatch):
-    """Two of each end and class are a grid as well."""
-    monkeypatch.setattr("pfb.lab.report.samples.GRID_SAMPLES", 2)
+def _small():
+    """By a patch of its own, which outlives a test's ``monkeypatch.undo()``."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch.setattr)
+        # A tenth of the text, and of it to test on, tells as well that a model has learned.
+        patch.setattr("pfb.lab.train.data.generated.TEXT_LIMIT", 200_000)
+        patch.setattr("pfb.lab.train.data.generated.TEST_PIECES", 100)
+        # Two of each end and class are a grid as well.
+        patch.setattr("pfb.lab.report.samples.GRID_SAMPLES", 2)
+        yield

@@ -219,7 +219,7 @@ def test_unknown_names_end_a_benchmark_before_anything_is_measured(tmp_path, cap
 
 def test_a_small_grid_resumes_skips_and_writes_everything(tmp_path, capsys):
     methods = ["full", "full-short", "pfb-recompute", "infobatch", "orderdp", "selective-backprop", "release-reuse"]
-    grid = ["bench", "accuracy", "--recipe.train-samples", "256", "--recipe.epochs", "3", "--recipe.batch-size", "64"]
+    grid = ["bench", "accuracy", "--recipe.train-samples", "128", "--recipe.epochs", "3", "--recipe.batch-size", "32"]
     grid += ["--recipe.cpu", "--recipe.n-centers", "8", "--prunes", "0.5", "--methods", *methods]
     grid += ["--root", str(tmp_path)]
     cli.main([*grid, "--seeds", "0"])

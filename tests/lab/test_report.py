@@ -207,13 +207,11 @@ def test_of_two_runs(tmp_path):
     assert Image.open(tmp_path / "b.png").size[0] > 500
 
 
-def test_of_an_unfinished_run_and_of_none(tmp_path, capsys):
-    train(small_run(tmp_path / "a"))
-    (tmp_path / "a" / "summary.json").unlink()
-    cli.main(["report", str(tmp_path / "a")])
-    assert "so far" in (tmp_path / "a" / "report.html").read_text()
+def test_of_none_and_to_a_file_of_another_kind(tmp_path, capsys):
+    make_run(tmp_path / "a")
+    (tmp_path / "b").mkdir()
     for arguments, message in (
-        ([str(tmp_path / "a" / "tensorboard")], "there is no run"),
+        ([str(tmp_path / "b")], "there is no run"),
         ([str(tmp_path / "a"), "--out", "x.pdf"], "end in"),
     ):
         with pytest.raises(SystemExit):

@@ -11,14 +11,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*", "default::pytest.PytestUnra
 
 
 class Counter:
-    """A backend that runs graphs as they are and counts them."""
+    """Counts the graphs that a backend gets; without one they run as they are."""
 
-    def __init__(self):
+    def __init__(self, backend="eager"):
         self.graphs = 0
+        self.compile = torch._dynamo.lookup_backend(backend)
 
     def __call__(self, graph, inputs):
         self.graphs += 1
-        return graph
+        return self.compile(graph, inputs)
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +64,20 @@ def losses(shallow, backend, prune=0.4, steps=6, total_steps=None, **arguments):
     return torch.stack(result), chosen
 
 
-def test_equal_to_eager_without_graph_breaks(whole):
-    expected, expected_choice = losses(whole, None)
-    compiled, choice = losses(whole, "aot_eager")
+def test_a_ramp_compiles_each_level_once_without_graph_breaks_and_equals_eager(whole):
+    schedule = {"prune": pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,)), "steps": 8, "total_steps": 8}
+    expected, expected_choice = losses(whole, None, **schedule)
+    counter = Counter("aot_eager")
+    compiled, choice = losses(whole, counter, **schedule)
     assert choice == expected_choice
+    assert [None if chosen is None else len(chosen) for chosen in choice] == [None] * 2 + [16] * 2 + [12] * 2 + [
+        None
+    ] * 2
     torch.testing.assert_close(compiled, expected)
+    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, which are
+    # graphs of their own, so the model's own is not compiled again for the centers; three batch
+    # sizes.
+    assert counter.graphs == {"reuse": 4, "recompute": 6}[whole]
 
 
 @pytest.mark.parametrize("features", ["cut-spread", "sketch", "momentum"])
@@ -81,7 +91,7 @@ def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, fe
             backend,
             features=features,
             estimator=pfb.NeighbourMemory(64),
-            importance=lambda x, density: density.isolation(x),
+            importance=pfb.InverseDensity(),
         )
 
     expected, expected_choice = run(None)
@@ -93,15 +103,12 @@ def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, fe
     assert counter.graphs == (2 if (shallow, features) == ("reuse", "cut-spread") else 3)
 
 
-def test_a_compiled_draw_takes_as_many(shallow):
-    torch.manual_seed(0)
-    model = zoo.SmallNet("batch")
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, importance=pfb.InverseDensity())
-    run = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    for x, y in batches(4):
-        nn.functional.cross_entropy(run(x), blocker.select(y)).backward()
-        blocker.step()
-    assert blocker.stats["remembered"] == 80
+def test_a_compiled_draw_takes_as_many():
+    """Whose random numbers may be others."""
+    _, choice = losses(
+        "recompute", "aot_eager", steps=3, importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory(64)
+    )
+    assert [len(chosen) for chosen in choice] == [12] * 3
 
 
 def test_equal_to_eager_with_inductor():
@@ -119,25 +126,6 @@ def test_equal_to_eager_with_inductor():
     assert torch.equal(chosen, expected_choice)
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_one_graph_per_level_and_one_more_while_centers_are_gathered(whole):
-    """In recompute the scoring pass is a graph of its own, so the model's own is not compiled again
-    for the centers.
-    """
-    counter = Counter()
-    losses(whole, counter, steps=8)
-    assert counter.graphs == {"reuse": 2, "recompute": 3}[whole]
-
-
-def test_a_ramp_compiles_each_level_once(whole):
-    counter = Counter()
-    schedule = pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,))
-    _, chosen = losses(whole, counter, prune=schedule, steps=16, total_steps=16)
-    assert {None if c is None else len(c) for c in chosen} == {None, 16, 12}
-    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, three batch
-    # sizes.
-    assert counter.graphs == {"reuse": 4, "recompute": 6}[whole]
 
 
 def test_attaching_after_compiling_is_refused():

@@ -17,7 +17,7 @@ def estimator(rows):
     return made
 
 
-def kept_share(rule, x, known, k, draws=3000):
+def kept_share(rule, x, known, k, draws=1000):
     torch.manual_seed(0)
     counts = torch.zeros(len(x))
     for _ in range(draws):
@@ -33,7 +33,7 @@ class TestTempered:
 
     def test_gamma_zero_is_uniform(self):
         share = kept_share(Tempered(0.0), self.x, self.known(), 2)
-        assert (share - 0.4).abs().max() < 0.04
+        assert (share - 0.4).abs().max() < 0.05
 
     def test_one_draw_follows_the_weights(self):
         known = self.known()
@@ -42,7 +42,7 @@ class TestTempered:
         for gamma in (0.7, -0.7):
             expected = torch.softmax(-gamma * z, 0)
             share = kept_share(Tempered(gamma), self.x, known, 1)
-            assert (share - expected).abs().max() < 0.04
+            assert (share - expected).abs().max() < 0.05
 
     def test_large_gamma_is_rarest_first(self):
         known = self.known()
@@ -51,7 +51,7 @@ class TestTempered:
 
     def test_before_there_are_centers_it_is_uniform(self):
         share = kept_share(Tempered(2.0), self.x, pfb.DensityEstimator(), 2)
-        assert (share - 0.4).abs().max() < 0.04
+        assert (share - 0.4).abs().max() < 0.05
 
     def test_bad_gamma(self):
         with pytest.raises(ValueError, match="`gamma`.*nan"):
@@ -105,12 +105,12 @@ class TestPerClass:
         torch.manual_seed(0)
         counts = torch.zeros(10)
         rule = PerClass(pfb.Uniform())
-        for _ in range(3000):
+        for _ in range(1000):
             rule.see(labels)
             kept = keep_largest(rule(torch.zeros(10, 2), None), 5)
             counts[kept] += 1
             assert 3 <= int((labels[kept] == 0).sum()) <= 4
-        assert (counts / 3000 - 0.5).abs().max() < 0.04
+        assert (counts / 1000 - 0.5).abs().max() < 0.05
 
     def test_mistakes(self):
         rule = PerClass()

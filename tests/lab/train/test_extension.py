@@ -45,8 +45,8 @@ class TestMoreEpochs:
         assert [line["pruned_share"] for line in second] == [line["pruned_share"] for line in first]
         rates = [line["lr"] for line in RunFolder(run).epochs()]
         assert rates[2:] == pytest.approx(rates[:2])
-        assert summary["samples"] == 4 * 384
-        assert summary["full_samples"] == 4 * 384
+        assert summary["samples"] == 4 * 192
+        assert summary["full_samples"] == 4 * 192
         assert [line["epoch"] for line in RunFolder(run).epochs()] == [1, 2, 3, 4]
 
     def test_the_optimizers_averages_go_on_but_not_its_rate(self, run, monkeypatch):

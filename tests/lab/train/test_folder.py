@@ -217,7 +217,7 @@ class TestFaultsWhileItRuns:
             assert "could not be written" in self.go_on(one_epoch)
         assert content(RunFolder(one_epoch).checkpoints()[-1]) == before
         assert not list(one_epoch.glob("*.draft"))
-        assert train(RunFolder(one_epoch).config(), resume=True)["samples"] == 2 * 384
+        assert train(RunFolder(one_epoch).config(), resume=True)["samples"] == 2 * 192
 
     def test_a_full_disk_at_the_end(self, one_epoch, monkeypatch):
         write_records = RunFolder.write_records
@@ -231,7 +231,7 @@ class TestFaultsWhileItRuns:
             train(RunFolder(one_epoch).config(), resume=True)
         monkeypatch.undo()
         assert not (one_epoch / "records.pt").exists()
-        assert train(RunFolder(one_epoch).config(), resume=True)["samples"] == 2 * 384
+        assert train(RunFolder(one_epoch).config(), resume=True)["samples"] == 2 * 192
 
     def test_a_full_disk_before_the_first_checkpoint(self, run):
         with file_size_limit(200_000), pytest.raises(RunError, match="No epoch was finished: start again, with --over"):

@@ -9,7 +9,7 @@ import torch
 
 from pfb.lab.train.folder import RunFolder
 from tests.lab.train.forks import Forks
-from tests.lab.train.runs import FLAGS, end_of
+from tests.lab.train.runs import FLAGS, TEST_SAMPLES, end_of
 
 TRAIN = ("train", *FLAGS, "--log-every", "3")
 
@@ -104,10 +104,10 @@ class TestTwoProcesses:
         assert [e.code for e in forks.ranks(port, *TOGETHER, "--out", run)] == [0, 0]
         summary, end = RunFolder(run).summary(), end_of(run)
         assert summary["processes"] == 2
-        assert summary["samples"] == 2 * 384
+        assert summary["samples"] == 2 * 192
         assert 0 < summary["trained_samples"] < summary["samples"]
-        right = summary["test_accuracy"] * 360
-        assert right == pytest.approx(round(right), abs=1e-6), "each of the 360 test samples counts once"
+        right = summary["test_accuracy"] * TEST_SAMPLES
+        assert right == pytest.approx(round(right), abs=1e-6), "each test sample counts once"
         records = RunFolder(run).records()
         stopped = int(records["seen"].sum() - records["kept"].sum())
         assert stopped == summary["samples"] - summary["trained_samples"], "the records are those of both processes"

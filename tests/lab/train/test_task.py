@@ -39,7 +39,7 @@ def test_segmentation_models_of_torchvision_with_an_auxiliary_head_and_without(t
 
 def test_language(tmp_path):
     settings = {"data": "text", "model": "gpt", "optimizer": "adamw", "lr": 3e-3, "label_smoothing": 0.0}
-    settings |= {"epochs": 3, "eval_every": 3, "batch_size": 16}
+    settings |= {"epochs": 1, "batch_size": 16}
     dry_run(config(tmp_path / "run", shallow="reuse", **settings))
     summary = train(config(tmp_path / "run", shallow="recompute", **settings))
     assert summary["test_perplexity"] == pytest.approx(math.exp(summary["test_loss"]))

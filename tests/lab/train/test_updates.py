@@ -22,7 +22,7 @@ class TestAccumulate:
     def test_two_batches_are_as_good_as_one_of_twice_the_size(self, tmp_path, monkeypatch):
         """Without BatchNorm, whose statistics are those of a batch."""
         monkeypatch.setattr("pfb.lab.train.setup.build_for", perceptron)
-        for name, changes in (("two", {"batch_size": 64, "accumulate": 2}), ("one", {"batch_size": 128})):
+        for name, changes in (("two", {"batch_size": 32, "accumulate": 2}), ("one", {"batch_size": 64})):
             settings = {**PLAIN, "epochs": 1, "lr_schedule": "constant"}
             train(config(tmp_path / name, **{**settings, **changes}))
         two, one = (weights(tmp_path / name) for name in ("two", "one"))
