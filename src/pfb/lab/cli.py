@@ -180,7 +180,6 @@ def advise(
         export: a .csv file with all near-copies: index, file, group, and whether to keep it.
     """
     from pfb.lab.advise import advise as look
-    from pfb.lab.train.config import TrainConfig
 
     config = TrainConfig(
         data=data,

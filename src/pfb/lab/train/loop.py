@@ -277,7 +277,7 @@ class Training(Setup):
             "train_accuracy": learned["train_accuracy"],
             **self.totals,
         }
-        summary["compute"] = compute_of(summary, self.plain_model, self.source, accelerator.device)
+        summary["compute"] = compute_of(summary, self.plain_model, self.two_samples())
         summary |= measure_full_cost(
             self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
         )

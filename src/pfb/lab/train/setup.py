@@ -80,7 +80,7 @@ class Setup:
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
         blocker = self.blocker if self.blocks else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        methods.check(self.plain_model, blocker, self._two_samples(), scale, config.channel_dim, config.features)
+        methods.check(self.plain_model, blocker, self.two_samples(), scale, config.channel_dim, config.features)
         if config.compile:
             self.model.compile()  # in place: names of weights stay
         self.averaged = None if config.ema is None else averaged(self.plain_model, config.ema)
@@ -104,7 +104,7 @@ class Setup:
         """Whether samples are stopped at the cut."""
         return self.criterion_at_cut is not None
 
-    def _two_samples(self) -> Tensor:
+    def two_samples(self) -> Tensor:
         """The first two training samples as the model takes them, without augmentation."""
         batch = next(iter(DataLoader(self.source.train, batch_size=2, collate_fn=self.source.collate)))
         x = self.source.prepare_test(batch["input"].to(self.accelerator.device))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 import pfb
 from pfb.cost import shallow_share
@@ -28,16 +28,14 @@ from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
 PAIRS = 15
 
 
-def compute_of(summary: dict[str, Any], model: nn.Module, source: Source, device: torch.device) -> float:
+def compute_of(summary: dict[str, Any], model: nn.Module, two_samples: Tensor) -> float:
     """What a run took of full training's FLOPs, as :func:`.compute.operations` counts them, by the
     cut and counts that stand in its summary so far.
     """
     shallow = 0.0
     if summary["cut"] is not None:
-        batch = next(iter(torch.utils.data.DataLoader(source.train, batch_size=2, collate_fn=source.collate)))
-        x = source.prepare_test(batch["input"].to(device))
         with torch.compiler.set_stance("force_eager"):  # operations inside of compiled code cannot be counted
-            shallow = shallow_share(model, summary["cut"], x)
+            shallow = shallow_share(model, summary["cut"], two_samples)
     return operations(summary, shallow) / float(summary["full_samples"])
 
 
@@ -83,7 +81,7 @@ def measure_full_cost(
     ]
     batches = itertools.cycle(prepared)
 
-    def forward() -> torch.Tensor:
+    def forward() -> Tensor:
         image, label = next(batches)
         if isinstance(criterion, PerClass):
             criterion.see(label)
