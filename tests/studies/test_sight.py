@@ -127,7 +127,7 @@ def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
     monkeypatch.setattr("studies.arms.pfb.attach", lambda *a, **k: pytest.fail("done before"))
     assert main("oracle") == first
     monkeypatch.undo()
-    rules = main("uniform", "paper-reuse", "paper-recompute", "inverse-density", "nearest")
+    rules = main("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted")
     assert rules["paper-reuse"]["compute"] > rules["paper-recompute"]["compute"] > rules["uniform"]["compute"]
     table = (tmp_path / "clips.md").read_text()
     assert all(f"| clips | {'0%' if arm == 'full' else '50%'} | {arm} |" in table for arm in rules)
