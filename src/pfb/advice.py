@@ -277,7 +277,7 @@ class Advice:
 
     def _which(self) -> str:
         if self.test_repeats_itself:
-            return "at random: what you test on repeats itself, too, and there to spare copies was worse than chance."
+            return "at random: what you test on repeats itself, too, where to spare copies was no better than chance."
         known = "mostly on these, and each still comes by now and then."
         if self.tested is not None:
             return f"{known} What you test on does not repeat itself as much, which is where it pays."
