@@ -13,7 +13,7 @@ from typing import Any
 from pfb.lab.bench import output
 from pfb.lab.bench.setup import network
 from pfb.lab.bench.speed import SpeedConfig
-from pfb.memory import MOST_PER_STEP
+from pfb.memory import most_per_step
 
 FLOAT = 4
 """Bytes of a gradient and of a feature: both are kept in float32 under autocast."""
@@ -71,10 +71,16 @@ def reduced(bytes: float, cluster: Cluster) -> float:
     return cluster.latency + 2 * (cluster.gpus - 1) / cluster.gpus * bytes / cluster.bandwidth
 
 
+def given(size: int, features: int, processes: int) -> int:
+    """Bytes that each process gives to the memory's all-gather: its rows, with one for the step's
+    number, and for each a mark.
+    """
+    return FLOAT * (most_per_step(size, processes) + 1) * (features + 1)
+
+
 def gathered(cluster: Cluster, size: int = MEMORY, features: int = FEATURES) -> float:
     """Seconds of the memory's all-gather; each GPU gives its part of the rows."""
-    rows = max(1, min(MOST_PER_STEP, size // cluster.gpus)) + 1
-    return cluster.latency + (cluster.gpus - 1) * FLOAT * rows * (features + 1) / cluster.bandwidth
+    return cluster.latency + (cluster.gpus - 1) * given(size, features, cluster.gpus) / cluster.bandwidth
 
 
 def exposed(seconds: float, gradient_bytes: float, cluster: Cluster) -> float:

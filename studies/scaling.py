@@ -24,12 +24,9 @@ from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, Step, check_models
 from pfb.lab.errors import RunError
 from pfb.measure import Spread, interleaved_seconds
-from pfb.memory import MOST_PER_STEP
 from studies import paper
 
 START: Literal["spawn", "fork"] = "spawn"
-FLOAT = 4
-"""Bytes of a number in gradients and features."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def render(numbers: dict[str, Any]) -> str:
 
 def expected_bytes(model: nn.Module, features: int, size: int, processes: int) -> dict[str, int]:
     """What each process gives to the collectives of a step, by their shapes: gradients and buffers
-    to DDP's, and to the memory's its rows, with one for the step's number, and for each a mark.
+    to DDP's, and to the memory's what :func:`studies.paper.given` says.
 
     Example:
         >>> import torch
@@ -113,8 +110,8 @@ def expected_bytes(model: nn.Module, features: int, size: int, processes: int) -
     """
     gradients = sum(p.numel() for p in model.parameters() if p.requires_grad)
     buffers = sum(x.nbytes for x in model.buffers())
-    rows = max(1, min(MOST_PER_STEP, size // processes)) + 1
-    given = {"all-reduce": FLOAT * gradients, "broadcast": buffers, "all-gather": FLOAT * rows * (features + 1)}
+    all_gather = paper.given(size, features, processes)
+    given = {"all-reduce": paper.FLOAT * gradients, "broadcast": buffers, "all-gather": all_gather}
     return {kind: bytes for kind, bytes in given.items() if bytes}
 
 

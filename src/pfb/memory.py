@@ -18,7 +18,7 @@ from pfb import sync
 from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density import COPY, Collects, checked_width, full_precision, median
 
-MOST_PER_STEP = 2048  # rows of one rank and step that are remembered, the latest ones
+MOST_PER_STEP = 2048  # rows of one rank
 LOOK = 256  # rows that tell where the middle is
 MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
@@ -92,7 +92,7 @@ class NeighbourMemory:
             ValueError: another feature width than that of the remembered ones.
         """
         x_ND = self._checked(x)
-        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[0]
+        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(self._in_deviations(x_ND))[0]
 
     @torch.no_grad()
     def isolation(self, x: Tensor) -> Tensor:
@@ -114,8 +114,9 @@ class NeighbourMemory:
         x_ND = self._checked(x)
         if self._counts is None or self._frame is None:
             return x_ND.new_ones(x_ND.size(0))
-        distance_N, usual_N = self._look(x_ND)
-        nearest_N = torch.minimum(distance_N, _to_those_before((x_ND - self._frame[0]) * self._frame[1]))
+        z_ND = self._in_deviations(x_ND)
+        distance_N, usual_N = self._look(z_ND)
+        nearest_N = torch.minimum(distance_N, _to_those_before(z_ND))
         part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
         return torch.where(self._counts[1] > 0, part_N, 1.0)
 
@@ -147,7 +148,7 @@ class NeighbourMemory:
         finite_N1 = (x_ND.isfinite() & x_ND.square().isfinite()).all(1, keepdim=True)
         rows = torch.cat([torch.where(finite_N1, x_ND, 0.0), finite_N1.float()], 1)
         if self._pending is None:
-            self._pending = rows.new_zeros(self._most_per_step(), rows.size(1))
+            self._pending = rows.new_zeros(most_per_step(self.size, sync.world_size()), rows.size(1))
         self._pending.copy_(torch.cat([self._pending, rows])[-len(self._pending) :])
 
     @torch.no_grad()
@@ -229,36 +230,37 @@ class NeighbourMemory:
             setattr(self, f"_{name}", None if x is None else x.detach().clone())
         self.updates = state["updates"]
         if self._pending is not None:  # of a run on another number of ranks
-            none = self._pending.new_zeros(self._most_per_step(), d + 1)
+            none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), d + 1)
             self._pending = torch.cat([none, self._pending])[-len(none) :]
 
     # Inside
 
-    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance to the nearest row, and what is usual around there, ``[N]`` each."""
+    def _in_deviations(self, x_ND: Tensor) -> Tensor:
+        """From the rows' middle, in units of their standard deviations."""
+        assert self._frame is not None
+        return (x_ND - self._frame[0]) * self._frame[1]
+
+    def _look(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to the nearest row, and what is usual around there, ``[N]`` each, of features in
+        deviations.
+        """
         assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled, (middle_D, unit_D) = self._counts[1], self._frame
-        with full_precision(x_ND.device):
-            z_ND, rows_MD = (x_ND - middle_D) * unit_D, (self._rows - middle_D) * unit_D
-            absent_M = torch.arange(self.size, device=x_ND.device) >= filled
+        filled, rows_MD = self._counts[1], self._in_deviations(self._rows)
+        with full_precision(z_ND.device):
+            absent_M = torch.arange(self.size, device=z_ND.device) >= filled
             squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
             squares_NM = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0)
-            # The product finds the neighbour; its distance is taken without cancellation.
-            nearest_ND = rows_MD.index_select(0, squares_NM.argmin(1))
-            distance_N = (z_ND - nearest_ND).square().sum(1).sqrt()
+            distance_N = _to_nearest(z_ND, rows_MD, squares_NM)
             if self.size % self._group:  # padding would copy the largest tensor of all
                 squares_NM = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
             least_NG = squares_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
             most = ((filled + self._group - 1) // self._group - 1).clamp_min(0) * 9 // 10
             usual_N = least_NG.sort(1).values.index_select(1, most[None])[:, 0] + z_ND.square().sum(1)
-        apart = 2.0 * (unit_D > 0).sum()  # mean square distance of two samples
+        apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
         usual_N = usual_N * (self._group / filled.clamp_min(self._group)) ** (1 / DIMENSIONS)
         none = filled == 0
         return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
-
-    def _most_per_step(self) -> int:
-        return max(1, min(MOST_PER_STEP, self.size // sync.world_size()))
 
     def _rows_of_all_ranks(self) -> Tensor:
         assert self._pending is not None
@@ -318,6 +320,18 @@ class NeighbourMemory:
         return x_ND
 
 
+def most_per_step(size: int, ranks: int) -> int:
+    """How many rows of one rank and step a memory of so many rows remembers, the latest ones."""
+    return max(1, min(MOST_PER_STEP, size // ranks))
+
+
+def _to_nearest(z_ND: Tensor, rows_MD: Tensor, squares_NM: Tensor) -> Tensor:
+    """Distance ``[N]`` to the row whose square is least: the product finds it, and its distance is
+    taken without cancellation.
+    """
+    return (z_ND - rows_MD.index_select(0, squares_NM.argmin(1))).square().sum(1).sqrt()
+
+
 def _to_those_before(z_ND: Tensor) -> Tensor:
     """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
     not finite are nobody's neighbours.
@@ -329,6 +343,5 @@ def _to_those_before(z_ND: Tensor) -> Tensor:
         later_NN = (place_N[:, None] <= place_N) | ~finite_N
         squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
         squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
-        least_N, nearest_N = squares_NN.min(1)
-        distance_N = (z_ND - F.pad(safe_ND, (0, 0, 0, 1))[nearest_N]).square().sum(1).sqrt()
-        return torch.where(least_N.isfinite(), distance_N, math.inf)
+        distance_N = _to_nearest(z_ND, F.pad(safe_ND, (0, 0, 0, 1)), squares_NN)
+        return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
