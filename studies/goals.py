@@ -62,13 +62,13 @@ def render(folder: Path) -> str:
     return output.table(header, saved) + "\n" + output.table(["", "goal", "measured"], others)
 
 
-def behind(steps: Numbers, step: str, before: str = "ideal") -> Spread | None:
-    """How many points less of a full step one saves than another, round by round; ``None`` where
-    one of them was not measured.
+def behind(steps: Numbers, step: str) -> Spread | None:
+    """How many points less of a full step one saves than the ideal one, round by round; ``None``
+    where one of them was not measured.
     """
-    if not {step, before} <= steps.keys():
+    if not {step, "ideal"} <= steps.keys():
         return None
-    seconds = (steps[name]["raw"] for name in (step, before, "full"))
+    seconds = (steps[name]["raw"] for name in (step, "ideal", "full"))
     return Spread.of([100 * (a - b) / full for a, b, full in zip(*seconds, strict=True)])
 
 

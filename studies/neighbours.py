@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-import pfb
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device, On, Step, check_models
+from pfb.lab.bench.setup import Device, On, Step, check_models, full_memory
 from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.memory import MOST_PER_STEP
 
 NEGLIGIBLE = 0.005
 """Of a full step."""
@@ -75,7 +73,7 @@ def render(numbers: dict[str, Any]) -> str:
     shown: dict[tuple[int, ...], list[object]] = {}
     for row in numbers["rows"]:  # the base size stands in each series, and is shown once
         remembered, distances = (f"{row[name] / 2**20:.1f}" for name in ("bytes", "distance_bytes"))
-        times = [_milliseconds(row[part]) for part in ("isolation", "update")]
+        times = [output.milliseconds(row[part]) for part in ("isolation", "update")]
         share = "" if row["share"] is None else f"{row['share']:.2%}"
         shown.setdefault(tuple(row["size"]), [*row["size"], remembered, distances, *times, share])
     table = output.table([*header, "update, ms (quartiles)", "of a full step"], shown.values())
@@ -126,10 +124,7 @@ def _full_step(config: NeighboursConfig, device: torch.device) -> dict[str, floa
 def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch.device) -> dict[str, Any]:
     m, n, d = size
     torch.manual_seed(0)
-    memory, x_ND = pfb.NeighbourMemory(m), torch.randn(n, d, device=device)
-    for _ in range(-(-m // MOST_PER_STEP)):
-        memory.accumulate(torch.randn(min(m, MOST_PER_STEP), d, device=device))
-        memory.apply()
+    memory, x_ND = full_memory(m, d, device), torch.randn(n, d, device=device)
 
     def update() -> None:
         memory.accumulate(x_ND)
@@ -147,7 +142,3 @@ def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch
 
 def _seconds(row: dict[str, Any]) -> float:
     return float(row["isolation"]["median"] + row["update"]["median"])
-
-
-def _milliseconds(spread: dict[str, float]) -> str:
-    return f"{1000 * spread['median']:.2f} ({1000 * spread['low']:.2f} to {1000 * spread['high']:.2f})"

@@ -69,7 +69,7 @@ def render(numbers: dict[str, Any]) -> str:
     header = ["samples", "centers", "dimensions", "pfb, ms (quartiles)", "literal, ms (quartiles)", "literal / pfb"]
     shown: dict[tuple[int, ...], list[object]] = {}
     for row in numbers["rows"]:  # the base size stands in each series, and is shown once
-        forms = [_milliseconds(row["pfb"]), _milliseconds(row["literal"])]
+        forms = [output.milliseconds(row["pfb"]), output.milliseconds(row["literal"])]
         shown.setdefault(tuple(row["size"]), [*row["size"], *forms, f"{row['factor']['median']:.0f}"])
     return output.table(header, shown.values())
 
@@ -95,10 +95,6 @@ def draw(numbers: dict[str, Any]) -> Figure:
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(f"Scoring, choosing and moving the centers on {numbers['device']}", fontsize=10)
     return figure
-
-
-def _milliseconds(spread: dict[str, float]) -> str:
-    return f"{1000 * spread['median']:.2f} ({1000 * spread['low']:.2f} to {1000 * spread['high']:.2f})"
 
 
 def _measure(size: tuple[int, int, int], config: ScoringConfig, device: torch.device) -> dict[str, Any]:

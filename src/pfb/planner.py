@@ -335,7 +335,7 @@ def _saved_bytes(model: nn.Module, names: list[str], args: tuple[Any, ...], kwar
 
 
 def gate_for(model: nn.Module, cut: str, importance: Importance, estimator: Density, pruned_parts: int = 0) -> Gate:
-    """A gate without hooks, as planner and benchmarks use it.
+    """A gate without hooks, that reads a cut's output.
 
     Example:
         >>> import torch, pfb

@@ -150,7 +150,8 @@ class _Watched:
         synchronize(self.device)
         self.began = self.clock()
 
-    def _end(self) -> None:
+    def accumulate(self, x: Tensor) -> None:
+        super().accumulate(x)  # type: ignore[misc]
         synchronize(self.device)
         self.taken = self.clock() - self.began
 
@@ -160,16 +161,8 @@ class _WatchedCenters(_Watched, pfb.DensityEstimator):
         self._begin()
         return super().log_density(x)
 
-    def accumulate(self, x: Tensor) -> None:
-        super().accumulate(x)
-        self._end()
-
 
 class _WatchedMemory(_Watched, pfb.NeighbourMemory):
     def isolation(self, x: Tensor) -> Tensor:
         self._begin()
         return super().isolation(x)
-
-    def accumulate(self, x: Tensor) -> None:
-        super().accumulate(x)
-        self._end()

@@ -18,6 +18,7 @@ from pfb.lab.bench import checks
 from pfb.lab.errors import RunError
 from pfb.lab.train.models import build
 from pfb.measure import count_saved_bytes
+from pfb.memory import MOST_PER_STEP
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,15 @@ def network(name: str, setup: Setup) -> nn.Module:
 
     sizes: dict[str, Any] = {"vocab_size": setup.classes, "n_positions": setup.image_size}
     return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, use_cache=False))
+
+
+def full_memory(size: int, features: int, device: torch.device) -> pfb.NeighbourMemory:
+    """A memory that holds as many random rows as it can."""
+    memory = pfb.NeighbourMemory(size)
+    for _ in range(-(-size // MOST_PER_STEP)):
+        memory.accumulate(torch.randn(min(size, MOST_PER_STEP), features, device=device))
+        memory.apply()
+    return memory
 
 
 def check_models(names: Iterable[str], setup: Setup) -> None:

@@ -19,10 +19,9 @@ import pfb
 from pfb.forward import output_of
 from pfb.gate import Gate
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device, On, Step
+from pfb.lab.bench.setup import Device, On, Step, full_memory
 from pfb.lab.bench.variants import VARIANTS
 from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.memory import MOST_PER_STEP
 from pfb.selection import keep_count, parts
 from pfb.sketch import Sketch
 from pfb.tree import shrink_images
@@ -247,14 +246,11 @@ class _Alone:
     """What the defaults of ``pfb.attach`` add to an ideal step; the memory is full."""
 
     def __init__(self, x: Tensor, prune: float, size: int) -> None:
-        self.x, self.memory = x, pfb.NeighbourMemory(size)
-        self.gate = Gate(pfb.InverseDensity(), self.memory, Sketch())
+        self.x, reader = x, Sketch()
+        self.sight = reader(x)
+        self.memory = full_memory(size, self.sight.size(1), x.device)
+        self.gate = Gate(pfb.InverseDensity(), self.memory, reader)
         self.gate.set_share(parts(prune))
-        self.sight = self.gate.sight(x)
-        assert self.sight is not None
-        for _ in range(-(-size // MOST_PER_STEP)):
-            self.memory.accumulate(torch.randn(MOST_PER_STEP, self.sight.size(1), device=x.device))
-            self.memory.apply()
 
     def sketch(self) -> None:
         """Of the batch."""
