@@ -57,16 +57,18 @@ class CopiesConfig:
 def run(config: CopiesConfig) -> Path:
     """Look, then write numbers and tables; returns the tables' path."""
     device = config.on.start()
-    seen = [
+    sight = [
         {"case": name, **_sight(_look(clips, size, batch, config.queries, device, augment))}
         for name, clips, size, batch, augment in _cases(config)
     ]
     usual = config.memory, config.batch_size, config.queries
-    clips, distinct = (_look(case, *usual, device) for case in (config.clips, config.clips.distinct))
-    equal = _look(dataclasses.replace(config.clips, light=0.0, noise=0.0), *usual, device, augment=False)
+    clips, distinct = (_look(case, *usual, device, rules=True) for case in (config.clips, config.clips.distinct))
+    plain = dataclasses.replace(config.clips, light=0.0, noise=0.0)
+    equal = _look(plain, *usual, device, augment=False, rules=True)
+    sight.insert(0, {"case": _usual_case(config), **_sight(clips)})
     rules = [{"rule": name, **_shares(rule, clips, distinct, equal)} for name, rule in RULES.items()]
     settings = dataclasses.asdict(config) | {"clips": config.clips.published()}
-    return output.write(config.out, {**output.origin(settings, device), "sight": seen, "rules": rules}, render)
+    return output.write(config.out, {**output.origin(settings, device), "sight": sight, "rules": rules}, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
@@ -91,7 +93,8 @@ class Seen:
     """What the memory says of N samples.
 
     Attributes:
-        distances: to all M rows, in parts of what is usual around there, ``[N, M]``.
+        distances: to all M rows, in parts of what is usual around there, ``[N, M]``; ``[N, 0]`` if
+            no rule was to read them.
         isolation: ``[N]``, as ``NeighbourMemory`` gives it.
         truth: ``[N]`` bool, whether others are copies.
         dimensions: D of the features.
@@ -112,10 +115,15 @@ class Seen:
         return (self.distances < MOST).sum(1)
 
 
+def _usual_case(config: CopiesConfig) -> str:
+    return f"clips of {config.clips.frames} frames, memory of {config.memory:,}, batches of {config.batch_size}"
+
+
 def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, bool]]:
-    """Name, data, rows of the memory, samples of a batch, and whether they are augmented."""
+    """Changes of the usual case: name, data, rows of the memory, samples of a batch, and whether
+    they are augmented.
+    """
     base, memory, batch = config.clips, config.memory, config.batch_size
-    yield f"clips of {base.frames} frames, memory of {memory:,}, batches of {batch}", base, memory, batch, True
     yield "... not augmented", base, memory, batch, False
     for length in config.lengths:
         if length != base.frames:
@@ -129,7 +137,16 @@ def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, bool]]:
         yield f"... batches of {size}", base, memory, size, True
 
 
-def _look(clips: Clips, size: int, batch_size: int, queries: int, device: torch.device, augment: bool = True) -> Seen:
+def _look(
+    clips: Clips,
+    size: int,
+    batch_size: int,
+    queries: int,
+    device: torch.device,
+    augment: bool = True,
+    rules: bool = False,
+) -> Seen:
+    """Run the batches; distances to all rows are taken only for rules that read them."""
     torch.manual_seed(0)
     source, copies = clips.source()
     memory, sketch, train = pfb.NeighbourMemory(size), Sketch(), source.train
@@ -140,7 +157,7 @@ def _look(clips: Clips, size: int, batch_size: int, queries: int, device: torch.
     ):
         x = sketch(prepare(train.__getitems__(indices.tolist())["input"].to(device)))  # type: ignore[attr-defined]
         if memory.ready and memory.summary()["remembered"] == size:
-            distances.append(_distances(memory, x))
+            distances.append(_distances(memory, x) if rules else x.new_empty(len(x), 0))
             isolation.append(memory.isolation(x))
             truth.append(copies[indices] > 1)
         memory.accumulate(x)
@@ -149,10 +166,8 @@ def _look(clips: Clips, size: int, batch_size: int, queries: int, device: torch.
 
 
 def _distances(memory: pfb.NeighbourMemory, x: Tensor) -> Tensor:
-    state = memory.state_dict()
-    middle_D, unit_D = state["frame"]
-    distances_NM = torch.cdist((x - middle_D) * unit_D, (state["rows"] - middle_D) * unit_D)
-    return distances_NM / memory._look(x)[1][:, None]
+    z_ND, rows_MD = memory._in_deviations(x), memory._in_deviations(memory.state_dict()["rows"])
+    return torch.cdist(z_ND, rows_MD) / memory._look(z_ND)[1][:, None]
 
 
 def _sight(seen: Seen) -> dict[str, float]:
