@@ -165,8 +165,9 @@ class Advice:
         """The line to copy; empty where there is none."""
         if self.recommendation == "block":
             cut = f'cut="{self.cut}", ' if self.cut else ""
-            rule = f"importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory({self.memory})"
-            rule = "importance=pfb.Uniform()" if self.test_repeats_itself else rule
+            rule = "importance=pfb.Uniform()"
+            if not self.test_repeats_itself:
+                rule = f"importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory({self.memory})"
             return f'pfb.attach(model, {cut}prune={self.prune:g}, shallow="recompute", {rule})'
         if self.recommendation == "remove":
             return "torch.utils.data.Subset(dataset, sorted({*range(len(dataset))} - {*advice.to_drop}))"

@@ -97,7 +97,8 @@ def advise(
     with random_states_kept(loader, device), torch.enable_grad():
         work = _copy_of(model)
         cut = cuts.resolve(work, cut)[0] if cut is not None else _first_stage(work)
-        seen = survey(work, loader, prepare, Sketch() if features is None else features, samples, progress)
+        reader = Sketch() if features is None else features
+        seen = survey(work, loader, prepare, reader, samples, progress)
         if len(seen.digests) < 2:
             raise ValueError("`loader` gave a single sample, and of one nothing can be told: give it more data")
         images = features is None and getattr(batches.judged(work, seen.held[0][0]), "ndim", 0) >= 4
@@ -106,7 +107,7 @@ def advise(
             images,
             lambda rows: progress("comparing samples", rows, len(seen.digests)),
         )
-        tested = None if test is None else _tested(work, test, prepare, features, samples, seen, images, progress)
+        tested = None if test is None else _tested(work, test, prepare, reader, samples, seen, images, progress)
         parts = _parts(found, seen, total_of(loader))
         prune = _share_to_prune(parts.blockable)
         step_seconds, ratio = _timed(work, seen, prune, loss, progress)
@@ -171,7 +172,7 @@ def _tested(
     model: nn.Module,
     test: Iterable[Any],
     prepare: Prepare | None,
-    features: Callable[[Any], Tensor] | None,
+    reader: Callable[[Any], Tensor],
     samples: int,
     seen: Survey,
     images: bool,
@@ -180,7 +181,7 @@ def _tested(
     n = len(seen.digests)
     most = max(LEAST_TESTED, samples // 10)
     of_test: Progress = lambda what, done, total: progress(f"{what} of the test", done, total)  # noqa: E731
-    other = survey(model, test, prepare, Sketch() if features is None else features, most, of_test)
+    other = survey(model, test, prepare, reader, most, of_test)
     total = n + len(other.digests)
     found = find_copies(
         torch.cat([seen.features, other.features]), images, lambda rows: of_test("comparing samples", rows, total)

@@ -52,11 +52,6 @@ def test_no_weight_is_above_the_root_of_the_kept():
     assert found.weights(found.kept)[:15].max() < 2
 
 
-@pytest.fixture(params=["reuse", "recompute"])
-def shallow(request):
-    return request.param
-
-
 def test_copies_that_go_on_count_for_those_that_do_not(shallow):
     torch.manual_seed(1)
     model, image = zoo.SmallNet(), torch.randn(1, 3, 8, 8)

@@ -2,18 +2,12 @@
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 from torch.optim import swa_utils
 
 import pfb
 from tests import zoo
-
-
-@pytest.fixture(params=["reuse", "recompute"])
-def shallow(request):
-    return request.param
 
 
 def batches(n, seed=0):

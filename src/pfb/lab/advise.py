@@ -114,7 +114,7 @@ def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
 
 def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | None) -> None:
     if found.recommendation == "block":
-        rule = f"inverse-density --memory {found.memory}" if not found.test_repeats_itself else "uniform"
+        rule = "uniform" if found.test_repeats_itself else f"inverse-density --memory {found.memory}"
         print(
             f"  pfb train --data {config.data} --model {config.model} --prune {found.prune:g} --method {rule} "
             "--control short"

@@ -47,9 +47,8 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         >>> [(twin.epochs, twin.batch_size) for twin in twins]
         [(20, 128), (12, 128), (12, 77)]
     """
-    of_choice: dict[str, Any] = {"skip": 0.0, "per_class": False, "reweight": False}
-    of_choice |= dict.fromkeys(("features", "gamma", "memory"))
-    full = dataclasses.replace(config, method="full", prune=0.0, **of_choice)
+    full = dataclasses.replace(config, method="full", prune=0.0, skip=0.0, per_class=False, reweight=False)
+    full = dataclasses.replace(full, features=None, gamma=None, memory=None)
     if arm == "full":
         return full
     if arm == "short":
