@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pfb import sync
 from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density import COPY, Collects, checked_width, full_precision, median
+from pfb.nearest import to_nearest, to_those_before, usual_square
 
 MOST_PER_STEP = 2048  # rows of one rank
 LOOK = 256  # rows that tell where the middle is
@@ -116,7 +116,7 @@ class NeighbourMemory:
             return x_ND.new_ones(x_ND.size(0))
         z_ND = self._in_deviations(x_ND)
         distance_N, usual_N = self._look(z_ND)
-        nearest_N = torch.minimum(distance_N, _to_those_before(z_ND))
+        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
         part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
         return torch.where(self._counts[1] > 0, part_N, 1.0)
 
@@ -250,12 +250,8 @@ class NeighbourMemory:
             absent_M = torch.arange(self.size, device=z_ND.device) >= filled
             squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
             squares_NM = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0)
-            distance_N = _to_nearest(z_ND, rows_MD, squares_NM)
-            if self.size % self._group:  # padding would copy the largest tensor of all
-                squares_NM = F.pad(squares_NM, (0, -self.size % self._group), value=math.inf)
-            least_NG = squares_NM.reshape(len(z_ND), -(-self.size // self._group), self._group).amin(2)
-            most = ((filled + self._group - 1) // self._group - 1).clamp_min(0) * 9 // 10
-            usual_N = least_NG.sort(1).values.index_select(1, most[None])[:, 0] + z_ND.square().sum(1)
+            distance_N = to_nearest(z_ND, rows_MD, squares_NM)
+            usual_N = usual_square(squares_NM, filled, self._group) + z_ND.square().sum(1)
         apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
         usual_N = usual_N * (self._group / filled.clamp_min(self._group)) ** (1 / DIMENSIONS)
@@ -323,25 +319,3 @@ class NeighbourMemory:
 def most_per_step(size: int, ranks: int) -> int:
     """How many rows of one rank and step a memory of so many rows remembers, the latest ones."""
     return max(1, min(MOST_PER_STEP, size // ranks))
-
-
-def _to_nearest(z_ND: Tensor, rows_MD: Tensor, squares_NM: Tensor) -> Tensor:
-    """Distance ``[N]`` to the row whose square is least: the product finds it, and its distance is
-    taken without cancellation.
-    """
-    return (z_ND - rows_MD.index_select(0, squares_NM.argmin(1))).square().sum(1).sqrt()
-
-
-def _to_those_before(z_ND: Tensor) -> Tensor:
-    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
-    not finite are nobody's neighbours.
-    """
-    with full_precision(z_ND.device):
-        finite_N = (z_ND.isfinite() & z_ND.square().isfinite()).all(1)
-        safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
-        place_N = torch.arange(len(z_ND), device=z_ND.device)
-        later_NN = (place_N[:, None] <= place_N) | ~finite_N
-        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
-        squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
-        distance_N = _to_nearest(z_ND, F.pad(safe_ND, (0, 0, 0, 1)), squares_NN)
-        return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)

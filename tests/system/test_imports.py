@@ -19,6 +19,7 @@ CORE = [
     "sync",
     "centers",
     "estimator",
+    "nearest",
     "memory",
     "draw",
     "importance",
