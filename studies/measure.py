@@ -138,6 +138,8 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     plain, one_core = Device(config.device), Device(config.device, threads=1, clock="cpu")
     settings = {"batch_size": 32, "repeats": 7, "warmup": 1, "on": one_core}
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
+    pairs = {"batch_size": 16, "repeats": 40, "warmup": 2, "on": one_core, "variants": ("sketch", "uniform-recompute")}
+    yield "speed-resnet18-cifar-pairs", _of(speed, config, prunes=(0.4, 0.5), **pairs)  # steps that differ by a point
     small = {"image_size": 96, "classes": 1000, "batch_size": 16, "repeats": 5, "warmup": 1, "on": one_core}
     for name, model in MODELS.items():
         yield f"speed-{name}", _of(speed, config, model=model, prunes=(0.5,), **small)

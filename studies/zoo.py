@@ -147,16 +147,14 @@ def members() -> list[Member]:
     ]
 
 
-def check(member: Member, shallow: str) -> str:
+def check(model: nn.Module, batch: dict[str, Tensor], shallow: str) -> str:
     """Attach with ``cut=None``, train two steps, detach; returns the cut that was found.
 
     Raises:
         Misfit: outputs or gradients of another size or not finite, or a model that detaching does
             not restore.
     """
-    torch.manual_seed(0)
-    model = member.make()
-    batch = member.inputs()
+    model.train()
     blocker = pfb.attach(model, prune=0.5, shallow=shallow)  # type: ignore[arg-type]
     for _ in range(2):
         model.zero_grad()
@@ -200,7 +198,8 @@ def run(config: ZooConfig) -> Path:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    cut = check(member, shallow)
+                    torch.manual_seed(0)
+                    cut = check(member.make(), member.inputs(), shallow)
                 cells[shallow] = "yes"
             except Exception as error:
                 cells[shallow] = f"no: {(str(error) or type(error).__name__).splitlines()[0][:90]}"

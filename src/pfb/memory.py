@@ -19,7 +19,7 @@ from pfb.density import COPY, Collects, checked_width, full_precision, median
 from pfb.nearest import to_nearest, to_those_before, usual_square
 
 MOST_PER_STEP = 2048  # rows of one rank
-LOOK = 256  # rows that tell where the middle is
+LOOK = 256  # rows that tell where the middle is, or whether the memory is too long
 MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
@@ -294,8 +294,9 @@ class NeighbourMemory:
         """At steps 64, 128, 256, ..., the only ones at which the host waits."""
         if self._told or self._pending is None or self.updates < FIRST_CHECK or self.updates & (self.updates - 1):
             return
-        given_P = self._pending[:, -1] > 0
-        near_P = (self.distance(self._pending[:, :-1]) < COPY) & given_P
+        latest_PD = self._pending[-LOOK:]  # of a long memory, all distances of all rows would fill a device
+        given_P = latest_PD[:, -1] > 0
+        near_P = (self.distance(latest_PD[:, :-1]) < COPY) & given_P
         near, given = torch.stack([near_P.sum(), given_P.sum()]).tolist()
         if given >= 2 and near >= NEARLY_ALL * given:
             self._told = True

@@ -200,3 +200,13 @@ def test_a_long_memory_knows_its_deviations_from_a_part_of_its_rows(rows):
     deviation = x.std(0, correction=0)
     unit = torch.where(deviation > 0, 1 / deviation, 0.0)
     torch.testing.assert_close(memory._frame[1], unit, rtol=0.0 if rows == 1 else 0.1, atol=1e-6)
+
+
+def test_whether_it_is_too_long_is_told_by_few_rows_of_a_step_since_all_distances_would_fill_a_device(monkeypatch):
+    memory, asked = pfb.NeighbourMemory(100_000), []
+    distance = memory.distance
+    monkeypatch.setattr(memory, "distance", lambda x: asked.append(len(x)) or distance(x))
+    for _ in range(64):
+        memory.accumulate(torch.randn(2, 3))
+        memory.apply()
+    assert asked == [256]
