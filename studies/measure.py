@@ -145,7 +145,7 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
         yield f"speed-{name}", _of(speed, config, model=model, prunes=(0.5,), **small)
     # Each step has weights, gradients and momentum of its own: 1.5 GB.
     short = {**GPT, "image_size": 64, "batch_size": 8, "variants": ("sketch", "uniform-recompute", "recompute")}
-    yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=3, warmup=1, on=one_core, **short)
+    yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=7, warmup=1, on=one_core, **short)
     yield "neighbours", _of(neighbours, config, repeats=3, on=one_core)
     yield "scaling", _of(scaling, config, repeats=3)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
