@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +36,8 @@ def interleaved_seconds(
     clock: Clock = time.perf_counter,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time several steps in turn, A B C A B C ..., so that a drift of the machine hits all alike.
+    """Time several steps in turn, in another order each round, so that a drift of the machine hits
+    all alike, and what a step leaves behind (memory, caches) not always the same one.
 
     Args:
         steps: what to time, by name.
@@ -59,15 +60,31 @@ def interleaved_seconds(
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(warmup + repeats):
-        for name, step in steps.items():
+        for name in in_another_order(steps, round_number):
             synchronize(device)
             begin = clock()
-            step()
+            steps[name]()
             synchronize(device)
             if round_number >= warmup:
                 seconds[name].append(clock() - begin)
         on_round()
     return seconds
+
+
+def in_another_order(names: Iterable[str], round_number: int) -> list[str]:
+    """These names in the order of one round: over as many rounds as there are names (twice as many
+    of an odd number) each follows every other equally often (Williams, Aust. J. Sci. Res. 1949).
+
+    Example:
+        >>> ["".join(in_another_order("abcd", number)) for number in range(4)]
+        ['adbc', 'bacd', 'cbda', 'dcab']
+    """
+    names = list(names)
+    n = len(names)
+    turn, backwards = (round_number, False) if n % 2 == 0 else (round_number // 2, round_number % 2 == 1)
+    zigzag = [place // 2 if place % 2 == 0 else n - 1 - place // 2 for place in range(n)]
+    order = [names[(place + turn) % n] for place in zigzag]
+    return order[::-1] if backwards else order
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,7 @@ def plan(
         timed["sketch"] = sketched
     for name in names:
         part = _Shallow(model, name, prune)
+        part.score(args, kwargs)  # whichever comes first, it has something to decide
         timed[f"score {name}"] = lambda part=part: part.score(args, kwargs)  # type: ignore[misc]
         timed[f"decide {name}"] = part.decide_again
         timed[f"all {name}"] = lambda part=part: part.train(args, kwargs)  # type: ignore[misc]
@@ -230,9 +231,7 @@ def plan(
         for name in names
     )
     full = Spread.of(seconds["full"]).median
-    sketch = None
-    if sketched is not None:
-        sketch = Prediction(ratio(lambda r: r["kept"] + r["sketch"]), in_few[""])
+    sketch = None if sketched is None else Prediction(ratio(lambda r: r["kept"] + r["sketch"]), in_few[""])
     return Plan(prune, n, kept, str(device), full, in_all[""], sketch, candidates, names[0] if cut is None else cut)
 
 

@@ -16,7 +16,7 @@ from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step
 from pfb.lab.bench.speed import gathering, takes_half
 from pfb.lab.bench.variants import VARIANTS
-from pfb.measure import Clock, Spread, clock_of, synchronize
+from pfb.measure import Clock, Spread, clock_of, in_another_order, synchronize
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
 """``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either
@@ -62,8 +62,8 @@ def run(config: ProfileConfig) -> Path:
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     warmup = max(config.warmup, gathering(config.batch_size, config.prune))
     for number in track(range(warmup + config.repeats), "rounds"):
-        for name, step in steps.items():
-            parts = step()
+        for name in in_another_order(steps, number):
+            parts = steps[name]()
             if number >= warmup:
                 rounds[name].append(parts)
     numbers = {
