@@ -21,7 +21,7 @@ from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.models import build_for
-from pfb.measure import Clock, Spread, clock_of, synchronize
+from pfb.measure import Clock, Spread, clock_of, in_another_order, synchronize
 
 OVERHEAD = 0.02
 """Most that the trainer may take longer than the plain loop."""
@@ -54,8 +54,11 @@ def run(config: TrainerConfig) -> Path:
     source = load(recipe)
     if not isinstance(source.train, InMemory) or not isinstance(source.test, InMemory):
         raise RunError(f"--recipe.data must be small images, which are kept in memory (got {recipe.data})")
-    _pair(dataclasses.replace(recipe, epochs=1), source, device)
-    pairs = [{"seed": s, **_pair(dataclasses.replace(recipe, seed=s), source, device)} for s in config.seeds]
+    _pair(dataclasses.replace(recipe, epochs=1), source, device, 0)
+    pairs = [
+        {"seed": seed, **_pair(dataclasses.replace(recipe, seed=seed), source, device, number)}
+        for number, seed in enumerate(config.seeds)
+    ]
     settings = {"recipe": without_folders(asdict(recipe)), "seeds": config.seeds}
     return output.write(config.out, {**output.origin(settings, device), "pairs": pairs}, render)
 
@@ -125,19 +128,21 @@ def _accuracy(
     return float(right) / len(images)
 
 
-def _pair(config: TrainConfig, source: Source, device: torch.device) -> dict[str, Any]:
+def _pair(config: TrainConfig, source: Source, device: torch.device, number: int) -> dict[str, Any]:
+    """A run of each, in the order of this pair."""
     from pfb.lab.train.loop import train
 
     now, pair = _now(device), {}
-    with tempfile.TemporaryDirectory() as folder:
-        begin = now()
-        plain = plain_loop(config, source, device, Path(folder))
-        pair["plain"] = {"whole": now() - begin, **plain}
-        begin = now()
-        summary = train(dataclasses.replace(config, out=Path(folder) / "run"), source=source)
-        whole = now() - begin
-    epochs = summary["train_cpu_seconds" if device.type == "cpu" else "train_seconds"]
-    pair["trainer"] = {"whole": whole, "epochs": epochs, "accuracy": summary["test_accuracy"]}
+    for arm in in_another_order(("trainer", "plain"), number):
+        with tempfile.TemporaryDirectory() as folder:
+            begin = now()
+            if arm == "plain":
+                found = plain_loop(config, source, device, Path(folder))
+            else:
+                summary = train(dataclasses.replace(config, out=Path(folder) / "run"), source=source)
+                seconds = summary["train_cpu_seconds" if device.type == "cpu" else "train_seconds"]
+                found = {"epochs": seconds, "accuracy": summary["test_accuracy"]}
+            pair[arm] = {"whole": now() - begin, **found}
     return pair
 
 
