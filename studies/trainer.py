@@ -49,7 +49,7 @@ class TrainerConfig:
 
 def run(config: TrainerConfig) -> Path:
     """Train, write the numbers and the table; returns the table's path."""
-    recipe = dataclasses.replace(config.recipe, method="full", overwrite=True)
+    recipe = dataclasses.replace(config.recipe, method="full", features=None, overwrite=True)
     device = Device("cpu" if recipe.cpu else None).start()
     source = load(recipe)
     if not isinstance(source.train, InMemory) or not isinstance(source.test, InMemory):

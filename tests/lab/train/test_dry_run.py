@@ -30,3 +30,8 @@ def test_it_refuses_what_the_run_would(tmp_path):
     train(config(tmp_path / "run", epochs=1))
     with pytest.raises(RunError, match="not empty"):
         dry_run(config(tmp_path / "run"))
+
+
+def test_it_tells_of_no_setting_that_nobody_gave(tmp_path, capsys):
+    dry_run(TrainConfig(method="full", epochs=2, train_samples=256, batch_size=64, cpu=True, out=tmp_path / "run"))
+    assert "without effect" not in capsys.readouterr().out

@@ -68,7 +68,7 @@ def dry_run(config: TrainConfig) -> None:
             training.step(next(iter(training.train_loader)))
         training.step(next(iter(training.train_loader)))
         training.evaluate(training.model, [next(iter(training.test_loader))], "test")
-    training.say_what()
+    training.say_what(config)
     training.say(
         f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
         "evaluation went well; nothing was written"
@@ -105,7 +105,7 @@ class Training(Setup):
             folder.continue_after(first_epoch) if resume else folder.begin(config)
         accelerator.wait_for_everyone()
         tracking.start(accelerator, config)
-        self.say_what()
+        self.say_what(self.config)
         begun = first_epoch * self.steps_per_epoch
         with self.bars.shown(), self.bars.task("train", self.total_steps, begun) as on_step:
             self.budget.epochs_begin()
@@ -288,12 +288,12 @@ class Training(Setup):
         accelerator.end_training()
         return summary
 
-    def say_what(self) -> None:
-        """What is about to be trained."""
+    def say_what(self, asked: TrainConfig) -> None:
+        """What is about to be trained, and which of the settings asked for change nothing."""
         cut = self.blocker.cut if self.blocks else None
         loaded = self.steps_per_epoch * self.batch_samples
         self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut, loaded))
-        if unused := idle(self.config):
+        if unused := idle(asked):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
             self.say(f"{flags}: without effect on this run (--method {self.config.method}, see pfb train --help)")
 
