@@ -151,7 +151,7 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)
     yield "scoring", _of(scoring, config, repeats=7, on=one_core)
-    yield "plan", _of(predictions, config, batch_size=16, repeats=5, on=one_core)
+    yield "plan", _of(predictions, config, batch_size=32, repeats=7, on=one_core)
     compiled = settings | {"compile": "default", "variants": COMPILED, "repeats": 5}
     yield "speed-resnet18-cifar-compiled", _of(speed, config, prunes=(0.5,), **compiled)
 
