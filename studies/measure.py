@@ -24,6 +24,11 @@ IMAGENET = {"image_size": 224, "classes": 1000, "batch_size": 256}
 GPT = {"model": "gpt2", "image_size": 1024, "classes": 50_257, "batch_size": 16}
 """GPT-2 (small), 124 M parameters, on sequences of 1,024 tokens."""
 MODELS = {"resnet50": "resnet50", "swin-t": "swin_t", "vit-s": "timm:vit_small_patch16_224"}
+QUICK = (
+    *("timm:resnet10t", "mobilenet_v3_small", "shufflenet_v2_x0_5"),
+    *("timm:convnext_atto", "timm:vit_tiny_patch16_224", "timm:regnety_002"),
+)
+"""Of which one core takes many steps in a minute, to be planned for."""
 PRUNES = (0.3, 0.4, 0.5, 0.7)
 COMPILED = ("sketch", "recompute")
 """Fewer steps where each is compiled anew."""
@@ -151,7 +156,7 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)
     yield "scoring", _of(scoring, config, repeats=7, on=one_core)
-    yield "plan", _of(predictions, config, batch_size=32, repeats=7, on=one_core)
+    yield "plan", _of(predictions, config, models=QUICK, repeats=8, on=one_core)
     compiled = settings | {"compile": "default", "variants": COMPILED, "repeats": 5}
     yield "speed-resnet18-cifar-compiled", _of(speed, config, prunes=(0.5,), **compiled)
 
