@@ -6,7 +6,6 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -289,7 +288,7 @@ class Blocker:
     def __enter__(self) -> Blocker:
         return self
 
-    def __exit__(self, *exc: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,11 +312,13 @@ class Blocker:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not a blocker's state, or of another version, cut, wiring, features or
-                density. Nothing is changed then.
+            ValueError: not a blocker's state, or of another version, cut, wiring, features, density
+                or, with averaged weights, model. Nothing is changed then.
         """
         reader = self._gate.reader
         check(state, cut=self.cut, shallow=self.shallow, features=reader.name)
+        if (model := self._model()) is not None:
+            reader.check_state(state["averages"], model)
         self.estimator.load_state_dict(state["estimator"])
         reader.load_state_dict(state["averages"])
         self._steps = state["step"]
@@ -331,8 +332,7 @@ class Blocker:
         self._gate.set_share(parts(self.prune) if known else UNKNOWN_SHARE)
 
     def _expects_pruning(self) -> bool:
-        model = self._model()
-        return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
+        return self._gate.prunes and torch.is_grad_enabled() and bool(getattr(self._model(), "training", False))
 
     def _warn_of_missing_step(self) -> None:
         if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._told_to_step:

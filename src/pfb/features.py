@@ -46,6 +46,13 @@ class Features:
         """What a resumed run needs; references."""
         return {}
 
+    def check_state(self, state: dict[str, Tensor], model: nn.Module) -> None:
+        """Whether a state is one of this model's.
+
+        Raises:
+            ValueError: it is not; the message says by what.
+        """
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the state was taken."""
 

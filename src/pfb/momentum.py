@@ -86,6 +86,16 @@ class Momentum(FeatureReader):
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._averages)
 
+    def check_state(self, state: dict[str, Tensor], model: nn.Module) -> None:
+        shapes = {name: tuple(x.shape) for name, x in state.items()}
+        ours = {name: tuple(x.shape) for name, x in _shallow(model, self._cut).items()}
+        if shapes and shapes != ours:  # none before the first step
+            differs = sorted(name for name in shapes.keys() | ours.keys() if shapes.get(name) != ours.get(name))
+            raise ValueError(
+                f"the state's averaged weights are another model's: {differs[0]!r} has shape {shapes.get(differs[0])} "
+                f"there and {ours.get(differs[0])} here; attach to the model it was saved with"
+            )
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._averages = {name: average.detach().clone() for name, average in state.items()}
 

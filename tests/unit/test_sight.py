@@ -287,6 +287,18 @@ def test_the_state_is_of_one_kind_of_features_and_density():
         other.load_state_dict(state)
 
 
+def test_averages_of_another_model_are_refused_before_anything_is_changed():
+    model, other = zoo.SmallNet("batch"), zoo.SmallNet("group")
+    settings = {"shallow": "recompute", "features": "momentum"}
+    first, second = (pfb.attach(m, "layer1", 0.4, **settings) for m in (model, other))
+    train(model, first, batches(2))
+    with pytest.raises(ValueError, match="averaged weights are another model's: 'layer1.1.running_mean' has shape"):
+        second.load_state_dict(first.state_dict())
+    assert not second.estimator.ready
+    assert second.steps == 0
+    pfb.attach(zoo.SmallNet("batch"), "layer1", 0.4, **settings).load_state_dict(first.state_dict())
+
+
 def test_features_name_themselves():
     names = [
         pfb.attach(zoo.SmallNet(), "layer1", shallow="recompute", features=f).state_dict()["features"] for f in FEATURES
