@@ -16,6 +16,7 @@ from pfb.lab.train.config import TrainConfig
 from studies import (
     agreement,
     clips,
+    copies,
     density,
     goals,
     natural,
@@ -31,7 +32,7 @@ from studies import (
 ROOT = Path(__file__).parents[2]
 SHOWN = {
     "README.md": ["redundancy-cpu/overview.md"],
-    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "clips", "video", "faults")],
+    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "copies", "clips", "video", "faults")],
     "docs/cost.md": [
         "measure-cpu/goals.md",
         "measure-cpu/profile-resnet18-cifar.md",
@@ -113,7 +114,7 @@ RESULTS = ROOT / "results"
 BENCHMARKS = {
     m.__name__.rpartition(".")[2]: m
     for m in (
-        *(agreement, clips, density, memory, natural, neighbours, predictions),
+        *(agreement, clips, copies, density, memory, natural, neighbours, predictions),
         *(profile, scaling, scoring, sight, speed, trainer),
     )
 }
