@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import pfb
 from pfb.sketch import Sketch, _drawn, _normal
 from tests import reference
 
@@ -103,3 +104,21 @@ def test_a_list_of_images_of_several_sizes():
 def test_other_inputs_are_refused_with_the_way_out(x):
     with pytest.raises(TypeError, match=r'attribute `of = "input"`'):
         Sketch()(x)
+
+
+def test_images_of_noise_pass_for_copies_of_each_other():
+    """A sketch reads means and deviations, which noise has always the same: known, and told in
+    redundancy.md.
+    """
+    torch.manual_seed(0)
+
+    def pictures(n):
+        return torch.nn.functional.interpolate(torch.rand(n, 3, 4, 4), size=32, mode="bilinear")
+
+    memory, sketch = pfb.NeighbourMemory(500), Sketch()
+    memory.accumulate(sketch(torch.cat([pictures(450), torch.rand(50, 3, 32, 32)])))
+    memory.apply()
+    noise = torch.cat([memory.isolation(sketch(torch.rand(1, 3, 32, 32))) for _ in range(20)])
+    alone = torch.cat([memory.isolation(sketch(pictures(1))) for _ in range(20)])
+    assert noise.max() < 0.4
+    assert alone.mean() > 0.8
