@@ -332,7 +332,8 @@ class Blocker:
         self._gate.set_share(parts(self.prune) if known else UNKNOWN_SHARE)
 
     def _expects_pruning(self) -> bool:
-        return self._gate.prunes and torch.is_grad_enabled() and bool(getattr(self._model(), "training", False))
+        model = self._model()
+        return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
 
     def _warn_of_missing_step(self) -> None:
         if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._told_to_step:

@@ -75,10 +75,11 @@ class Gate:
         self._with_grad = False
         self._indices: Tensor | None = None
         self._draw: Draw | None = None
-        self._batch_size = self._idle = 0
+        self._batch_size = 0
         self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
         self._inputs: list[tuple[TensorWeakRef, int]] = []  # of pruned forwards since the last step, those alive
         self._threads = Threads()
+        self._idle = 0
 
     # Between forwards
 
