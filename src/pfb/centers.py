@@ -132,4 +132,4 @@ def within_reach(deviation_ND: Tensor, std_D: Tensor) -> Tensor:
                 [10.,  7.]])
     """
     limit_D = torch.where(std_D > 0, FAR * std_D, torch.inf)
-    return torch.minimum(torch.maximum(deviation_ND, -limit_D), limit_D)
+    return deviation_ND.clamp(-limit_D, limit_D)

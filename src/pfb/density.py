@@ -135,7 +135,8 @@ def median(x_ND: Tensor) -> Tensor:
     """The median ``[D]``, of an even number the lower one; unlike ``torch.median`` deterministic on
     every device.
     """
-    return x_ND.sort(0).values[(len(x_ND) - 1) // 2]
+    middle = (len(x_ND) - 1) // 2
+    return x_ND.kthvalue(middle + 1, 0).values if x_ND.device.type == "cpu" else x_ND.sort(0).values[middle]
 
 
 def quantiles(log_density_N: Tensor) -> dict[str, float]:

@@ -174,7 +174,7 @@ def mean_and_deviation(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     silent on a batch of none.
     """
     mean = x.mean(dims, keepdim=True)
-    return mean, (x - mean).square().mean(dims, keepdim=True).sqrt()
+    return mean, (x - mean).square_().mean(dims, keepdim=True).sqrt()
 
 
 def fingerprint(x: Tensor) -> Tensor:

@@ -179,7 +179,8 @@ class NeighbourMemory:
             self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
         given_R = new_RD[:, -1] > 0
         # More ranks than places: of the rows, the first that find one.
-        new_RD = new_RD[given_R.int().argsort(descending=True, stable=True), :-1][: self.size]
+        first_R = given_R.argsort(descending=True, stable=True)[: self.size]
+        new_RD = new_RD.index_select(0, first_R)[:, :-1]
         head, filled = self._counts.unbind()
         turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
         place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
@@ -238,7 +239,7 @@ class NeighbourMemory:
     def _in_deviations(self, x_ND: Tensor) -> Tensor:
         """From the rows' middle, in units of their standard deviations."""
         assert self._frame is not None
-        return (x_ND - self._frame[0]) * self._frame[1]
+        return (x_ND - self._frame[0]).mul_(self._frame[1])
 
     def _look(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Distance to the nearest row, and what is usual around there, ``[N]`` each, of features in
@@ -277,16 +278,16 @@ class NeighbourMemory:
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
         filled = self._counts[1]
-        sample_LD = self._rows[torch.arange(LOOK, device=filled.device) * filled // LOOK]
+        sample_LD = self._rows.index_select(0, torch.arange(LOOK, device=filled.device) * filled // LOOK)
         middle_D = median(sample_LD)
         rows_MD, there_M1 = self._rows, (torch.arange(self.size, device=filled.device) < filled)[:, None]
         if self.size > MEASURED:  # evenly from all that is there, so that a longer memory takes no longer
             rows_MD = self._rows.index_select(0, torch.arange(MEASURED, device=filled.device) * filled // MEASURED)
             filled, there_M1 = torch.full_like(filled, MEASURED), filled > 0
-        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD - middle_D))
+        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD.sub_(middle_D)))
         n = filled.clamp_min(1)
-        mean_D = torch.where(there_M1, near_MD, 0.0).sum(0) / n
-        std_D = (torch.where(there_M1, near_MD - mean_D, 0.0).square().sum(0) / n).sqrt()
+        mean_D = near_MD.mul_(there_M1).sum(0) / n
+        std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
         alive_D = std_D > DEAD_CHANNEL * std_D.max()
         self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
 

@@ -90,11 +90,12 @@ def _are_images(items: Sequence[object]) -> bool:
 def of_images(x: Tensor) -> Tensor:
     """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 32]``."""
     pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
-    x = pool(x, [max(1, side // SIDE) for side in x.shape[2:]])
+    windows = [max(1, side // SIDE) for side in x.shape[2:]]
+    x = pool(x, windows) if max(windows) > 1 else x
     mean, std = mean_and_deviation(x, list(range(1, x.dim())))
-    plain = (x - mean) / (std + BLANK * mean.abs()).clamp_min(1e-30)
+    plain = (x - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))  # in place: new memory costs more than sums
     filters = _normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
-    answers = convolve(plain, filters, padding=1).relu()
+    answers = convolve(plain, filters, padding=1).relu_()
     return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
 
 
