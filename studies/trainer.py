@@ -25,6 +25,7 @@ from pfb.measure import Clock, Spread, clock_of, in_another_order, synchronize
 
 OVERHEAD = 0.02
 """Most that the trainer may take longer than the plain loop."""
+ARMS = ("trainer", "plain")
 PARTS = {"epochs": "training steps, with what loads them", "whole": "whole run: with evaluation and checkpoints"}
 
 
@@ -60,22 +61,27 @@ def run(config: TrainerConfig) -> Path:
         for number, seed in enumerate(config.seeds)
     ]
     settings = {"recipe": without_folders(asdict(recipe)), "seeds": config.seeds}
-    return output.write(config.out, {**output.origin(settings, device), "pairs": pairs}, render)
+    steps = recipe.epochs * (len(source.train) // recipe.batch_size)
+    return output.write(config.out, {**output.origin(settings, device), "steps": steps, "pairs": pairs}, render)
 
 
 def render(numbers: dict[str, Any]) -> str:
     """Markdown table: seconds, and how much longer the trainer takes, pair by pair."""
     pairs, rows = numbers["pairs"], []
     for part, title in PARTS.items():
-        taken = {arm: [pair[arm][part] for pair in pairs] for arm in ("trainer", "plain")}
+        taken = {arm: [pair[arm][part] for pair in pairs] for arm in ARMS}
         times = [_cell(Spread.of(seconds)) for seconds in taken.values()]
         more = Spread.of_ratios(taken["trainer"], taken["plain"])
         low, median, high = (f"{100 * (value - 1):+.1f}" for value in (more.low, more.median, more.high))
         goal = f"at most {OVERHEAD:.0%}" + ("" if more.median - 1 <= OVERHEAD else " (missed)")
         rows.append([title, *times, f"{median} ({low} to {high})", goal])
-    accuracy = {arm: sum(pair[arm]["accuracy"] for pair in pairs) / len(pairs) for arm in ("trainer", "plain")}
-    rows.append(["test accuracy, mean, %", *(f"{100 * accuracy[arm]:.1f}" for arm in accuracy), "", ""])
-    header = ["", "pfb train, s (quartiles)", "plain loop, s (quartiles)", "longer, % in pairs (quartiles)", "goal"]
+    per_step = {arm: [1000 * pair[arm]["epochs"] / numbers["steps"] for pair in pairs] for arm in ARMS}
+    longer = Spread.of([a - b for a, b in zip(*per_step.values(), strict=True)])
+    cells = (_cell(Spread.of(times)) for times in per_step.values())
+    rows.append(["a step, ms", *cells, f"{longer.median:+.2f} ms ({longer.low:+.2f} to {longer.high:+.2f})", ""])
+    accuracy = {arm: sum(pair[arm]["accuracy"] for pair in pairs) / len(pairs) for arm in ARMS}
+    rows.append(["test accuracy, mean, %", *(f"{100 * accuracy[arm]:.1f}" for arm in ARMS), "", ""])
+    header = ["", "pfb train, s (quartiles)", "plain loop, s (quartiles)", "longer in pairs, % (quartiles)", "goal"]
     return output.table(header, rows)
 
 
@@ -133,7 +139,7 @@ def _pair(config: TrainConfig, source: Source, device: torch.device, number: int
     from pfb.lab.train.loop import train
 
     now, pair = _now(device), {}
-    for arm in in_another_order(("trainer", "plain"), number):
+    for arm in in_another_order(ARMS, number):
         with tempfile.TemporaryDirectory() as folder:
             begin = now()
             if arm == "plain":

@@ -90,6 +90,7 @@ def test_the_plain_loop_is_timed_beside_the_trainer(tmp_path):
     studies.main(["trainer", *recipe, *few, "--out", str(tmp_path / "trainer.json")])
     numbers = json.loads((tmp_path / "trainer.json").read_text())
     (pair,) = numbers["pairs"]
+    assert numbers["steps"] == 2
     for arm in ("plain", "trainer"):
         assert 0 < pair[arm]["epochs"] < pair[arm]["whole"]
     assert "tmp" not in json.dumps(numbers), "no folder of this machine in the results"
@@ -108,6 +109,7 @@ def test_the_trainer_is_judged_pair_by_pair():
         {arm: {"epochs": s, "whole": s * (1.1 if arm == "trainer" else 1), "accuracy": 0.5} for arm, s in pair.items()}
         for pair in times
     ]
-    rows = trainer.render({"pairs": pairs}).splitlines()
+    rows = trainer.render({"steps": 10, "pairs": pairs}).splitlines()
     assert rows[2].endswith("| +1.0 (+1.0 to +1.0) | at most 2% |")
     assert rows[3].endswith("| +11.1 (+11.1 to +11.1) | at most 2% (missed) |")
+    assert "| a step, ms | 505.00 (" in rows[4] and "| +5.00 ms (+3.00 to +7.50) |" in rows[4]

@@ -127,7 +127,7 @@ class Training(Setup):
         config = self.config
         done, progress = checkpoint.load(config.out, self.plain_model, self.parts, self.origin, config.extended_from)
         if extension.begins(config, done):
-            self.lr_schedule = optim.schedule_anew(self.optimizer.optimizer, config, self.cycle_steps)
+            self.lr_schedule = optim.schedule_anew(self.plain_optimizer, config, self.cycle_steps)
             self.parts["lr_schedule"] = self.lr_schedule
             extension.restart(self.blocker)
             self.say(extension.said(config))

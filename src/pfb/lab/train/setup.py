@@ -75,11 +75,14 @@ class Setup:
         self.method = methods.method(config, samples, self.accelerator.device, processes)
         steps = self._steps_to_take()
         self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
-        optimizer = optim.optimizer(model, config)
-        self.lr_schedule = optim.schedule(optimizer, config, self.cycle_steps)
+        self.plain_optimizer = optim.optimizer(model, config)
+        self.lr_schedule = optim.schedule(self.plain_optimizer, config, self.cycle_steps)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0
         blocker = self.blocker if self.blocks else None
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = self.accelerator.prepare(model)
+        # Accelerate's optimizer scales losses of fp16; else it only searches the disk each step.
+        scales = self.accelerator.scaler is not None
+        self.optimizer = self.accelerator.prepare(self.plain_optimizer) if scales else self.plain_optimizer
         methods.check(self.plain_model, blocker, self.two_samples(), scale, config.channel_dim, config.features)
         if config.compile:
             self.model.compile()  # in place: names of weights stay
