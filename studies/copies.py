@@ -18,7 +18,7 @@ import pfb
 from pfb.density import COPY
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
-from pfb.memory import MOST
+from pfb.memory import DIMENSIONS, LEAST, MOST
 from pfb.sketch import Sketch
 from studies.arms import batches
 from studies.redundancy import Clips
@@ -66,7 +66,7 @@ def run(config: CopiesConfig) -> Path:
     plain = dataclasses.replace(config.clips, light=0.0, noise=0.0)
     equal = _look(plain, *usual, device, augment=False, rules=True)
     sight.insert(0, {"case": _usual_case(config), **_sight(clips)})
-    rules = [{"rule": name, **_shares(rule, clips, distinct, equal)} for name, rule in RULES.items()]
+    rules = [{"rule": name, **_shares(rule, clips, distinct, equal, config.batch_size)} for name, rule in RULES.items()]
     settings = dataclasses.asdict(config) | {"clips": config.clips.published()}
     return output.write(config.out, {**output.origin(settings, device), "sight": sight, "rules": rules}, render)
 
@@ -83,6 +83,7 @@ SIGHT = {"auc": 3, "frames": 2, "singles": 2}
 COLUMNS = {
     "frames": "clips, half stopped: frames kept",
     "singles": "single images kept",
+    "effective": "... weighed by 1 / chance, as good as, of the kept",
     "spread": "no copies: deviation of the chance",
     "equal": "equal frames, 70 % stopped: frames kept",
 }
@@ -110,9 +111,28 @@ class Seen:
         return self.distances.amin(1).clamp_min(COPY)
 
     @property
+    def usual(self) -> Tensor:
+        """Distance that is usual in data of the dimension that these seem to have, ``[N]``, in
+        parts of that in eight: by how much nearer the nearest of sixteen rows is than that of four.
+        """
+        of_four, of_sixteen = (_nine_in_ten(self.distances[:512], size) for size in (4, 16))
+        dimension = (math.log(4) / (of_four / of_sixteen).log().median()).clamp(*ESTIMATED)
+        return (4 / self.distances.size(1)) ** (1 / dimension - 1 / DIMENSIONS)
+
+    @property
     def copies(self) -> Tensor:
         """Rows that are so near that they are taken for copies, ``[N]``."""
         return (self.distances < MOST).sum(1)
+
+
+ESTIMATED = 2.0, 32.0
+"""Least and most dimensions."""
+
+
+def _nine_in_ten(distances_NM: Tensor, group: int) -> Tensor:
+    """What nine in ten groups of so many rows do not exceed by their nearest, ``[N]``."""
+    n, m = distances_NM.shape
+    return distances_NM[:, : m // group * group].reshape(n, m // group, group).amin(2).quantile(0.9, dim=1)
 
 
 def _usual_case(config: CopiesConfig) -> str:
@@ -203,6 +223,9 @@ DEFAULT = "from 1/3 to 1, to the power of 4: `InverseDensity()`"
 RULES: dict[str, Callable[[Seen], Tensor]] = {
     DEFAULT: lambda seen: 4 * seen.isolation.log(),
     "... squared: `InverseDensity(2)`": lambda seen: 2 * seen.isolation.log(),
+    "from 1/3 to 1, usual by an estimated dimension, to the power of 4": lambda seen: (
+        4 * ((seen.nearest / seen.usual).clamp(LEAST, MOST) / MOST).log()
+    ),
     "distance as it is, to the power of 4": lambda seen: 4 * seen.nearest.log(),
     "... squared": lambda seen: 2 * seen.nearest.log(),
     "... to the power of 4, at most that of the median": lambda seen: 4 * seen.nearest.clamp_max(_median(seen)).log(),
@@ -231,11 +254,29 @@ def chances(log_weights_N: Tensor, kept: float) -> Tensor:
     return -torch.expm1(-(w_N + high).exp())
 
 
-def _shares(rule: Callable[[Seen], Tensor], clips: Seen, distinct: Seen, equal: Seen) -> dict[str, float]:
+def effective(chances_N: Tensor, batch_size: int) -> float:
+    """So many samples of equal weight have a mean as steady as that of the kept ones, weighed by 1
+    / chance, cut off at the root of their number in a batch as ``blocker.weights`` are; as a part
+    of the kept.
+
+    Example:
+        >>> round(effective(torch.tensor([0.25, 0.75]), batch_size=64), 3)
+        0.75
+    """
+    kept = float(chances_N.mean())
+    weights_N = (kept / chances_N).clamp_max((batch_size * kept) ** 0.5)
+    once, twice = (float((chances_N * weights_N**power).mean()) for power in (1, 2))
+    return once**2 / twice / kept
+
+
+def _shares(
+    rule: Callable[[Seen], Tensor], clips: Seen, distinct: Seen, equal: Seen, batch_size: int
+) -> dict[str, float]:
     half = chances(rule(clips), 1 - PRUNES[0])
     return {
         "frames": float(half[clips.truth].mean()),
         "singles": float(half[~clips.truth].mean()),
+        "effective": effective(half, batch_size),
         "spread": float(chances(rule(distinct), 1 - PRUNES[0]).std()),
         "equal": float(chances(rule(equal), 1 - PRUNES[1])[equal.truth].mean()),
     }

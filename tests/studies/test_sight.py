@@ -10,6 +10,7 @@ import torch
 
 from pfb.lab.errors import RunError
 from studies import __main__ as studies
+from studies import copies as look
 from studies.arms import batches
 from studies.redundancy import Clips
 
@@ -106,10 +107,12 @@ def test_how_well_copies_are_seen_and_what_rules_keep_of_them(tmp_path):
     assert plain["auc"] > 0.8 > 0.6 > noisy["auc"]
     assert plain["frames"] < noisy["frames"]
     assert [row["case"] for row in (few, small, batch)] == ["... clips of 5", "... memory of 40", "... batches of 10"]
-    own, _, distance, *_ = numbers["rules"]
+    rules = {rule["rule"]: rule for rule in numbers["rules"]}
+    own, distance = (rules[name] for name in (look.DEFAULT, "distance as it is, to the power of 4"))
     assert own["singles"] > own["frames"] + 0.05
     assert own["spread"] < distance["spread"]
     assert own["equal"] > distance["equal"]
+    assert 0 < distance["effective"] < own["effective"] < 1
 
 
 def test_whether_it_pays_and_no_run_is_done_twice(tmp_path, monkeypatch):
