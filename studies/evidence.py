@@ -20,6 +20,7 @@ from studies.redundancy import Clips
 Part = Literal["sight", "copies", "clips", "code", "video", "long", "faults"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PAIR = ("uniform", "inverse-density")
+TWINS = (*PAIR, "full", "short", "small-batch")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,12 @@ def _clips(name: str, config: EvidenceConfig, gpu: bool) -> Study:
             "seeds": (0, 1, 2, 3, 4),
         }
     parts: dict[str, list[dict[str, Any]]] = {
-        "clips": [{"on_data": ("clips",)}, {"on_data": ("distinct",), "arms": PAIR, "seeds": (0, 1, 2, 3, 4)}],
+        "clips": [
+            {"on_data": ("clips",)},
+            {"on_data": ("distinct",), "arms": PAIR, "seeds": (0, 1, 2, 3, 4)},
+            {"on_data": ("tail",), "arms": (*TWINS, "oracle")},
+            {"on_data": ("clips",), "arms": (*PAIR, "full"), "prunes": (0.3, 0.7)},
+        ],
         "faults": [
             {"on_data": ("repeated",), "arms": (*PAIR, "fewer-views"), **_of_images(settings, 6000)},
             {"on_data": ("outliers", "mislabelled", "imbalanced"), "arms": PAIR, **_of_images(settings, 6000)},

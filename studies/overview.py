@@ -36,6 +36,7 @@ class Case:
 CASES = (
     Case("CIFAR-10 clips: 200 images of 40 near-equal frames, 4,000 single ones", "clips", "clips", ACCURACY),
     Case("CIFAR-10, 12,000 images, no copies", "clips", "distinct", ACCURACY),
+    Case("CIFAR-10 clips of lengths by a power law (the longest a sixth of all frames)", "clips", "tail", ACCURACY),
     Case("source code (transformers), as it is", "code", "code", NATS),
     Case("frames of four videos, as they are", "video", "video", COLOUR),
     Case("CIFAR-10, 1,000 images learned by heart", "long", "distinct", ACCURACY),

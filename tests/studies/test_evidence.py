@@ -17,10 +17,10 @@ def test_one_command_measures_what_is_missing_and_sums_up(tmp_path, capsys, monk
     flags = ["evidence", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
     studies.main([*flags, "--parts", "clips", "long"])
     table = (tmp_path / "overview.md").read_text()
-    assert table.count("points of accuracy (n = 2)") == 3
+    assert table.count("points of accuracy (n = 2)") == 4
     assert (tmp_path / "overview.png").exists()
     arms = {(run["data"], run["arm"]) for run in json.loads((tmp_path / "clips.json").read_text())["runs"]}
-    assert arms >= {("clips", "oracle"), ("clips", "inverse-density"), ("distinct", "uniform")}
+    assert arms >= {("clips", "oracle"), ("clips", "inverse-density"), ("distinct", "uniform"), ("tail", "oracle")}
     monkeypatch.setattr("studies.clips._train", lambda *a: pytest.fail("done before"))
     studies.main([*flags, "--parts", "clips", "long"])
     assert (tmp_path / "overview.md").read_text() == table

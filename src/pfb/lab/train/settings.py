@@ -134,7 +134,8 @@ class PruningSettings:
     """
     reweight: bool = False
     """inverse-density: multiply each loss by 1 / probability of being kept, so that training keeps
-    the aim of full data instead of moving towards what is rare.
+    the aim of full data instead of moving towards what is rare. Where data repeat themselves much
+    the losses become uneven and training worse (docs/redundancy.md).
     """
     per_class: bool = False
     """Apply the importance within each class, so that all classes keep the same share."""
