@@ -133,11 +133,19 @@ class Advice:
         return self.tested is not None and self.tested.near_copies >= ALIKE * self.near_copies > 0
 
     @property
+    def blocked_ratio(self) -> float:
+        """Time of a step that stops samples, whole step = 1: with the time it takes to judge them,
+        if that was planned and is not left to chance.
+        """
+        sketch = None if self.plan is None or self.test_repeats_itself else self.plan.sketch
+        return self.kept_ratio if sketch is None else max(self.kept_ratio, sketch.step_ratio)
+
+    @property
     def most_saved(self) -> float:
         """Share of the whole time that stopping ``prune`` of each batch could save at most; no more
         than that share, whatever small batches seem to gain.
         """
-        return (1 - self.waiting) * min(self.prune, max(0.0, 1 - self.kept_ratio))
+        return (1 - self.waiting) * min(self.prune, max(0.0, 1 - self.blocked_ratio))
 
     @property
     def recommendation(self) -> Kind:
@@ -146,7 +154,7 @@ class Advice:
         """
         if self.not_finite or self.waiting >= WAITING:
             return "mend-loader"
-        blocks = self.blockable >= WORTH_BLOCKING and self.kept_ratio <= 1 - WORTH_TIME
+        blocks = self.blockable >= WORTH_BLOCKING and self.blocked_ratio <= 1 - WORTH_TIME
         if blocks and self.blockable >= self.removable:
             return "block"
         if self.removable >= WORTH_REMOVING:
@@ -272,7 +280,7 @@ class Advice:
         also = f" Another {self.removable:.0%} are few or equal copies: remove those." if self.removable >= 0.01 else ""
         return (
             f"{self.blockable:.0%} of the samples repeat others in groups large enough to be seen while training. "
-            f"Stopping {self.prune:.0%} of each batch saves about {self.most_saved:.0%} of the time, "
+            f"Stopping {self.prune:.0%} of each batch saves up to {self.most_saved:.0%} of the time, "
             f"{self._which()}{also}"
         )
 
@@ -285,12 +293,17 @@ class Advice:
         return f"{known} If what you test on repeats itself as much, stop at random: importance=pfb.Uniform()."
 
     def _why_remove(self) -> str:
-        idle = self.blockable >= WORTH_BLOCKING and self.kept_ratio > 1 - WORTH_TIME
+        idle = self.blockable >= WORTH_BLOCKING and self.blocked_ratio > 1 - WORTH_TIME
         return (
             f"{self.removable:.0%} of the samples are equal to others, or copies too few for blocking to see: drop "
             "what `advice.to_drop` lists, and every epoch is shorter at once"
-            + (", which blocking would not be: on this device a smaller batch takes as long." if idle else ".")
+            + (f", which blocking would not be: on this device {self._idle_because()}." if idle else ".")
         )
+
+    def _idle_because(self) -> str:
+        if self.kept_ratio > 1 - WORTH_TIME:
+            return "a step on fewer samples takes as long as one on all"
+        return f"a pruned step of so small a model takes {self.blocked_ratio:.2f} of a whole one, with what judges it"
 
     def _why_smaller_batch(self) -> str:
         assert self.noise is not None
@@ -317,8 +330,8 @@ class Advice:
     def _why_nothing(self) -> str:
         if self.blockable >= WORTH_BLOCKING:
             return (
-                f"{self.blockable:.0%} of the samples repeat others, but on this device a step on fewer samples takes "
-                "as long as one on all: try a larger batch, then ask again. Else train fewer epochs."
+                f"{self.blockable:.0%} of the samples repeat others, but on this device {self._idle_because()}: try a "
+                "larger batch, then ask again. Else train fewer epochs."
             )
         return (
             f"{self.spare:.1%} of the samples could be spared: to spend less, train fewer epochs. On data that do not "

@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pfb
+from pfb import advice as advices
 from pfb import adviser
 from pfb.noise_scale import NoiseScale
+from pfb.planner import Prediction
 from pfb.survey import Survey
 from tests import zoo
 
@@ -223,7 +225,8 @@ def test_a_plan_is_made_and_its_cut_is_recommended():
     assert advice.plan.batch_size == 32
     assert advice.cut == "layer1"
     assert "features of the cut 'layer1'" in str(advice)
-    assert 'cut="layer1"' in advice.code
+    pays = changed(advice, plan=dataclasses.replace(advice.plan, sketch=Prediction(0.5, 0)))
+    assert 'cut="layer1"' in pays.code
     without = pfb.advise(nn.Flatten(), loader_of(x, 32))
     assert without.plan is None
     assert "plan" in str(without)
@@ -294,6 +297,22 @@ def test_blocking_is_not_recommended_where_it_saves_no_time(found):
     assert idle.recommendation == "nothing"
     assert "takes as long" in idle.reason.replace("\n", " ")
     assert changed(idle, removable=0.2).recommendation == "remove"
+
+
+def test_blocking_is_not_recommended_where_judging_takes_what_is_spared(found):
+    model = zoo.mlp(8, 8, 4)
+    plan = pfb.plan(model, torch.randn(8, 8), prune=0.5, cut="0", repeats=1)
+    slow, fast = (dataclasses.replace(plan, sketch=Prediction(ratio, 0)) for ratio in (1.2, 0.6))
+    costly = changed(found, blockable=0.6, prune=0.5, plan=slow)
+    assert costly.recommendation == "nothing"
+    assert "a pruned step of so small a model takes 1.20 of a whole one" in costly.reason.replace("\n", " ")
+    assert changed(costly, removable=0.2).recommendation == "remove"
+    cheap = changed(costly, plan=fast)
+    assert cheap.recommendation == "block"
+    assert cheap.most_saved == pytest.approx(0.4, abs=0.02)
+    at_random = changed(costly, near_copies=0.6, tested=advices.Tested(60, 0.0, 0.6))
+    assert at_random.recommendation == "block"
+    assert at_random.blocked_ratio == found.kept_ratio
 
 
 def test_waiting_beside_steps():
