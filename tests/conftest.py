@@ -66,12 +66,14 @@ def _helps(process):
 
 @pytest.fixture
 def _made_up_times(monkeypatch):
-    """For the adviser: a whole step takes 2 seconds, one on what is kept 1; each is taken once."""
+    """For the adviser: a whole step takes 2 seconds, one on what is kept 1, to judge a batch none;
+    each is done once.
+    """
 
     def made_up(steps, device, repeats, **options):
         for step in steps.values():
             step()
-        return {name: [1.0 if name == "few" else 2.0] * repeats for name in steps}
+        return {name: [{"few": 1.0, "judge": 0.0}.get(name, 2.0)] * repeats for name in steps}
 
     monkeypatch.setattr("pfb.adviser.interleaved_seconds", made_up)
 

@@ -9,20 +9,22 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pfb import batches, cuts, tree
-from pfb.advice import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Advice, Tested
+from pfb.advice import Advice
 from pfb.batches import Prepare
 from pfb.copies import Copies, find_copies
 from pfb.errors import first_line
+from pfb.features import Features
+from pfb.findings import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Tested
 from pfb.hooks import is_wired
 from pfb.measure import interleaved_seconds
 from pfb.noise_scale import Loss, NoiseScale, noise_scale, objective, rows_of
-from pfb.planner import Plan, plan
+from pfb.planner import Plan, judging, plan
 from pfb.selection import keep_count
 from pfb.sketch import Sketch
 from pfb.survey import Progress, Survey, random_states_kept, survey, total_of
@@ -66,7 +68,8 @@ def advise(
             tensor, a tuple of positional or a dict of keyword arguments; or ``(input, labels,
             index)``, where the index ``[N]`` says which samples of the data set these are.
         features: what samples are compared by: a function of the model's first input that returns
-            ``[N, D]``. By default fixed random features of images, tokens, sequences or vectors.
+            ``[N, D]``; ``attach`` takes it, too, with the attribute ``of = "input"``. By default
+            fixed random features of images, tokens, sequences or vectors.
         samples: how many to look at. Time grows with the square: 20,000 take seconds to a minute.
         test: batches of what will be tested on, in the same form: whether they repeat training, or
             themselves, decides what should be stopped. A tenth of ``samples``, at least 200.
@@ -76,8 +79,8 @@ def advise(
 
     Raises:
         TypeError: no model, no loader, or batches of which input and labels cannot be told.
-        ValueError: a loader without samples or with one only, a model that does not run on them, or
-            one that is pruned already.
+        ValueError: a loader without samples or with one only, or that draws with replacement, a
+            model that does not run on them, or one that is pruned already.
 
     Example:
         >>> import torch, pfb
@@ -110,7 +113,8 @@ def advise(
         tested = None if test is None else _tested(work, test, prepare, reader, samples, seen, images, progress)
         parts = _parts(found, seen, total_of(loader))
         prune = _share_to_prune(parts.blockable)
-        step_seconds, ratio = _timed(work, seen, prune, loss, progress)
+        own = None if features is None else OwnFeatures(features)
+        step_seconds, ratio, judge_ratio = _timed(work, seen, prune, loss, own, parts.memory, progress)
         noise, no_noise = _noise(work, seen, loss, progress)
         planned, no_plan = _planned(work, seen, prune, cut, progress) if plan else (None, "")
     overlaps = getattr(loader, "num_workers", 0) > 0
@@ -141,7 +145,22 @@ def advise(
         plan=planned,
         no_plan=no_plan,
         tested=tested,
+        judge_ratio=judge_ratio,
+        known_indices=seen.known_indices,
+        own_features=features is not None,
     )
+
+
+class OwnFeatures(Features):
+    """A function of the model's input, whatever its attribute ``of`` says."""
+
+    of: Literal["cut", "input"] = "input"
+
+    def __init__(self, features: Callable[[Any], Tensor]) -> None:
+        self.features = features
+
+    def __call__(self, given: Any) -> Tensor:
+        return self.features(given).detach().float()
 
 
 def _check(model: nn.Module, samples: int) -> None:
@@ -187,7 +206,8 @@ def _tested(
         torch.cat([seen.features, other.features]), images, lambda rows: of_test("comparing samples", rows, total)
     )
     in_training = {i for group in found.groups if min(group) < n for i in group if i >= n}
-    return Tested(total - n, len(in_training) / (total - n), float(found.near[n:].double().mean()))
+    near = float(found.near[n:].double().mean())
+    return Tested(total - n, len(in_training) / (total - n), near, total_of(test))
 
 
 @dataclass(frozen=True)
@@ -239,13 +259,22 @@ def _share_to_prune(blockable: float) -> float:
     return round(min(MOST_PRUNED, math.floor(blockable / PARTS + 1e-9) * PARTS), 2)
 
 
-def _timed(model: nn.Module, seen: Survey, prune: float, loss: Loss | None, progress: Progress) -> tuple[float, float]:
-    """Seconds of a training step on a batch, and the time of one on the samples that are kept, in
-    turn, as a part of it.
+def _timed(
+    model: nn.Module,
+    seen: Survey,
+    prune: float,
+    loss: Loss | None,
+    own: Features | None,
+    memory: int,
+    progress: Progress,
+) -> tuple[float, float, float]:
+    """Seconds of a training step on a batch, and, in turn, the time of one on the samples that are
+    kept, and of judging the batch, as parts of it.
     """
-    device = batches.device_of(model)
+    device, n = batches.device_of(model), seen.batch_size
     whole = batches.moved(seen.held[0], device)
-    few = tree.select(whole, torch.arange(keep_count(seen.batch_size, prune), device=device), seen.batch_size)
+    kept = keep_count(n, prune)
+    few = _rows(whole, torch.arange(kept, device=device), n)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
     if parameters := [p for p in model.parameters() if p.requires_grad]:
         optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
@@ -260,14 +289,23 @@ def _timed(model: nn.Module, seen: Survey, prune: float, loss: Loss | None, prog
         optimizer.zero_grad()
 
     rounds = iter(range(1, REPEATS + 3))
+    timed: dict[str, Callable[[], object]] = {"whole": lambda: step(whole), "few": lambda: step(few)}
+    if (judge := judging(model, *batches.arguments(whole[0]), prune, own, memory)) is not None:
+        timed["judge"] = judge
     seconds = interleaved_seconds(
-        {"whole": lambda: step(whole), "few": lambda: step(few)},
-        device,
-        REPEATS,
-        on_round=lambda: progress("timing steps", next(rounds), REPEATS + 2),
+        timed, device, REPEATS, on_round=lambda: progress("timing steps", next(rounds), REPEATS + 2)
     )
-    ratio = statistics.median(few / whole for few, whole in zip(seconds["few"], seconds["whole"], strict=True))
-    return statistics.median(seconds["whole"]), ratio
+
+    def ratio(name: str) -> float:
+        return statistics.median(part / whole for part, whole in zip(seconds[name], seconds["whole"], strict=True))
+
+    few_ratio = ratio("few") if kept < n else 1.0  # none is stopped
+    return statistics.median(seconds["whole"]), few_ratio, ratio("judge") if judge is not None else 0.0
+
+
+def _rows(batch: tuple[Any, Any], index: Tensor, n: int) -> tuple[Any, Any]:
+    """Some samples of an input and its labels."""
+    return tree.select(batch[0], index, n), tree.select(batch[1], index, n)
 
 
 def _stand_in(output: Any) -> Tensor | None:
@@ -281,7 +319,7 @@ def _noise(model: nn.Module, seen: Survey, loss: Loss | None, progress: Progress
         return None, "classes come in runs, so a batch is no random sample: shuffle"
     half = max(1, seen.batch_size // 2)
     halves = [
-        tree.select(batch, torch.arange(start, start + half), rows_of(batch[0]))
+        _rows(batch, torch.arange(start, start + half), rows_of(batch[0]))
         for batch in seen.held
         for start in range(0, rows_of(batch[0]) - half + 1, half)
     ]

@@ -263,7 +263,8 @@ class Gate:
             self._threads.note()
             self.blocked_forwards += 1
             self.replays.note(known_by, indices_K)
-            self.hints.count(kept=len(indices_K), of=n)
+            if self.active:
+                self.hints.count(kept=len(indices_K), of=n)
         return indices_K
 
     def let_pass(self, output: Any) -> None:

@@ -31,14 +31,15 @@ class NoiseScale:
             gradient drowns in noise.
         seen: samples it was measured on; a scale far above is a guess.
         loss: mean loss.
-        untrained: the loss is that of guessing among the classes. The scale grows while a model
-            learns, so one of an untrained model says little.
+        untrained: the loss is that of guessing among the classes; ``None`` where that is not known,
+            such as in regression. The scale grows while a model learns, so one of an untrained
+            model says little.
     """
 
     samples: float
     seen: int
     loss: float
-    untrained: bool = False
+    untrained: bool | None = False
 
 
 def noise_scale(
@@ -101,8 +102,8 @@ def noise_scale(
     variance = b * k / (k - 1) * (squares - mean_square)
     signal = (k * mean_square - squares) / (k - 1)
     scale = max(0.0, variance) / signal if signal > 0 else math.inf
-    mean_loss = sum(losses) / k
-    return NoiseScale(scale, b * k, mean_loss, mean_loss > 0.95 * sum(guessing) / k)
+    mean_loss, guess = sum(losses) / k, sum(guessing) / k
+    return NoiseScale(scale, b * k, mean_loss, mean_loss > 0.95 * guess if math.isfinite(guess) else None)
 
 
 def objective(output: Any, labels: Any, loss: Loss | None = None) -> Tensor | None:
@@ -143,7 +144,7 @@ def rows_of(x: Any) -> int:
 def _loss_of_guessing(output: Any, labels: Any) -> float:
     """The cross-entropy of guessing a class, of each pixel or token; infinite if that is not it."""
     logits = logits_of(output)
-    if logits is None or not isinstance(labels, Tensor) or not _are_whole(labels):
+    if logits is None or logits.size(1) < 2 or not isinstance(labels, Tensor) or not _are_whole(labels):
         return math.inf
     return math.log(logits.size(1))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pfb import cuts, tree
 from pfb.density import Density
 from pfb.estimator import DensityEstimator
-from pfb.features import FeatureReader, batched_tensor, channel_layers
+from pfb.features import FeatureReader, Features, batched_tensor, channel_layers
 from pfb.forward import output_of
 from pfb.gate import Gate
 from pfb.importance import Importance, InverseDensity, RareFirst
@@ -79,7 +79,7 @@ class Plan:
             sketch is known of.
         candidates: steps judged by the cut's output, in the order of the model.
         cut, shallow: what is recommended: the first stage, as in the paper; ``"recompute"`` with a
-            sketch, else the faster wiring.
+            sketch, or, where none is known or it saves nothing, the faster wiring.
     """
 
     prune: float
@@ -97,14 +97,23 @@ class Plan:
         return next(c for c in self.candidates if c.cut == self.cut)
 
     @property
+    def by_sketch(self) -> bool:
+        """Whether samples are to be judged by a sketch of the input, not by the cut's output."""
+        best = self.recommended
+        by_cut = min(best.reuse.step_ratio, best.recompute.step_ratio)
+        return self.sketch is not None and (self.sketch.step_ratio < 1 or self.sketch.step_ratio <= by_cut)
+
+    @property
     def shallow(self) -> str:
-        return self.recommended.shallow if self.sketch is None else "recompute"
+        return "recompute" if self.by_sketch else self.recommended.shallow
 
     @property
     def saved(self) -> float:
         """Time of a step that what is recommended saves, full step = 1."""
         best = self.recommended
-        return 1 - (self.sketch or min(best.reuse, best.recompute, key=lambda p: p.step_ratio)).step_ratio
+        if self.by_sketch and self.sketch is not None:
+            return 1 - self.sketch.step_ratio
+        return 1 - min(best.reuse.step_ratio, best.recompute.step_ratio)
 
     def __str__(self) -> str:
         width = max(len(c.cut) for c in self.candidates) + 2
@@ -124,12 +133,12 @@ class Plan:
                 f"  judged by a sketch of the input, at any cut: time {self.sketch.step_ratio:.2f}, "
                 f"{self.sketch.saved_bytes / 2**20:.0f} MiB"
             )
-        wiring = "" if self.sketch is not None else f', shallow="{self.shallow}", features="cut"'
+        wiring = "" if self.by_sketch else f', shallow="{self.shallow}", features="cut"'
         lines.append(
             f'Recommended: pfb.attach(model, cut="{self.cut}", prune={self.prune:g}{wiring}), '
             f"about {self.saved:.0%} less time per step."
             if self.saved > 0
-            else "Nothing would be saved at this share: prune more, or cut earlier."
+            else "Nothing would be saved at this share and cut on this device: try larger batches, or a larger share."
         )
         return "\n".join(lines)
 
@@ -200,7 +209,7 @@ def plan(
         "full": lambda: step(args, kwargs),
         "kept": lambda: step(few_args, few_kwargs),
     }
-    sketched = _sketched(model, args, kwargs, prune)
+    sketched = judging(model, args, kwargs, prune)
     if sketched is not None:
         timed["sketch"] = sketched
     for name in names:
@@ -260,11 +269,18 @@ class _Shallow:
         self.model.zero_grad()
 
 
-def _sketched(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], prune: float
+def judging(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prune: float,
+    features: Features | None = None,
+    memory: int = 4096,
 ) -> Callable[[], None] | None:
-    """The decision by a sketch of the input; ``None`` if none is known of it."""
-    gate = Gate(InverseDensity(), NeighbourMemory(), Sketch())
+    """What decides of a batch by features of the input, by default its sketch, without a forward;
+    ``None`` if no sketch is known of it.
+    """
+    gate = Gate(InverseDensity(), NeighbourMemory(memory), features or Sketch())
     gate.set_share(parts(prune))
     given = main_input(model, batched_places(model, args, kwargs, ()))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from pfb import batches, tree
 from pfb.batches import Prepare
@@ -35,6 +36,7 @@ class Survey:
         features: ``[N, D]`` float32 on the CPU.
         digests: a fingerprint of each sample.
         index: the number of each sample, in the loader's order if nothing else is known.
+        known_indices: whether these are the data set's.
         labels: ``[N]`` classes, if the loader gives any.
         constant, not_finite: places of samples whose values are all the same, or not all finite.
         held: the first batches as ``(input, labels)``.
@@ -46,6 +48,7 @@ class Survey:
     features: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     digests: list[bytes] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
+    known_indices: bool = True
     labels: Tensor | None = None
     constant: list[int] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
@@ -92,11 +95,14 @@ def survey(
 
     Raises:
         TypeError: no loader, or batches of which nothing is known.
-        ValueError: it gives no sample, features are not ``[N, D]``, or their width changes.
+        ValueError: it gives no sample, or the same one several times, features are not ``[N, D]``,
+            or their width changes.
     """
     if isinstance(loader, (str, bytes, dict)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         raise TypeError(f"`loader` must be an iterable of batches, such as a DataLoader (got {_named(loader)})")
-    found, held_bytes = Survey(), 0
+    if getattr(getattr(loader, "sampler", None), "replacement", False):
+        raise ValueError(OFTEN)
+    found, held_bytes = Survey(known_indices=_in_order(loader)), 0
     rows: list[Tensor] = []
     labels: list[Tensor | None] = []
     total, iterator = total_of(loader), iter(loader)
@@ -124,12 +130,15 @@ def survey(
         labels.append(y.cpu() if are_classes(y) and len(y) == n else None)
         first = len(found.digests)
         found.index += [int(i) for i in index] if index is not None else range(first, first + n)
+        found.known_indices |= index is not None
         found.digests += batches.digests(batches.without_labels(x), n)
         found.waits.append(given - begin)
         found.busy.append(time.perf_counter() - given)
         progress("reading samples", min(len(found.digests), samples), min(total or samples, samples))
     if not found.digests:
         raise ValueError("`loader` gave no samples: is the data set empty, or a generator that was used up before?")
+    if len(set(found.index)) < len(found.index):
+        raise ValueError(OFTEN)
     found.features = torch.cat(rows)
     if all(y is not None for y in labels):
         found.labels = torch.cat([y for y in labels if y is not None])
@@ -138,8 +147,21 @@ def survey(
     return _cut_to(found, samples)
 
 
+OFTEN = (
+    "`loader` gives some samples several times (as WeightedRandomSampler does), so that each looks like a copy of "
+    "itself: give it without that sampler"
+)
+
+
+def _in_order(loader: Any) -> bool:
+    """Whether the loader is known to give the samples of its data set in their order."""
+    return isinstance(loader, (list, tuple)) or isinstance(getattr(loader, "sampler", None), SequentialSampler)
+
+
 def total_of(loader: Any) -> int | None:
-    """Samples of the whole data set, if the loader tells."""
+    """Samples of the whole data set, or of the part that is trained on, if the loader tells."""
+    if isinstance(sampler := getattr(loader, "sampler", None), SubsetRandomSampler):
+        return len(sampler)
     for counted in (getattr(loader, "dataset", None), getattr(getattr(loader, "sampler", None), "data_source", None)):
         with contextlib.suppress(TypeError, NotImplementedError):
             return len(counted)  # type: ignore[arg-type]

@@ -48,6 +48,8 @@ CORE = [
     "batches",
     "noise_scale",
     "survey",
+    "findings",
+    "wording",
     "advice",
     "adviser",
 ]

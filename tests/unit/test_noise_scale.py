@@ -28,7 +28,7 @@ def test_single_samples_give_the_covariance_of_the_gradients():
     trace = x.T.double().cov().trace()
     signal = x.double().mean(0).square().sum() - trace / 40
     assert found.samples == pytest.approx(float(trace / signal))
-    assert (found.seen, found.untrained) == (40, False)
+    assert (found.seen, found.untrained) == (40, None)
     assert found.loss == pytest.approx(float(0.5 * x.square().sum(1).mean()))
 
 

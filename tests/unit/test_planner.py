@@ -1,6 +1,7 @@
 """The plan: what it measures is put together as it says, and the model stays as it was."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import pfb
 from pfb import planner
+from pfb.planner import Prediction
 from tests import zoo
 
 
@@ -84,3 +86,22 @@ def test_errors():
         pfb.plan(zoo.mlp(4, 4, 2), torch.randn(8, 4), cut="nowhere")
     with pytest.raises(ValueError, match="`prune`"):
         pfb.plan(zoo.mlp(4, 4, 2), torch.randn(8, 4), prune=1.0)
+
+
+def test_what_saves_time_is_recommended():
+    found = pfb.plan(zoo.mlp(8, 8, 8, 4), torch.randn(10, 8), prune=0.5, cut="0", repeats=1)
+    quick, slow = Prediction(0.6, 0), Prediction(1.3, 0)
+    by_cut = dataclasses.replace(
+        found, sketch=slow, candidates=tuple(dataclasses.replace(c, reuse=quick) for c in found.candidates)
+    )
+    assert by_cut.saved == pytest.approx(0.4)
+    assert 'shallow="reuse", features="cut")' in str(by_cut)
+    by_sketch = dataclasses.replace(by_cut, sketch=Prediction(0.7, 0))  # needs no first pass, and sees more
+    assert by_sketch.saved == pytest.approx(0.3)
+    assert by_sketch.shallow == "recompute"
+    both = tuple(dataclasses.replace(c, reuse=slow, recompute=slow) for c in found.candidates)
+    assert "Nothing would be saved" in str(dataclasses.replace(by_cut, candidates=both))
+
+
+def test_a_plan_of_nothing_stopped_warns_of_nothing():
+    pfb.plan(zoo.mlp(8, 8, 8, 4), torch.randn(10, 8), prune=0.0, cut="0", repeats=12)
