@@ -109,7 +109,7 @@ def _natural(name: Literal["code", "video"], config: EvidenceConfig, on: Device)
     made = natural.NaturalConfig(
         name,
         arms=(*PAIR, "small-batch", "full"),
-        steps={"code": 400, "video": 1000}[name],
+        steps=1000,
         memory={"code": 8192, "video": 1700}[name],  # at most a third of an epoch
         on=on,
         out=config.out / f"{name}.json",

@@ -5,6 +5,7 @@ copies.
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,14 @@ def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
 def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | None) -> None:
     if found.recommendation == "block":
         rule = "uniform" if found.test_repeats_itself else f"inverse-density --memory {found.memory}"
+        same = "".join(
+            f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name in ("data_root", "batch_size", "image_size", "seed")
+            if (value := getattr(config, name)) != getattr(TrainConfig, name)
+        )
         print(
-            f"  pfb train --data {config.data} --model {config.model} --prune {found.prune:g} --method {rule} "
-            "--control short"
+            f"  pfb train --data {shlex.quote(config.data)} --model {config.model} --prune {found.prune:g} "
+            f"--method {rule} --control short{same}{' --cpu' if config.cpu else ''}"
         )
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, and which to keep")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import loop
+from pfb.lab.train import control, loop
 from pfb.lab.train.budget import Budget
 from pfb.lab.train.extension import extended
 from pfb.lab.train.folder import RunFolder
@@ -142,3 +142,12 @@ class TestMinutes:
             now[0] += seconds
             budget.epoch_ends()
             assert budget.allows_another() == allowed, now
+
+
+def test_a_run_given_more_epochs_gets_no_twins(run):
+    """A twin would have one cycle of another learning rate where the run had two."""
+    train(config(run, epochs=1))
+    extend(run, 2)
+    for asked in ({"arms": ("short",)}, {"seeds": (0, 1)}):
+        with pytest.raises(RunError, match="was given more epochs after its 1"):
+            control.go_on(run, **asked)

@@ -40,6 +40,25 @@ def test_samples_are_left_out_before_others_are_stopped(tmp_path, shallow):
     assert min(seen) < max(seen), "another part is left out in every epoch"
 
 
+def test_what_is_not_loaded_is_saved_also_where_nothing_is_stopped(tmp_path):
+    summary = train(config(tmp_path / "run", method="full", skip=0.5, epochs=4, train_samples=512, batch_size=64))
+    share = summary["steps"] / (4 * 8)
+    assert share < 0.8
+    assert summary["time_saved"] == pytest.approx(1 - share)
+    assert summary["full_train_seconds"] == pytest.approx(summary["train_seconds"] / share)
+
+
+def test_a_step_of_a_ramp_saves_what_it_stops(tmp_path):
+    settings = {"epochs": 8, "train_samples": 512, "batch_size": 64, "method": "uniform", "prune": 0.5, "ramp": 4}
+    summary = train(config(tmp_path / "run", **settings))
+    seconds = {name: part["median"] for name, part in summary["step_seconds"].items() if name != "pairs"}
+    whole_steps = (summary["samples"] - summary["trained_samples"]) / 32
+    assert whole_steps < 0.9 * summary["pruned_steps"]
+    assert summary["full_train_seconds"] == pytest.approx(
+        summary["train_seconds"] + whole_steps * (seconds["full"] - seconds["pruned"])
+    )
+
+
 def test_the_floor_is_a_persons():
     assert Skip(100, 0.29).loaded == 71, "not 72, as int(0.29 * 100) would have it"
 

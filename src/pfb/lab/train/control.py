@@ -148,6 +148,11 @@ def _planned(config: TrainConfig, arms: tuple[Arm, ...], seeds: tuple[int, ...])
         dataclasses.replace(config, seed=seed)  # refuses what is none
     if plan.alone:
         return plan
+    if config.extended_from > 0:
+        raise RunError(
+            f"the run in {config.out} was given more epochs after its {config.extended_from}, which no twin can "
+            "repeat: start a run of all its epochs anew, with --control or --seeds"
+        )
     if config.minutes is not None:
         raise RunError("--minutes ends a run alone; leave it out beside --control and --seeds")
     if plan.arms and (config.method == "full" or config.prune == config.skip == 0):

@@ -24,6 +24,7 @@ from pfb.lab.train.compute import operations
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
+from pfb.selection import keep_count
 
 PAIRS = 15
 
@@ -52,13 +53,14 @@ def measure_full_cost(
     training data.
 
     The run's full cost is its own time plus, for every step that was pruned, the median difference
-    between an unpruned and a pruned step, and an unpruned one for every step of ``full_steps``
-    whose samples were not loaded. Loading is not counted there; where it is counted, and in
-    evaluation and checkpoints, it stays as it was.
+    between an unpruned and a pruned step (in a ramp, the part of it that was stopped), and an
+    unpruned one for every step of ``full_steps`` whose samples were not loaded. Loading is not
+    counted there; where it is counted, and in evaluation and checkpoints, it stays as it was.
     """
     criterion = methods.importance(config)
     if config.method == "full" or (criterion is not None and totals["pruned_steps"] == 0):
-        return {"full_train_seconds": totals["train_seconds"], "time_saved": 0.0}
+        taken = totals["steps"] / max(1, full_steps)  # the others were not loaded
+        return {"full_train_seconds": totals["train_seconds"] / (taken or 1.0), "time_saved": 1.0 - taken}
     if criterion is None:  # it skips whole steps or adds forwards: only a run on full data tells what it saved
         return {"full_train_seconds": None, "time_saved": None}
     device = accelerator.device
@@ -113,8 +115,10 @@ def measure_full_cost(
     twin.detach()
     full, pruned = Spread.of(seconds["full"]), Spread.of(seconds["pruned"])
     skipped_steps = full_steps - totals["steps"]
+    stopped = (config.batch_size - keep_count(config.batch_size, config.prune)) * accelerator.num_processes
+    whole_steps = (totals["samples"] - totals["trained_samples"]) / max(1, stopped)
     full_train_seconds = (
-        totals["train_seconds"] + totals["pruned_steps"] * (full.median - pruned.median) + skipped_steps * full.median
+        totals["train_seconds"] + whole_steps * (full.median - pruned.median) + skipped_steps * full.median
     )
     return {
         "full_train_seconds": full_train_seconds,
