@@ -144,7 +144,9 @@ class Memory:
             values = [cut_off(row[k] - middle, spread) for row in self.rows]
             mean = math.fsum(values) / len(values)
             result.append(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)))
-        return [s if s > 1e-5 * max(result) else 0.0 for s in result]
+        positive = sorted(s for s in result if s > 0)
+        usual = positive[(len(positive) - 1) // 2] if positive else math.inf
+        return [s if s > 1e-5 * usual else 0.0 for s in result]
 
     def to_each(self, row: list[float], rows: list[list[float]] | None = None) -> list[float]:
         return [
@@ -161,7 +163,7 @@ class Memory:
         for place, row in enumerate(queries):
             far = self.to_each(row)
             least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
-            usual = max(least[(len(least) - 1) * 9 // 10], 0.1 * math.sqrt(2 * alive))
+            usual = max(least[(len(least) - 1) * 9 // 10], 0.3 * math.sqrt(2 * alive))
             usual *= min(1.0, group / len(far)) ** (1 / 8)
             part = min(far + self.to_each(row, queries[:place])) / usual
             result.append(min(max(part, 0.2), 0.6) / 0.6)

@@ -23,7 +23,7 @@ LOOK = 256  # rows that tell where the middle is, or whether the memory is too l
 MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
-CLOSE = 0.1  # part of the distance between any two samples
+CLOSE = 0.3  # part of the distance between any two samples
 DIMENSIONS = 8  # how fast the nearest of more rows comes nearer; images of CIFAR-10 and digits: 7 to 8
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 FIRST_CHECK = 64  # step
@@ -103,7 +103,7 @@ class NeighbourMemory:
         copies within one batch the first counts in full, as a part of the distance that is usual
         around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
         is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
-        are seen even if they are two in five of all samples), or a tenth of the mean distance
+        are seen even if they are two in five of all samples), or three tenths of the mean distance
         between two samples if that is more, times ``(4 / M) ** (1 / 8)``, as in eight dimensions,
         which images fill. Where data fill fewer than about five, all have near neighbours, and all
         are alike.
@@ -288,7 +288,7 @@ class NeighbourMemory:
         n = filled.clamp_min(1)
         mean_D = near_MD.mul_(there_M1).sum(0) / n
         std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
-        alive_D = std_D > DEAD_CHANNEL * std_D.max()
+        alive_D = std_D > DEAD_CHANNEL * _median_of_positive(std_D)  # of the widest, one column would blind all
         self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
 
     def _tell_if_too_long(self) -> None:
@@ -316,6 +316,12 @@ class NeighbourMemory:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
         return x_ND
+
+
+def _median_of_positive(x_D: Tensor) -> Tensor:
+    """The lower median of the values above 0, ``[1]``; infinite if there is none."""
+    sorted_D = torch.where(x_D > 0, x_D, math.inf).sort().values
+    return sorted_D.index_select(0, ((x_D > 0).sum(0, keepdim=True) - 1).clamp_min(0) // 2)
 
 
 def most_per_step(size: int, ranks: int) -> int:

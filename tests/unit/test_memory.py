@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pfb
+from studies.copies import chances
 from tests import reference
 
 
@@ -210,3 +211,37 @@ def test_whether_it_is_too_long_is_told_by_few_rows_of_a_step_since_all_distance
         memory.accumulate(torch.randn(2, 3))
         memory.apply()
     assert asked == [256]
+
+
+def chances_of(x, groups, size=512, batch=64):
+    """Mean chance to be kept, half of all stopped, of each group of rows, which come in any order."""
+    memory, found = pfb.NeighbourMemory(size), []
+    order = torch.randperm(len(x))
+    for rows in order.split(batch):
+        found.append(memory.isolation(x[rows]))
+        memory.accumulate(x[rows])
+        memory.apply()
+    seen = order[size:]
+    kept = chances(4 * torch.cat(found)[size:].log(), 0.5)
+    return [float(kept[torch.isin(seen, group)].mean()) for group in groups]
+
+
+def test_a_state_that_is_most_of_the_data_is_stopped_first():
+    """An idle sensor, a camera that stands still: three in five samples are one thing with noise."""
+    torch.manual_seed(0)
+    x = torch.randn(2500, 12)
+    x[:1500] = x[:1] + 0.05 * x[:1500]
+    idle, active = chances_of(x, (torch.arange(1500), torch.arange(1500, 2500)))
+    assert idle < 0.25
+    assert active > 0.9
+
+
+def test_a_column_of_large_scale_does_not_blind_the_others():
+    """The time in seconds beside standardized columns: it is one of many, not all that counts."""
+    torch.manual_seed(0)
+    x = torch.randn(2500, 12)
+    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
+    x[:, 3] *= 1e6
+    copies, singles = chances_of(x, (torch.arange(1250), torch.arange(1250, 2500)))
+    assert copies < 0.15
+    assert singles > 0.85
