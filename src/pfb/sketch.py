@@ -20,7 +20,8 @@ from pfb.density import full_precision
 from pfb.features import Features, mean_and_deviation, mean_and_spread
 
 FILTERS = 16  # of images; as many again tell copies no better
-PROJECTIONS = 24  # of sequences
+PROJECTIONS = 8  # of sequences, beside as many filters as of images
+STEPS = 5  # in time that a filter of sequences spans
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
 BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
 VECTOR = 48  # dimensions of the sketch of a vector
@@ -40,8 +41,9 @@ class Sketch(Features):
     sees. Tokens ``[N, T]`` (whole numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets
     with random signs for each length and normalized to length 1. A token that repeats the one
     before it counts for nothing, so padding tells nothing. Sequences ``[N, T, F]``: averages and
-    standard deviations over time of 24 random projections. Vectors ``[N, F]``: 48 random
-    projections, or the vector itself if it is not longer.
+    standard deviations over time of 8 random projections and of 16 random filters over 5 steps, as
+    for images; a step that repeats the one before it counts for nothing. Vectors ``[N, F]``: 48
+    random projections, or the vector itself if it is not longer.
 
     Args:
         batch_dim: where the input has its samples.
@@ -76,7 +78,9 @@ class Sketch(Features):
         with full_precision(x.device):
             if x.dim() in (4, 5):
                 return of_images(x.float())
-            if x.dim() in (2, 3) and x.is_floating_point():
+            if x.dim() == 3 and x.is_floating_point():
+                return of_sequences(x.float())
+            if x.dim() == 2 and x.is_floating_point():
                 return of_vectors(x.float())
         raise TypeError(_refusal(x))
 
@@ -118,12 +122,30 @@ def of_tokens(x_NT: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def of_vectors(x: Tensor) -> Tensor:
-    """Sketch of float32 vectors ``[N, F]`` or sequences ``[N, T, F]``, ``[N, 48]`` at most."""
-    width = x.size(-1)
-    if x.dim() == 3:
-        return mean_and_spread(x @ _normal(width, PROJECTIONS, device=x.device), -1)
-    return x if width <= VECTOR else x @ _normal(width, VECTOR, device=x.device)
+def of_sequences(x_NTF: Tensor) -> Tensor:
+    """Sketch of float32 sequences ``[N, T, F]``, ``[N, 48]``."""
+    news_NT1 = torch.ones_like(x_NTF[:, :, :1])
+    news_NT1[:, 1:] = (x_NTF[:, 1:] != x_NTF[:, :-1]).any(2, keepdim=True).float()
+    width = x_NTF.size(2)
+    mean, std = _weighted(x_NTF.flatten(1)[:, :, None], news_NT1.expand_as(x_NTF).flatten(1)[:, :, None])
+    plain = (x_NTF - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))
+    filters = _normal(FILTERS, width, STEPS, device=x_NTF.device)
+    answers = F.conv1d(plain.transpose(1, 2), filters, padding=STEPS // 2).relu_().transpose(1, 2)
+    projected = x_NTF @ _normal(width, PROJECTIONS, device=x_NTF.device)
+    return torch.cat(_weighted(torch.cat([projected, answers], 2), news_NT1), 2)[:, 0]
+
+
+def _weighted(x_NTC: Tensor, weights_NT1: Tensor) -> tuple[Tensor, Tensor]:
+    """Average and standard deviation over time, ``[N, 1, C]`` each, with weights."""
+    n_N11 = weights_NT1.sum(1, keepdim=True).clamp_min(1.0)
+    mean_N1C = (x_NTC * weights_NT1).sum(1, keepdim=True) / n_N11
+    return mean_N1C, ((x_NTC - mean_N1C).square_() * weights_NT1).sum(1, keepdim=True).div_(n_N11).sqrt()
+
+
+def of_vectors(x_NF: Tensor) -> Tensor:
+    """Sketch of float32 vectors ``[N, F]``, ``[N, 48]`` at most."""
+    width = x_NF.size(1)
+    return x_NF if width <= VECTOR else x_NF @ _normal(width, VECTOR, device=x_NF.device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -217,3 +217,13 @@ def test_of_none_and_to_a_file_of_another_kind(tmp_path, capsys):
         with pytest.raises(SystemExit):
             cli.main(["report", *arguments])
         assert message in capsys.readouterr().err
+
+
+def test_copies_do_not_pass_for_usual_where_most_samples_are_copies():
+    torch.manual_seed(0)
+    x = torch.randn(700, 10)
+    x[:400] = x[:400:40].repeat_interleave(40, 0) + 0.01 * x[:400]
+    usual = copies.usual_distance(x)
+    nearest = copies.to_others(x, torch.arange(700)).amin(1) / usual
+    assert nearest[:400].max() < copies.NEAR
+    assert 0.5 < nearest[400:].median() < 2

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 import pfb
+from pfb.sketch import Sketch
 from studies.copies import chances
 from tests import reference
 
@@ -214,7 +216,7 @@ def test_whether_it_is_too_long_is_told_by_few_rows_of_a_step_since_all_distance
 
 
 def chances_of(x, groups, size=512, batch=64):
-    """Mean chance to be kept, half of all stopped, of each group of rows, which come in any order."""
+    """Mean chance of each group of rows, in any order, to be kept where half are stopped."""
     memory, found = pfb.NeighbourMemory(size), []
     order = torch.randperm(len(x))
     for rows in order.split(batch):
@@ -227,7 +229,7 @@ def chances_of(x, groups, size=512, batch=64):
 
 
 def test_a_state_that_is_most_of_the_data_is_stopped_first():
-    """An idle sensor, a camera that stands still: three in five samples are one thing with noise."""
+    """An idle sensor, a still camera: three in five samples are one thing with noise."""
     torch.manual_seed(0)
     x = torch.randn(2500, 12)
     x[:1500] = x[:1] + 0.05 * x[:1500]
@@ -245,3 +247,69 @@ def test_a_column_of_large_scale_does_not_blind_the_others():
     copies, singles = chances_of(x, (torch.arange(1250), torch.arange(1250, 2500)))
     assert copies < 0.15
     assert singles > 0.85
+
+
+def test_a_small_group_that_is_more_alike_than_the_rest_is_stopped_like_copies():
+    """A limit: what is usual is told from nine in ten groups of four rows, of all kinds."""
+    torch.manual_seed(0)
+    x = torch.randn(2500, 10)
+    x[:250] = 2 + 0.2 * x[:250]
+    alike, others = chances_of(x, (torch.arange(250), torch.arange(250, 2500)))
+    assert alike < 0.3
+    assert others > 0.5
+
+
+def test_where_dimensions_are_few_the_edge_goes_on_more_often():
+    """A limit: of fewer than about eight dimensions the usual distance is not that in eight."""
+    torch.manual_seed(0)
+    x = torch.randn(2500, 5)
+    order = x.square().sum(1).argsort()
+    middle, edge = chances_of(x, (order[:250], order[-250:]))
+    assert middle < 0.45
+    assert edge > 0.65
+
+
+def test_of_tokens_only_what_is_nearly_equal_is_a_copy():
+    """A limit: each token that differs changes four runs of up to four tokens."""
+    torch.manual_seed(0)
+    x = torch.randint(200, (2500, 128))
+    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
+    groups = torch.arange(1250), torch.arange(1250, 2500)
+    exact = chances_of(Sketch()(x), groups)
+    assert exact[0] < 0.15
+    changed = torch.where(torch.rand(x.shape) < 0.05, torch.randint(200, x.shape), x)
+    assert chances_of(Sketch()(changed), groups)[0] > 0.4
+
+
+@pytest.mark.parametrize("features", [1, 2, 6])
+def test_copies_of_sequences_are_seen_however_few_features_they_have(features):
+    torch.manual_seed(0)
+    x = torch.randn(2500, 64, features).cumsum(1)
+    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
+    x = x + 0.01 * x.std((1, 2), keepdim=True) * torch.randn_like(x)
+    copies, singles = chances_of(Sketch()(x), (torch.arange(1250), torch.arange(1250, 2500)))
+    assert copies < 0.2
+    assert singles > 0.8
+
+
+def test_short_padded_sequences_are_no_copies_of_each_other():
+    torch.manual_seed(0)
+    x, lengths = 2 * torch.randn(2500, 1, 6) + torch.randn(2500, 60, 6), torch.randint(5, 61, (2500,))
+    x[torch.arange(60) >= lengths[:, None]] = 0
+    short, long = chances_of(Sketch()(x), (torch.nonzero(lengths < 12)[:, 0], torch.nonzero(lengths > 40)[:, 0]))
+    assert short > 0.35
+    assert abs(long - 0.5) < 0.1
+
+
+def test_black_borders_hide_copies_and_reflected_ones_do_not():
+    """A limit: the sketch averages over the whole picture, borders too."""
+    torch.manual_seed(0)
+    pictures = F.interpolate(torch.rand(2500, 3, 5, 5), 32, mode="bicubic").clamp(0, 1)
+    pictures[:1250] = pictures[:1250:25].repeat_interleave(25, 0)
+    found = {}
+    for mode in ("reflect", "constant"):
+        wide = F.pad(pictures, (4, 4, 4, 4), mode=mode)
+        shifts = torch.randint(9, (2500, 2)).tolist()
+        x = torch.stack([p[:, a : a + 32, b : b + 32] for p, (a, b) in zip(wide, shifts, strict=True)])
+        found[mode] = chances_of(Sketch()(x), (torch.arange(1250), torch.arange(1250, 2500)))[0]
+    assert found["reflect"] + 0.05 < found["constant"]

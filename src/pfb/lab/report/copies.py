@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pfb.lab.report.run import Run
 from pfb.lab.train.data import Source
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.records import kept_share
+from pfb.memory import DIMENSIONS, GROUP
 from pfb.sketch import Sketch
 
 SHOWN = 15
@@ -45,8 +47,7 @@ def sections(run: Run) -> list[Section]:
     features = sketched(source)
     stopped = order[:LOOKED_AT]
     distances = to_others(features, stopped)
-    spread = torch.linspace(0, samples - 1, min(samples, LOOKED_AT)).long()
-    usual = max(float(to_others(features, spread).amin(1).median()), 1e-12)
+    usual = max(usual_distance(features), 1e-12)
     met: set[int] = set()
     tiles: list[Tile | None] = []
     for index, to_N in zip(stopped.tolist(), distances / usual, strict=True):
@@ -62,7 +63,7 @@ def sections(run: Run) -> list[Section]:
     rows = {" " * row: tiles[3 * PER_ROW * row :][: 3 * PER_ROW] for row in range(-(-len(tiles) // (3 * PER_ROW)))}
     text = (
         "The samples that were stopped most often, each with the nearest of all other samples to its right; # is the "
-        "index in samples.csv. Distances of their sketches, in proportion to that of a usual sample to its nearest: "
+        "index in samples.csv. Distances of their sketches, in proportion to what is usual where nothing is a copy: "
         f"near 0 is a copy, about 1 is no nearer than any. Of a group (nearer than {NEAR}) only the first is shown."
     )
     return [Section(title, sheet(rows, 3 * PER_ROW - 1, {}, caption=0.32), text)]
@@ -76,6 +77,21 @@ def sketched(source: Source) -> Tensor:
     deviation = features.std(0)
     alive = deviation > 1e-5 * deviation.max()
     return (features[:, alive] - features[:, alive].mean(0)) / deviation[alive]
+
+
+def usual_distance(features: Tensor) -> float:
+    """What the nearest of all samples would be away from a usual one if there were no copies: as
+    the memory of neighbours tells it, from the nearest of four, which seldom is a copy however many
+    there are.
+    """
+    n = len(features)
+    spread = torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    distances = to_others(features, spread)[:, order]
+    group = min(GROUP, n)
+    least = distances[:, : n // group * group].reshape(len(spread), -1, group).amin(2)
+    usual = float(least.quantile(0.9, dim=1).median())
+    return usual * math.pow(group / n, 1 / DIMENSIONS)
 
 
 def to_others(features: Tensor, indices: Tensor) -> Tensor:
