@@ -32,7 +32,9 @@ from studies import (
 ROOT = Path(__file__).parents[2]
 SHOWN = {
     "README.md": ["redundancy-cpu/overview.md"],
-    "docs/redundancy.md": [f"redundancy-cpu/{name}.md" for name in ("sight", "copies", "clips", "video", "faults")],
+    "docs/redundancy.md": [
+        f"redundancy-cpu/{name}.md" for name in ("sight", "copies", "clips", "code", "video", "faults")
+    ],
     "docs/cost.md": [
         "measure-cpu/goals.md",
         "measure-cpu/profile-resnet18-cifar.md",
@@ -41,6 +43,8 @@ SHOWN = {
         "measure-cpu/plan.md",
         "measure-cpu/neighbours.md",
         "measure-cpu/scaling.md",
+        "measure-cpu/trainer-resnet8.md",
+        "measure-cpu/trainer-resnet20.md",
         "baselines-cpu/table.md",
         "agreement-cpu/resnet18-layer1.md",
     ],
