@@ -119,8 +119,8 @@ class Findings:
 
     @property
     def blocked_ratio(self) -> float:
-        """Time of a step that stops samples, whole step = 1: with the time it takes to judge them,
-        if that is not left to chance.
+        """Time of a step that stops samples, whole step = 1, with what it takes to judge them if
+        that is not left to chance.
         """
         return self.kept_ratio + (0.0 if self.test_repeats_itself else self.judge_ratio)
 
