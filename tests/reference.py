@@ -204,6 +204,30 @@ def sketch_of_image(image: Tensor, filters: Tensor) -> Tensor:
     return torch.tensor(moments(maps) + moments(answers), dtype=torch.float64)
 
 
+def sketch_of_sequence(x: Tensor, projection: Tensor, filters: Tensor) -> Tensor:
+    """Of one sequence ``[T, F]``; a step that repeats the one before counts for nothing."""
+    rows, width = x.double().tolist(), x.size(1)
+    new = [t for t in range(len(rows)) if t == 0 or rows[t] != rows[t - 1]]
+    values = [v for t in new for v in rows[t]]
+    middle = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((v - middle) ** 2 for v in values) / len(values)) + 1e-4 * abs(middle)
+    columns = [
+        [math.fsum(rows[t][k] * p[k] for k in range(width)) for t in new] for p in projection.T.double().tolist()
+    ]
+    for f in filters.double().tolist():
+        answers = []
+        for t in new:
+            near = [(d, t + d - 2) for d in range(5) if 0 <= t + d - 2 < len(rows)]
+            terms = [f[k][d] * (rows[at][k] - middle) / spread for k in range(width) for d, at in near]
+            answers.append(max(math.fsum(terms), 0.0))
+        columns.append(answers)
+    means = [math.fsum(column) / len(new) for column in columns]
+    stds = [
+        math.sqrt(math.fsum((v - m) ** 2 for v in column) / len(new)) for column, m in zip(columns, means, strict=True)
+    ]
+    return torch.tensor(means + stds, dtype=torch.float64)
+
+
 def sketch_of_tokens(tokens: list[int]) -> Tensor:
     """Of one sequence: runs of 1 to 4 tokens, each put into one of 64 buckets with a sign."""
     blocks = []

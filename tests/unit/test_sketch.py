@@ -15,6 +15,17 @@ def test_images_equal_the_literal_form():
     torch.testing.assert_close(Sketch()(images).double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("features", [1, 3])
+def test_sequences_equal_the_literal_form(features):
+    x = torch.randn(3, 12, features) * 2 + 1
+    x[1, 4:7] = x[1, 3]
+    x[2, 8:] = 0.0
+    cpu = torch.device("cpu")
+    projection, filters = _normal(features, 8, device=cpu), _normal(16, features, 5, device=cpu)
+    expected = torch.stack([reference.sketch_of_sequence(row, projection, filters) for row in x])
+    torch.testing.assert_close(Sketch()(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_equal_the_literal_form():
     tokens = torch.randint(0, 50_000, (3, 30))
     tokens[1, 10:15] = 7
