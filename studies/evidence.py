@@ -20,7 +20,6 @@ from studies.redundancy import Clips
 Part = Literal["sight", "copies", "clips", "code", "video", "long", "faults"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PAIR = ("uniform", "inverse-density")
-TWINS = (*PAIR, "full", "short", "small-batch")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _clips(name: str, config: EvidenceConfig, gpu: bool) -> Study:
         "clips": [
             {"on_data": ("clips",)},
             {"on_data": ("distinct",), "arms": PAIR, "seeds": (0, 1, 2, 3, 4)},
-            {"on_data": ("tail",), "arms": (*TWINS, "oracle")},
+            {"on_data": ("tail",), "arms": (*PAIR, "full", "short", "small-batch", "oracle")},
             {"on_data": ("clips",), "arms": (*PAIR, "full"), "prunes": (0.3, 0.7)},
         ],
         "faults": [

@@ -9,7 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pfb.advice import Advice
 from pfb.batches import Prepare
 from pfb.copies import Copies, find_copies
 from pfb.errors import first_line
-from pfb.features import Features
+from pfb.features import FeatureReader, Features
 from pfb.findings import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Tested
 from pfb.hooks import is_wired
 from pfb.measure import interleaved_seconds
@@ -113,8 +113,7 @@ def advise(
         tested = None if test is None else _tested(work, test, prepare, reader, samples, seen, images, progress)
         parts = _parts(found, seen, total_of(loader))
         prune = _share_to_prune(parts.blockable)
-        own = None if features is None else OwnFeatures(features)
-        step_seconds, ratio, judge_ratio = _timed(work, seen, prune, loss, own, parts.memory, progress)
+        step_seconds, ratio, judge_ratio = _timed(work, seen, prune, loss, _own(features), parts.memory, progress)
         noise, no_noise = _noise(work, seen, loss, progress)
         planned, no_plan = _planned(work, seen, prune, cut, progress) if plan else (None, "")
     overlaps = getattr(loader, "num_workers", 0) > 0
@@ -151,16 +150,13 @@ def advise(
     )
 
 
-class OwnFeatures(Features):
+def _own(features: Callable[[Any], Tensor] | None) -> Features | None:
     """A function of the model's input, whatever its attribute ``of`` says."""
-
-    of: Literal["cut", "input"] = "input"
-
-    def __init__(self, features: Callable[[Any], Tensor]) -> None:
-        self.features = features
-
-    def __call__(self, given: Any) -> Tensor:
-        return self.features(given).detach().float()
+    if features is None:
+        return None
+    reader = FeatureReader((), features)
+    reader.of = "input"
+    return reader
 
 
 def _check(model: nn.Module, samples: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -65,6 +66,11 @@ class Candidate:
         """The faster wiring."""
         return "reuse" if self.reuse.step_ratio <= self.recompute.step_ratio else "recompute"
 
+    @property
+    def step_ratio(self) -> float:
+        """What a step takes in the faster wiring, full step = 1."""
+        return min(self.reuse.step_ratio, self.recompute.step_ratio)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -99,9 +105,8 @@ class Plan:
     @property
     def by_sketch(self) -> bool:
         """Whether samples are to be judged by a sketch of the input, not by the cut's output."""
-        best = self.recommended
-        by_cut = min(best.reuse.step_ratio, best.recompute.step_ratio)
-        return self.sketch is not None and (self.sketch.step_ratio < 1 or self.sketch.step_ratio <= by_cut)
+        ratio = math.inf if self.sketch is None else self.sketch.step_ratio
+        return ratio < 1 or ratio <= self.recommended.step_ratio
 
     @property
     def shallow(self) -> str:
@@ -110,10 +115,8 @@ class Plan:
     @property
     def saved(self) -> float:
         """Time of a step that what is recommended saves, full step = 1."""
-        best = self.recommended
-        if self.by_sketch and self.sketch is not None:
-            return 1 - self.sketch.step_ratio
-        return 1 - min(best.reuse.step_ratio, best.recompute.step_ratio)
+        best = self.sketch if self.by_sketch and self.sketch is not None else self.recommended
+        return 1 - best.step_ratio
 
     def __str__(self) -> str:
         width = max(len(c.cut) for c in self.candidates) + 2

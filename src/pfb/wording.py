@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from pfb.findings import Findings
+from pfb.findings import WORTH_REMOVING, Findings
 
 LEAK = 0.01  # of the test samples, in training
-LEAST_WORTH = 0.05  # of the samples: worth a word
 RECOMMENDED = {
     "block": "block",
     "remove": "remove these copies once",
@@ -41,8 +40,7 @@ def rows(found: Findings) -> Iterator[tuple[str, str]]:
     yield "noise scale", _of_noise(found)
     if found.plan is not None:
         best = found.plan.recommended
-        ratio = min(best.reuse.step_ratio, best.recompute.step_ratio)
-        yield "plan", f"judged by features of the cut {best.cut!r}, {best.shallow}, a step takes {ratio:.2f}"
+        yield "plan", f"judged by features of the cut {best.cut!r}, {best.shallow}, a step takes {best.step_ratio:.2f}"
     elif found.no_plan:
         yield "plan", f"not made: {found.no_plan}"
 
@@ -171,7 +169,7 @@ def _mend_loader(found: Findings) -> str:
             f"NaN or infinity is in {_many(len(found.not_finite), 'sample')} ({which} {shown}), and one is enough "
             "to spoil the weights: repair or drop them."
         )
-    copies = f" Copies need not be loaded: {found.spare:.0%} could go." if found.spare >= LEAST_WORTH else ""
+    copies = f" Copies need not be loaded: {found.spare:.0%} could go." if found.spare >= WORTH_REMOVING else ""
     return (
         f"{found.waiting:.0%} of the time is spent waiting for data, where blocking saves nothing (at most "
         f"{found.most_saved:.0%} of the whole): use more workers, faster decoding or smaller files.{copies}"

@@ -228,6 +228,15 @@ def chances_of(x, groups, size=512, batch=64):
     return [float(kept[torch.isin(seen, group)].mean()) for group in groups]
 
 
+COPIES, SINGLES = torch.arange(1250), torch.arange(1250, 2500)
+
+
+def with_copies(x):
+    """2,500 samples, of which the first half are 50 of them, 25 times each."""
+    x[COPIES] = x[:1250:25].repeat_interleave(25, 0)
+    return x
+
+
 def test_a_state_that_is_most_of_the_data_is_stopped_first():
     """An idle sensor, a still camera: three in five samples are one thing with noise."""
     torch.manual_seed(0)
@@ -241,10 +250,9 @@ def test_a_state_that_is_most_of_the_data_is_stopped_first():
 def test_a_column_of_large_scale_does_not_blind_the_others():
     """The time in seconds beside standardized columns: it is one of many, not all that counts."""
     torch.manual_seed(0)
-    x = torch.randn(2500, 12)
-    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
+    x = with_copies(torch.randn(2500, 12))
     x[:, 3] *= 1e6
-    copies, singles = chances_of(x, (torch.arange(1250), torch.arange(1250, 2500)))
+    copies, singles = chances_of(x, (COPIES, SINGLES))
     assert copies < 0.15
     assert singles > 0.85
 
@@ -272,22 +280,18 @@ def test_where_dimensions_are_few_the_edge_goes_on_more_often():
 def test_of_tokens_only_what_is_nearly_equal_is_a_copy():
     """A limit: each token that differs changes four runs of up to four tokens."""
     torch.manual_seed(0)
-    x = torch.randint(200, (2500, 128))
-    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
-    groups = torch.arange(1250), torch.arange(1250, 2500)
-    exact = chances_of(Sketch()(x), groups)
-    assert exact[0] < 0.15
+    x = with_copies(torch.randint(200, (2500, 128)))
+    assert chances_of(Sketch()(x), [COPIES])[0] < 0.15
     changed = torch.where(torch.rand(x.shape) < 0.05, torch.randint(200, x.shape), x)
-    assert chances_of(Sketch()(changed), groups)[0] > 0.4
+    assert chances_of(Sketch()(changed), [COPIES])[0] > 0.4
 
 
 @pytest.mark.parametrize("features", [1, 2, 6])
 def test_copies_of_sequences_are_seen_however_few_features_they_have(features):
     torch.manual_seed(0)
-    x = torch.randn(2500, 64, features).cumsum(1)
-    x[:1250] = x[:1250:25].repeat_interleave(25, 0)
+    x = with_copies(torch.randn(2500, 64, features).cumsum(1))
     x = x + 0.01 * x.std((1, 2), keepdim=True) * torch.randn_like(x)
-    copies, singles = chances_of(Sketch()(x), (torch.arange(1250), torch.arange(1250, 2500)))
+    copies, singles = chances_of(Sketch()(x), (COPIES, SINGLES))
     assert copies < 0.2
     assert singles > 0.8
 
@@ -304,12 +308,11 @@ def test_short_padded_sequences_are_no_copies_of_each_other():
 def test_black_borders_hide_copies_and_reflected_ones_do_not():
     """A limit: the sketch averages over the whole picture, borders too."""
     torch.manual_seed(0)
-    pictures = F.interpolate(torch.rand(2500, 3, 5, 5), 32, mode="bicubic").clamp(0, 1)
-    pictures[:1250] = pictures[:1250:25].repeat_interleave(25, 0)
+    pictures = with_copies(F.interpolate(torch.rand(2500, 3, 5, 5), 32, mode="bicubic").clamp(0, 1))
     found = {}
     for mode in ("reflect", "constant"):
         wide = F.pad(pictures, (4, 4, 4, 4), mode=mode)
         shifts = torch.randint(9, (2500, 2)).tolist()
         x = torch.stack([p[:, a : a + 32, b : b + 32] for p, (a, b) in zip(wide, shifts, strict=True)])
-        found[mode] = chances_of(Sketch()(x), (torch.arange(1250), torch.arange(1250, 2500)))[0]
+        found[mode] = chances_of(Sketch()(x), [COPIES])[0]
     assert found["reflect"] + 0.05 < found["constant"]

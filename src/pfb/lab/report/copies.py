@@ -16,6 +16,7 @@ from pfb.lab.train.data import Source
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.records import kept_share
 from pfb.memory import DIMENSIONS, GROUP
+from pfb.nearest import usual_square
 from pfb.sketch import Sketch
 
 SHOWN = 15
@@ -87,10 +88,9 @@ def usual_distance(features: Tensor) -> float:
     n = len(features)
     spread = torch.linspace(0, n - 1, min(n, LOOKED_AT)).long()
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    distances = to_others(features, spread)[:, order]
+    squares = to_others(features, spread)[:, order].square()
     group = min(GROUP, n)
-    least = distances[:, : n // group * group].reshape(len(spread), -1, group).amin(2)
-    usual = float(least.quantile(0.9, dim=1).median())
+    usual = float(usual_square(squares, torch.tensor(n), group).sqrt().median())
     return usual * math.pow(group / n, 1 / DIMENSIONS)
 
 
