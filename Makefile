@@ -8,6 +8,7 @@ RUN ?= runs/digits
 RESULTS ?= runs/measure
 EVIDENCE ?= runs/redundancy
 DATA ?= cifar10
+PYTEST := pytest -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help train test check lower-bounds format measure evidence thorough docs dist try-dist clean
 
@@ -18,8 +19,8 @@ train: $(BIN)/.train  ## train on data with copies, and the twin with fewer epoc
 	$(BIN)/pfb train --data digit-clips --epochs 15 --batch-size 64 --prune 0.5 --control short --seeds 0 1 2 --out $(RUN) --overwrite
 	$(BIN)/pfb report $(RUN)
 
-test: $(BIN)/.dev  ## run all tests
-	$(BIN)/pytest
+test: $(BIN)/.dev  ## run all tests, on several processors
+	$(BIN)/$(PYTEST)
 
 check: $(BIN)/.dev  ## all that CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -31,7 +32,7 @@ lower-bounds:  ## run all tests with the oldest allowed release of every depende
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable ".[dev]"
-	$(OLDEST)/bin/pytest -W default  # old releases are allowed to warn of newer ones
+	$(OLDEST)/bin/$(PYTEST) -W default  # old releases are allowed to warn of newer ones
 
 format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
