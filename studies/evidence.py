@@ -151,7 +151,7 @@ def _clips(name: str, config: EvidenceConfig, gpu: bool) -> Study:
                 "on_data": ("distinct",),
                 "arms": (*PAIR, "short", "full", "paper-recompute"),
                 **_of_images(settings, 4000 if gpu else 1000),
-                "epochs": 200 if gpu else 60,
+                "epochs": 200,
             }
         ],
     }
