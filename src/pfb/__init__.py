@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pfb.estimator import DensityEstimator
     from pfb.importance import InverseDensity, RareFirst, Uniform
     from pfb.memory import NeighbourMemory
+    from pfb.originals import Originals
     from pfb.planner import Plan, plan
     from pfb.recompute import Recompute
     from pfb.reuse import Reuse
@@ -33,6 +34,7 @@ __all__ = [
     "DensityEstimator",
     "InverseDensity",
     "NeighbourMemory",
+    "Originals",
     "Plan",
     "RareFirst",
     "Recompute",
@@ -56,6 +58,7 @@ _PLACES = {
     "estimator": ("DensityEstimator",),
     "importance": ("InverseDensity", "RareFirst", "Uniform"),
     "memory": ("NeighbourMemory",),
+    "originals": ("Originals",),
     "planner": ("Plan", "plan"),
     "recompute": ("Recompute",),
     "reuse": ("Reuse",),

@@ -244,7 +244,7 @@ class Gate:
             n = known_by.size(0)
             if features_ND.size(0) != n:
                 raise ValueError(
-                    f"the features of the model's input have {features_ND.size(0)} rows, the cut's output has {n}. If "
+                    f"samples are judged by features of {features_ND.size(0)} rows, but the cut's output has {n}. If "
                     "the model folds other dimensions into its batch, cut where it does not."
                 )
             if self._once:

@@ -108,6 +108,19 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         )
 
 
+def check_features(features: Tensor, rows: tuple[int, ...]) -> None:
+    """Features that are not of the cut's output, ``[N, D]``, must be of the batch's samples.
+
+    Raises:
+        ValueError: they have another number of rows.
+    """
+    if rows and features.size(0) not in rows:
+        raise ValueError(
+            f"samples are judged by features of {features.size(0)} rows, but the model's batch has {rows[0]}: "
+            "`features` must give each sample one row [N, D]"
+        )
+
+
 def check_input(value: Any, doubt: str) -> None:
     """Where nothing is scored at the cut, its layers' doubt is that of an input which may have its
     samples in dimension 1, too: tokens ``[T, N]`` or sequences ``[T, N, F]``.

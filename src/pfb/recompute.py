@@ -25,6 +25,7 @@ from pfb.inputs import (
     argument_names,
     batched_places,
     batches_in,
+    check_features,
     check_input,
     check_rows,
     checked_dim,
@@ -145,6 +146,7 @@ class _SelectInputs(Hook):
         if not gate.scores and self.doubt is not None:
             check_input(main_input(model, places), self.doubt)
         if sight is not None:
+            check_features(sight, possible_rows(places, self.settings.batch_dim))
             output, batch_size = sight.movedim(0, gate.reader.batch_dim), len(sight)
         elif gate.reads == "nothing" and by_item is not None:
             output, batch_size = self._countable(value if by_item else batches_in(value)[0])

@@ -25,6 +25,7 @@ CORE = [
     "importance",
     "features",
     "sketch",
+    "originals",
     "momentum",
     "views",
     "hints",

@@ -226,7 +226,7 @@ def test_features_with_other_rows_than_the_cut_are_refused():
 
     model = zoo.SmallNet()
     blocker = pfb.attach(model, "layer1", 0.5, features=Halved(), shallow="reuse")
-    with pytest.raises(ValueError, match="have 4 rows, the cut's output has 8"):
+    with pytest.raises(ValueError, match="of 4 rows, but the cut's output has 8"):
         model(torch.randn(8, 3, 8, 8))
     blocker.detach()
 
