@@ -23,7 +23,7 @@ Run = dict[str, Any]
 
 ARMS = (
     *("full", "short", "small-batch", "fewer-views"),
-    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "weighted", "oracle"),
+    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "originals", "weighted", "oracle"),
 )
 
 
@@ -91,7 +91,14 @@ def run_missing(
 
 
 def attach(
-    cell: Cell, model: nn.Module, cut: str, steps: int, share: pfb.Schedule, memory: int, oracle: Oracle
+    cell: Cell,
+    model: nn.Module,
+    cut: str,
+    steps: int,
+    share: pfb.Schedule,
+    memory: int,
+    oracle: Oracle,
+    originals: pfb.Originals,
 ) -> pfb.Blocker | None:
     """The blocker of an arm; ``None`` for one that stops nothing."""
     density = pfb.NeighbourMemory(memory)
@@ -100,6 +107,7 @@ def attach(
         "paper-reuse": {"importance": pfb.RareFirst(), "shallow": "reuse"},
         "paper-recompute": {"importance": pfb.RareFirst()},
         "inverse-density": {"estimator": density},
+        "originals": {"estimator": density, "features": originals},
         "weighted": {"estimator": density},
         "oracle": {"importance": oracle},
     }
@@ -178,6 +186,7 @@ def train(
     copies: Tensor,
     optimizer_of: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
     losses_of: Callable[[Tensor, pfb.Blocker | None], Tensor],
+    original_of: Callable[[Tensor], Tensor] | None = None,
     views: int = 1,
     compile: bool = False,
 ) -> Kept:
@@ -192,20 +201,23 @@ def train(
         copies: how many samples are the same as each, ``[N]``, for the oracle.
         optimizer_of: of the model's parameters.
         losses_of: loss of each of the samples with these indices that go on.
+        original_of: those samples before they are augmented, for the arm ``originals``.
         views: how often each sample is in a batch.
         compile: by torch.compile, with its default mode.
     """
     device = next(model.parameters()).device
     steps, batch_size = sizes(cell, recipe.stop - recipe.start, full_steps, recipe.batch_size)
-    oracle, kept = Oracle(), Kept(len(copies))
+    oracle, originals, kept = Oracle(), pfb.Originals(), Kept(len(copies))
     share = pfb.window(cell.prune, recipe.start, recipe.stop)
-    blocker = attach(cell, model, cut, steps, share, recipe.memory, oracle)
+    blocker = attach(cell, model, cut, steps, share, recipe.memory, oracle, originals)
     if compile:
         model.compile(dynamic=False)
     optimizer = optimizer_of(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
     for indices in itertools.islice(batches(len(copies), batch_size, views), steps):
         oracle.copies = copies[indices].to(device).float()
+        if cell.arm == "originals" and original_of is not None:
+            originals.show(original_of(indices))
         losses = losses_of(indices, blocker)
         if cell.arm == "weighted" and blocker is not None:
             losses = losses * blocker.weights

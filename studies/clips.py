@@ -23,12 +23,13 @@ from pfb.lab.train.data.source import Source
 from pfb.lab.train.models import build_for
 from studies import arms, verdicts
 from studies.arms import Cell
-from studies.redundancy import Clips
+from studies.redundancy import STRONG, Clips, strongly_augmented
 
 MAIN = ("full", "short", "small-batch", "uniform", "paper-recompute", "inverse-density", "oracle")
 CHANGES: dict[str, dict[str, Any]] = {
     "clips": {},
     "tail": {"tail": 1.0},
+    "strong": {},
     "distinct": {},
     "repeated": {},
     "outliers": {"outliers": 0.1},
@@ -36,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "imbalanced": {"imbalance": 0.05},
 }
 """What makes each kind of data of the clips, or, below, of as many distinct images."""
-OF_CLIPS = ("clips", "tail")
+OF_CLIPS = ("clips", "tail", "strong")
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,15 @@ class ClipsConfig:
     clips: Clips = field(default_factory=Clips)
     on_data: tuple[str, ...] = ("clips", "distinct")
     """clips, or distinct: as many samples of which none is a copy. tail: clips of lengths by a
-    power law. Of distinct images: repeated, each twice in a batch, with augmentations of its own;
-    outliers, a tenth made noise; mislabelled, a fifth with a class at random; imbalanced, the
-    rarest class a twentieth of the most frequent.
+    power law. strong: clips, augmented by TrivialAugment, too. Of distinct images: repeated, each
+    twice in a batch, with augmentations of its own; outliers, a tenth made noise; mislabelled, a
+    fifth with a class at random; imbalanced, the rarest class a twentieth of the most frequent.
     """
     arms: tuple[str, ...] = MAIN
     """full: all data. short: fewer steps at the compute of uniform. small-batch: as many steps with
     smaller batches at that compute; fewer-views: the same with each image once. uniform,
-    paper-reuse, paper-recompute, inverse-density: rules. weighted: inverse-density, losses with
+    paper-reuse, paper-recompute, inverse-density: rules. originals: inverse-density by the images
+    before they are augmented. weighted: inverse-density, losses with
     weights 1 / probability. oracle: drawn with weight 1 / number of frames.
     """
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -131,7 +133,8 @@ def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, devi
 
     def losses_of(indices: Tensor, blocker: pfb.Blocker | None) -> Tensor:
         batch = train.__getitems__(indices.tolist())
-        image, label = source.prepare_train(batch["input"].to(device)), batch["label"].to(device)
+        given = strongly_augmented(batch["input"], STRONG[0]) if cell.data == "strong" else batch["input"]
+        image, label = source.prepare_train(given.to(device)), batch["label"].to(device)
         if config.on.channels_last:
             image = image.to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.on.precision == "bf16"):
@@ -147,6 +150,7 @@ def _train(cell: Cell, source: Source, copies: Tensor, config: ClipsConfig, devi
         copies,
         lambda parameters: torch.optim.SGD(parameters, config.lr, 0.9, weight_decay=5e-4),
         losses_of,
+        lambda indices: source.prepare_test(train.__getitems__(indices.tolist())["input"].to(device)),
         views=2 if cell.data == "repeated" and cell.arm != "fewer-views" else 1,
         compile=config.compile,
     )

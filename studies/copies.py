@@ -19,11 +19,13 @@ from pfb.density import COPY
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.memory import DIMENSIONS, LEAST, MOST
+from pfb.nearest import usual_square
 from pfb.sketch import Sketch
 from studies.arms import batches
-from studies.redundancy import Clips
+from studies.redundancy import STRONG, Clips, strongly_augmented
 
 PRUNES = (0.5, 0.7)
+USUAL = "usual"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run(config: CopiesConfig) -> Path:
     usual = config.memory, config.batch_size, config.queries
     clips, distinct = (_look(case, *usual, device, rules=True) for case in (config.clips, config.clips.distinct))
     plain = dataclasses.replace(config.clips, light=0.0, noise=0.0)
-    equal = _look(plain, *usual, device, augment=False, rules=True)
+    equal = _look(plain, *usual, device, augment=None, rules=True)
     sight.insert(0, {"case": _usual_case(config), **_sight(clips)})
     rules = [{"rule": name, **_shares(rule, clips, distinct, equal, config.batch_size)} for name, rule in RULES.items()]
     settings = dataclasses.asdict(config) | {"clips": config.clips.published()}
@@ -115,7 +117,8 @@ class Seen:
         """Distance that is usual in data of the dimension that these seem to have, ``[N]``, in
         parts of that in eight: by how much nearer the nearest of sixteen rows is than that of four.
         """
-        of_four, of_sixteen = (_nine_in_ten(self.distances[:512], size) for size in (4, 16))
+        squares, rows = self.distances[:512].square(), torch.tensor(self.distances.size(1))
+        of_four, of_sixteen = (usual_square(squares, rows.to(squares.device), size).sqrt() for size in (4, 16))
         dimension = (math.log(4) / (of_four / of_sixteen).log().median()).clamp(*ESTIMATED)
         return (4 / self.distances.size(1)) ** (1 / dimension - 1 / DIMENSIONS)
 
@@ -129,32 +132,28 @@ ESTIMATED = 2.0, 32.0
 """Least and most dimensions."""
 
 
-def _nine_in_ten(distances_NM: Tensor, group: int) -> Tensor:
-    """What nine in ten groups of so many rows do not exceed by their nearest, ``[N]``."""
-    n, m = distances_NM.shape
-    return distances_NM[:, : m // group * group].reshape(n, m // group, group).amin(2).quantile(0.9, dim=1)
-
-
 def _usual_case(config: CopiesConfig) -> str:
     return f"clips of {config.clips.frames} frames, memory of {config.memory:,}, batches of {config.batch_size}"
 
 
-def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, bool]]:
-    """Changes of the usual case: name, data, rows of the memory, samples of a batch, and whether
-    they are augmented.
+def _cases(config: CopiesConfig) -> Iterator[tuple[str, Clips, int, int, str | None]]:
+    """Changes of the usual case: name, data, rows of the memory, samples of a batch, and how they
+    are augmented.
     """
     base, memory, batch = config.clips, config.memory, config.batch_size
-    yield "... not augmented", base, memory, batch, False
+    yield "... not augmented, or judged by the originals", base, memory, batch, None
+    for how in STRONG:
+        yield f"... {how}, too", base, memory, batch, how
     for length in config.lengths:
         if length != base.frames:
             clips = dataclasses.replace(base, clips=base.clips * base.frames // length, frames=length)
-            yield f"... clips of {length}", clips, memory, batch, True
+            yield f"... clips of {length}", clips, memory, batch, USUAL
     for noise in config.noises:
-        yield f"... noise of {noise:g} grey levels", dataclasses.replace(base, noise=noise), memory, batch, True
+        yield f"... noise of {noise:g} grey levels", dataclasses.replace(base, noise=noise), memory, batch, USUAL
     for size in config.memories:
-        yield f"... memory of {size:,}", base, size, batch, True
+        yield f"... memory of {size:,}", base, size, batch, USUAL
     for size in config.batch_sizes:
-        yield f"... batches of {size}", base, memory, size, True
+        yield f"... batches of {size}", base, memory, size, USUAL
 
 
 def _look(
@@ -163,19 +162,20 @@ def _look(
     batch_size: int,
     queries: int,
     device: torch.device,
-    augment: bool = True,
+    augment: str | None = USUAL,
     rules: bool = False,
 ) -> Seen:
     """Run the batches; distances to all rows are taken only for rules that read them."""
     torch.manual_seed(0)
     source, copies = clips.source()
     memory, sketch, train = pfb.NeighbourMemory(size), Sketch(), source.train
-    prepare = source.prepare_train if augment else source.prepare_test
+    prepare = source.prepare_test if augment is None else source.prepare_train
     distances, isolation, truth = [], [], []
     for indices in itertools.islice(
         batches(len(copies), batch_size), -(-size // batch_size) + -(-queries // batch_size)
     ):
-        x = sketch(prepare(train.__getitems__(indices.tolist())["input"].to(device)))  # type: ignore[attr-defined]
+        images = train.__getitems__(indices.tolist())["input"]  # type: ignore[attr-defined]
+        x = sketch(prepare((strongly_augmented(images, augment) if augment in STRONG else images).to(device)))
         if memory.ready and memory.summary()["remembered"] == size:
             distances.append(_distances(memory, x) if rules else x.new_empty(len(x), 0))
             isolation.append(memory.isolation(x))

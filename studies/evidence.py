@@ -141,6 +141,7 @@ def _clips(name: str, config: EvidenceConfig, gpu: bool) -> Study:
             {"on_data": ("distinct",), "arms": PAIR, "seeds": (0, 1, 2, 3, 4)},
             {"on_data": ("tail",), "arms": (*PAIR, "full", "short", "small-batch", "oracle")},
             {"on_data": ("clips",), "arms": (*PAIR, "full"), "prunes": (0.3, 0.7)},
+            {"on_data": ("strong",), "arms": (*PAIR, "originals", "short", "full")},
         ],
         "faults": [
             {"on_data": ("repeated",), "arms": (*PAIR, "fewer-views"), **_of_images(settings, 6000)},

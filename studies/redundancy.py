@@ -110,3 +110,20 @@ class Clips:
             return torch.full((self.clips,), self.frames)
         parts = torch.arange(1, self.clips + 1, dtype=torch.float64) ** -self.tail
         return (self.clips * self.frames * parts / parts.sum()).round().long().clamp_min(2)
+
+
+STRONG = ("TrivialAugment", "random resized crops", "colors changed")
+
+
+def strongly_augmented(images: Tensor, how: str) -> Tensor:
+    """Images ``[N, C, S, S]`` uint8, each changed on its own by one of ``STRONG``, as torchvision's
+    reference scripts and contrastive learning do.
+    """
+    from torchvision.transforms import v2
+
+    change = {
+        "TrivialAugment": v2.TrivialAugmentWide,
+        "random resized crops": lambda: v2.RandomResizedCrop(images.shape[-2:]),
+        "colors changed": lambda: v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
+    }[how]()
+    return torch.stack([change(image) for image in images])

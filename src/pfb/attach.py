@@ -85,8 +85,9 @@ def attach(
             the channels (the paper); ``"cut-spread"``, standard deviations beside them;
             ``"momentum"``, both under a moving average of the shallow weights (``recompute`` only);
             ``"sketch"``, fixed features of the model's first input (:class:`pfb.sketch.Sketch`),
-            with which ``recompute`` runs no scoring pass; or a callable to features ``[N, D]``, of
-            the cut's output, or of the first input if its attribute ``of`` is ``"input"``. Default
+            with which ``recompute`` runs no scoring pass; :class:`pfb.Originals`, the same of what
+            the input was before it was augmented; or a callable to features ``[N, D]``, of the
+            cut's output, or of the first input if its attribute ``of`` is ``"input"``. Default
             ``"sketch"`` for ``InverseDensity``, else ``"cut"``.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection;
             ``None``: never.
@@ -185,7 +186,12 @@ def _reader(
             f"`features` must be {', '.join(map(repr, FEATURES))} or a callable to features [N, D] (got {features!r})."
             + (f" Did you mean {near[0]!r}?" if near else "")
         )
-    return FeatureReader(layers, features, feature_dim, channel_dim, batch_dim)
+    if channel_dim is not None:
+        raise ValueError(
+            f"`channel_dim` tells how to average the cut's output (got {channel_dim}), and `features` of your own read "
+            "it as it is: leave one out"
+        )
+    return FeatureReader(layers, features, feature_dim, None, batch_dim)
 
 
 def _wiring_named(shallow: str | Reuse | Recompute) -> Reuse | Recompute:

@@ -110,17 +110,19 @@ class FeatureReader(Features):
             if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
                 shape = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
                 raise ValueError(f"`features` must return a tensor [N, D] (got {shape})")
-            return features_ND.detach().float()
+            return self._reduced(features_ND.detach().float())
         x = batched_tensor(output).movedim(self.batch_dim, 0)
         if self._channel_dim is None:
             self._channel_dim = infer_channel_dim(x.shape, self._layers)
-        pooled_NC = mean_and_spread(x, self._channel_dim) if self._spread else pool(x, self._channel_dim)
-        if self._feature_dim is None or pooled_NC.size(1) <= self._feature_dim:
-            return pooled_NC
-        if self._projection is None or self._projection.device != pooled_NC.device:
-            self._projection = random_projection(pooled_NC.size(1), self._feature_dim, pooled_NC.device)
-        with full_precision(pooled_NC.device):
-            return pooled_NC @ self._projection
+        return self._reduced(mean_and_spread(x, self._channel_dim) if self._spread else pool(x, self._channel_dim))
+
+    def _reduced(self, wide_NC: Tensor) -> Tensor:
+        if self._feature_dim is None or wide_NC.size(1) <= self._feature_dim:
+            return wide_NC
+        if self._projection is None or self._projection.device != wide_NC.device:
+            self._projection = random_projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
+        with full_precision(wide_NC.device):
+            return wide_NC @ self._projection
 
 
 def batched_tensor(output: Any) -> Tensor:

@@ -77,6 +77,16 @@ def test_data_that_fail_are_trained_on_too(tmp_path):
     assert {(run["arm"], run["prune"]) for run in runs} == {("uniform", 0.5), ("fewer-views", 0.5), ("full", 0.0)}
 
 
+def test_originals_show_what_strong_augmentation_hides(tmp_path):
+    flags = ["--seeds", "0", "--epochs", "2", "--batch-size", "30", "--memory", "256", "--prunes", "0.5"]
+    flags += ["--arms", "uniform", "inverse-density", "originals", "--on-data", "strong"]
+    studies.main(["clips", *FLAGS, *flags, "--out", str(tmp_path / "clips.json")])
+    runs = {run["arm"]: run for run in json.loads((tmp_path / "clips.json").read_text())["runs"]}
+    kept = {arm: run["singles_kept"] - run["frames_kept"] for arm, run in runs.items()}
+    assert kept["originals"] > kept["inverse-density"] + 0.1 > kept["uniform"]
+    assert runs["originals"]["compute"] == runs["uniform"]["compute"]
+
+
 def test_repeated_augmentation_has_each_image_twice_in_a_batch():
     batch = next(batches(10, 7, views=2))
     assert batch.view(-1, 2)[:, 0].tolist() == batch.view(-1, 2)[:, 1].tolist()
@@ -102,7 +112,9 @@ def test_how_well_copies_are_seen_and_what_rules_keep_of_them(tmp_path):
     place = tmp_path / "copies.json"
     studies.main(["copies", *FLAGS, *flags, "--queries", "60", "--batch-size", "20", "--out", str(place)])
     numbers = json.loads(place.read_text())
-    usual, plain, few, noisy, small, batch = numbers["sight"]
+    usual, plain, *strong, few, noisy, small, batch = numbers["sight"]
+    assert len(strong) == 3
+    assert all(row["auc"] < plain["auc"] for row in strong)
     assert usual["case"].startswith("clips of 10 frames, memory of 100, batches of 20")
     assert plain["auc"] > 0.8 > 0.6 > noisy["auc"]
     assert plain["frames"] < noisy["frames"]

@@ -34,6 +34,11 @@ class TestArguments:
             ({"importance": "uniform"}, TypeError, r"got 'uniform'.*Did you mean `pfb.Uniform\(\)`"),
             ({"importance": 3}, TypeError, r"got 3\)\.$"),
             ({"feature_dim": 0}, ValueError, "feature_dim"),
+            (
+                {"channel_dim": 1, "features": lambda x: x},
+                ValueError,
+                r"got 1\), and `features` of your own.*leave one",
+            ),
         ],
     )
     def test_errors_name_rule_value_and_way_out(self, arguments, error, message):

@@ -99,6 +99,21 @@ class TestFolder:
         assert source.train[4]["input"].shape == (3, 72, 72)
         assert labels_of(source.train).tolist() == [0, 0, 0, 1, 1, 1]
 
+    @pytest.mark.parametrize("side", [16, 72])
+    def test_originals_are_the_same_in_every_epoch_whatever_augmentation_makes_of_them(self, folder, side):
+        gradient = np.linspace(0, 255, 90, dtype=np.uint8)[:, None].repeat(120, 1)
+        for file in (folder / "train").rglob("*.png"):
+            Image.fromarray(gradient if side > 16 else gradient[:16, :16]).save(file)
+        source = source_of(folder, image_size=side, features="originals", augment=True)
+        collate = source.collate or torch.utils.data.default_collate
+        first, second = (collate([source.train[i] for i in range(3)]) for _ in range(2))
+        if source.collate is not None:
+            first, second = (source.train.__getitems__([0, 1, 2]) for _ in range(2))
+        assert not torch.equal(source.prepare_train(first["input"]), source.prepare_train(second["input"]))
+        assert torch.equal(source.original(first), source.original(second))
+        assert source.original(first).shape == (3, 3, 32 if side > 16 else 16, 32 if side > 16 else 16)
+        assert "original" not in source_of(folder, image_size=side, augment=True).train[0]
+
     @pytest.mark.parametrize("ending", ["gif", "jp2", "tga"])
     def test_whatever_pillow_opens_is_an_image(self, folder, ending):
         Image.new("L", (16, 16), 77).save(folder / "train" / "dark" / f"9.{ending}")

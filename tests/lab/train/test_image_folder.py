@@ -34,6 +34,13 @@ class TestImageFolder:
         summary = train(self.settings(run, folder, image_size=72, epochs=1, workers=0, prune=0.5, start=0.0, stop=1.0))
         assert summary["deep_samples"] < summary["samples"]
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_large_images_are_judged_by_their_thumbnails(self, run, folder):
+        changes = {"image_size": 72, "epochs": 1, "workers": 0, "prune": 0.5, "start": 0.0, "stop": 1.0}
+        local = {"method": "inverse-density", "features": "originals", "augment": True}
+        summary = train(self.settings(run, folder, **changes, **local))
+        assert summary["deep_samples"] < summary["samples"]
+
     def test_a_cut_that_cannot_be_read_is_refused_before_training(self, run, folder):
         """96 channels of 96 x 96 pixels."""
         square = self.settings(run, folder, model="convnext_tiny", image_size=384, workers=0, start=0.5)

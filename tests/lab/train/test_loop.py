@@ -86,6 +86,7 @@ class TestResume:
             {"shallow": "reuse"},
             {"shallow": "recompute"},
             {"method": "inverse-density", "reweight": True},
+            {"method": "inverse-density", "features": "originals", "augment": True, "mix": "mixup", "start": 0.0},
             {"method": "infobatch"},
             {"method": "orderdp"},
         ],

@@ -1,5 +1,7 @@
 """From settings to what stands at the cut."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import pfb
 from pfb.lab.errors import RunError
 from pfb.lab.train import methods
 from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.idle import idle
 from pfb.lab.train.models import build
 
 
@@ -59,6 +62,16 @@ def test_features_and_memory_are_free_to_combine():
     blocker = methods.attach(model, config, methods.importance(config), 100, 1000)
     state = blocker.state_dict()
     assert (state["features"], state["estimator"]["size"]) == ("momentum", 64)
+
+
+def test_originals_are_read_without_a_scoring_pass_and_not_forgotten():
+    config = TrainConfig(features="originals", start=0.0)
+    assert idle(dataclasses.replace(config, cut="layer1", scoring_scale=0.5)) == ["cut", "scoring_scale"]
+    model = build("cifar-resnet8", 10, 1, 8).train()
+    blocker = methods.attach(model, config, methods.importance(config), 1, 1000)
+    with pytest.raises(RuntimeError, match="shown nothing"):
+        model(torch.randn(8, 1, 8, 8))
+    assert blocker.stats["pruned_share"] == 0
 
 
 @pytest.mark.parametrize(

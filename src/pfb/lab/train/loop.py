@@ -225,6 +225,8 @@ class Training(Setup):
         if isinstance(self.criterion_at_cut, PerClass):
             self.criterion_at_cut.see(label)
         x, label = mix(x, label, config.mix, len(self.source.classes))
+        if self.originals is not None:
+            self.originals.show(self.source.original(batch))
         share = self.schedule.share(self.lr_schedule.last_epoch, self.cycle_steps)
         chosen = self.method.choose(self.model, self._losses, x, label, share)
         if chosen is not None:

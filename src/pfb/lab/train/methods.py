@@ -86,8 +86,18 @@ def density(config: TrainConfig, samples: int) -> Density:
     return pfb.NeighbourMemory(size)
 
 
+def originals(config: TrainConfig) -> pfb.Originals | None:
+    """What the originals of every batch are shown to, in a run that judges by them."""
+    return pfb.Originals() if config.features == "originals" else None
+
+
 def attach(
-    model: nn.Module, config: TrainConfig, importance: Importance | None, total_steps: int, samples: int
+    model: nn.Module,
+    config: TrainConfig,
+    importance: Importance | None,
+    total_steps: int,
+    samples: int,
+    originals: pfb.Originals | None = None,
 ) -> pfb.Blocker:
     """The blocker of a run on so many samples; one that stops nothing for methods without an
     importance at the cut.
@@ -99,7 +109,7 @@ def attach(
     cut = next(name for name, _ in model.named_children()) if importance is None else config.cut
     estimator = density(config, samples)
     prune = 0.0 if importance is None else config.schedule()
-    return attach_as(model, config, cut, prune, importance, estimator, total_steps)
+    return attach_as(model, config, cut, prune, importance, estimator, total_steps, originals)
 
 
 def wiring(config: TrainConfig) -> pfb.Reuse | pfb.Recompute:
@@ -117,6 +127,7 @@ def attach_as(
     importance: Importance | None,
     estimator: Density,
     total_steps: int | None = None,
+    originals: pfb.Originals | None = None,
 ) -> pfb.Blocker:
     """``pfb.attach`` with a run's wiring."""
     try:
@@ -125,7 +136,7 @@ def attach_as(
             cut,
             prune,
             channel_dim=config.channel_dim,
-            features=config.features,
+            features=(originals or pfb.Originals()) if config.features == "originals" else config.features,
             shallow=wiring(config),
             importance=importance,
             estimator=estimator,
@@ -160,7 +171,7 @@ def check(
         return
     cut = model.get_submodule(blocker.cut)
     try:
-        if features == "sketch":
+        if features in ("sketch", "originals"):
             Sketch()(x)
         else:
             FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))

@@ -112,10 +112,11 @@ class PruningSettings:
     """recompute: statistics that BatchNorms use in the scoring pass."""
     scoring_scale: float = 1.0
     """recompute: resolution of the scoring pass, as a part of the images'."""
-    features: Literal["cut", "cut-spread", "momentum", "sketch"] | None = None
+    features: Literal["cut", "cut-spread", "momentum", "sketch", "originals"] | None = None
     """What samples are judged by. cut: averages of the cut's output (the paper). cut-spread: and
     standard deviations. momentum: both under a moving average of the shallow weights (recompute).
-    sketch: fixed features of the input, without any scoring pass. By default sketch for
+    sketch: fixed features of the input, without any scoring pass. originals: the same of what the
+    input was before it was augmented or mixed, which hides copies. By default sketch for
     inverse-density, cut for all others.
     """
     memory: int | None = None

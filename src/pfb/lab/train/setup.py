@@ -74,7 +74,10 @@ class Setup:
         self.criterion_at_cut = methods.importance(config)
         self.method = methods.method(config, samples, self.accelerator.device, processes)
         steps = self._steps_to_take()
-        self.blocker = methods.attach(model, config, self.criterion_at_cut, steps, samples)  # pfb, line 1
+        self.originals = methods.originals(config)
+        self.blocker = methods.attach(  # pfb, line 1
+            model, config, self.criterion_at_cut, steps, samples, self.originals
+        )
         self.plain_optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(self.plain_optimizer, config, self.cycle_steps)
         scale = config.scoring_scale if config.shallow == "recompute" else 1.0

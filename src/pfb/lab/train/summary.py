@@ -67,7 +67,8 @@ def measure_full_cost(
     model = copy.deepcopy(model).train()  # the copy's hooks are inert; the trained model stays as it is
     estimator = copy.deepcopy(blocker.estimator)
     estimator.updates = 0  # of the copy, which sees two batches over and over
-    twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator)
+    originals = methods.originals(config)
+    twin = methods.attach_as(model, config, blocker.cut, config.prune, criterion, estimator, originals=originals)
     if config.compile:
         torch._dynamo.reset()  # what is known of the trained model's hooks is not true of the copy's
         model.compile()
@@ -77,14 +78,17 @@ def measure_full_cost(
     loader = torch.utils.data.DataLoader(
         source.train, batch_size=config.batch_size, drop_last=True, collate_fn=source.collate
     )
-    prepared = [
-        (source.prepare_train(batch["input"].to(device)), batch["label"].to(device))
-        for batch in itertools.islice(loader, 2)
-    ]
+    prepared = []
+    for batch in itertools.islice(loader, 2):
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        original = None if originals is None else source.original(on_device)
+        prepared.append((source.prepare_train(on_device["input"]), on_device["label"], original))
     batches = itertools.cycle(prepared)
 
-    def forward() -> Tensor:
-        image, label = next(batches)
+    def forward(pruned: bool) -> Tensor:
+        image, label, original = next(batches)
+        if originals is not None and pruned:
+            originals.show(original)
         if isinstance(criterion, PerClass):
             criterion.see(label)
         if config.channels_last:
@@ -93,15 +97,15 @@ def measure_full_cost(
             output, kept = model(image), twin.select(label)
             return task.losses(task.logits_of(output, kept), kept, config.label_smoothing).mean()
 
-    def step() -> None:
-        forward().backward()  # type: ignore[no-untyped-call]
+    def step(pruned: bool = True) -> None:
+        forward(pruned).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         twin.step()
 
     def full_step() -> None:
         with twin.paused():
-            step()
+            step(pruned=False)
 
     for _ in range(3):  # steady state: estimator seeded, buffers allocated
         step()
@@ -110,7 +114,7 @@ def measure_full_cost(
     for name in ("pruned", "full"):
         twin_paused = twin.paused() if name == "full" else torch.enable_grad()
         with twin_paused, count_saved_bytes() as saved:
-            forward()
+            forward(name == "pruned")
         saved_bytes[name] = saved.total
     twin.detach()
     full, pruned = Spread.of(seconds["full"]), Spread.of(seconds["pruned"])

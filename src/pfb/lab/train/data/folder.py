@@ -27,6 +27,7 @@ from pfb.lab.train.data.source import InMemory, Source
 logger = logging.getLogger(__name__)
 
 LARGE_IMAGE = 224
+THUMBNAIL = 32
 SHOWN = 20
 """So many damaged files are named."""
 Files = list[tuple[str, int]]
@@ -60,7 +61,8 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        source = _on_disk(train_files, test_files, classes, side, config.augment)
+        originals = config.augment and config.features == "originals"
+        source = _on_disk(train_files, test_files, classes, side, config.augment, originals)
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
@@ -137,8 +139,10 @@ def _decoded(files: Files, side: int) -> InMemory:
 class OnDisk(Dataset[dict[str, Any]]):
     """Images that are read and transformed one by one in the loader's processes."""
 
-    def __init__(self, files: Files, transform: Callable[[Any], Tensor]) -> None:
-        self.files, self.transform = files, transform
+    def __init__(
+        self, files: Files, transform: Callable[[Any], Tensor], thumbnail: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        self.files, self.transform, self.thumbnail = files, transform, thumbnail
 
     @functools.cached_property
     def labels(self) -> Tensor:
@@ -149,17 +153,24 @@ class OnDisk(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, label = self.files[index]
-        return {"input": self.transform(pixels.read(file)), "label": label, "index": index}
+        image = pixels.read(file)
+        item = {"input": self.transform(image), "label": label, "index": index}
+        return item if self.thumbnail is None else {**item, "original": self.thumbnail(image)}
 
 
-def _on_disk(train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool) -> Source:
-    """As ImageNet is usually trained on: random resized crops and flips, tested on the center."""
+def _on_disk(
+    train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool, originals: bool
+) -> Source:
+    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; with
+    ``originals`` a thumbnail of the whole image beside each crop.
+    """
     from torchvision.transforms import v2
 
     to_tensor = [v2.PILToTensor()]
     whole = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
     random = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
-    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor))
+    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if originals else None
+    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor), thumbnail)
     test = OnDisk(test_files, v2.Compose(whole + to_tensor))
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

@@ -39,6 +39,12 @@ class Source:
     task: Literal["classification", "segmentation", "language"] = "classification"
     names: list[str] | None = None
 
+    def original(self, batch: Batch) -> Tensor:
+        """A batch's inputs without augmentation; thumbnails, where they are augmented as they are
+        loaded.
+        """
+        return self.prepare_test(batch.get("original", batch["input"]))
+
 
 class InMemory(Dataset[Batch]):
     """Images ``[N, C, H, W]`` uint8 or tokens ``[N, T]``, and labels ``[N, ...]``, fetched a batch
