@@ -53,7 +53,10 @@ def _of_copies(found: Findings) -> str:
     if (least := found.least_group) is not None:
         text += f". Of a part of the data, groups of fewer than about {least:,} are mostly not seen"
     if found.augmented:
-        text += ". Inputs are augmented, which hides some: look again without"
+        text += (
+            ". Inputs are augmented, which hides some: look again without, and if that finds more, "
+            "judge by pfb.Originals()"
+        )
     return text
 
 

@@ -245,7 +245,9 @@ class Augmented(Dataset):
 
 
 def test_augmentation_is_noticed():
-    assert "Inputs are augmented" in str(pfb.advise(net(), DataLoader(Augmented(), 20), plan=False))
+    assert "Inputs are augmented, which hides some: look again without, and if that" in str(
+        pfb.advise(net(), DataLoader(Augmented(), 20), plan=False)
+    )
     assert not look(torch.randn(60, 16)).augmented
 
 
