@@ -48,6 +48,13 @@ def test_plain_loop():
     assert example("plain_loop").main(epochs=3) > 0.8
 
 
+def test_strong_augmentation():
+    frames, singles = example("strong_augmentation").main(epochs=2)
+    assert frames < 0.3 < 0.7 < singles
+    frames, singles = example("strong_augmentation").main(epochs=2, originals=False)
+    assert singles - frames < 0.2, "or it would show nothing"
+
+
 def test_contrastive():
     main = example("contrastive").main
     assert main(epochs=4) > main(epochs=0) + 0.05
