@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 
 import pytest
 import torch
@@ -74,6 +75,14 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     assert "train/class1/scene01_" in text
     assert "http" not in text  # no resource of another place
     assert "Recommended: block." in text
+
+
+def test_of_large_images_copies_are_to_be_seen_by_the_originals(folder, tmp_path, capsys):
+    """Training crops them at random."""
+    large = "--image-size", 72, "--workers", 0, "--batch-size", 16
+    shown = run(capsys, "--data", f"imagefolder:{folder}", *large, "--no-plan", "--out", tmp_path / "a.html")
+    (command,) = re.findall(r"pfb (train .*--features originals .*)", shown)
+    cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
 
 
 def test_clean_images_and_part_of_the_data(tmp_path, capsys):

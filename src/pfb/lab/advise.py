@@ -22,6 +22,7 @@ from pfb.lab.report import advice as page
 from pfb.lab.train import task
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.data import Source, load
+from pfb.lab.train.data.folder import OnDisk
 from pfb.lab.train.loaders import length
 from pfb.lab.train.models import build_for
 from pfb.lab.train.terminal import console, progress_bar
@@ -53,7 +54,7 @@ def advise(
     source = load(config)
     found = _look(config, source, samples, plan)
     print(found)
-    _say_how_to_go_on(found, config, export)
+    _say_how_to_go_on(found, config, isinstance(source.train, OnDisk), export)
     groups = page.pictured(found.groups, source)
     with files.replacing(out) as draft:
         draft.write_text(page.html(found, f"{config.data}, {config.model}", groups), encoding="utf-8")
@@ -113,9 +114,14 @@ def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
     return tell
 
 
-def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | None) -> None:
+def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, cropped: bool, export: Path | None) -> None:
+    """The command to train by; by the originals where images are ``cropped`` at random, which hides
+    what was found.
+    """
     if found.recommendation == "block":
-        rule = "uniform" if found.test_repeats_itself else f"inverse-density --memory {found.memory}"
+        rule = "uniform"
+        if not found.test_repeats_itself:
+            rule = f"inverse-density --memory {found.memory}{' --features originals' if cropped else ''}"
         same = "".join(
             f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
             for name in ("data_root", "batch_size", "image_size", "seed")

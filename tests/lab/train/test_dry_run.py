@@ -21,7 +21,9 @@ def config(run, **changes):
 def test_it_writes_nothing(tmp_path, capsys, shallow):
     dry_run(config(tmp_path / "run", shallow=shallow))
     assert not (tmp_path / "run").exists()
-    assert "4 steps in each of 2 epochs" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 steps in each of 2 epochs" in shown
+    assert "A full step, one on 39 of 64 samples and an evaluation went well" in shown
 
 
 def test_it_refuses_what_the_run_would(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pfb.cost import step_cost
+from pfb.lab.train.settings import SKETCHED
 
 
 def operations(run: dict[str, Any], shallow: float) -> float:
@@ -33,6 +34,6 @@ def operations(run: dict[str, Any], shallow: float) -> float:
     if met == 0:
         return float(run["samples"])
     if config["shallow"] == "recompute":
-        no_pass = config["method"] == "uniform" or config.get("features") in ("sketch", "originals")
+        no_pass = config["method"] == "uniform" or config.get("features") in SKETCHED
         shallow = 0.0 if no_pass else shallow * config["scoring_scale"] ** 2
     return float(run["samples"] - met + met * step_cost((run["samples"] - trained) / met, shallow, config["shallow"]))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.settings import SKETCHED
 
 NOT_AT_THE_CUT = ("full", "infobatch", "orderdp", "selective-backprop")
 DENSITY = {"features", "memory", "n_centers", "beta"}
-OF_THE_INPUT = ("sketch", "originals")
 SCORING = {"batchnorm", "scoring_scale"}
 AT_THE_CUT = {"cut", "channel_dim", "shallow", "alpha", "gamma", "reweight", "per_class"} | DENSITY | SCORING
 
@@ -33,8 +33,8 @@ def idle(config: TrainConfig) -> list[str]:
         unused |= {"reweight"}
     if config.method == "inverse-density" or config.memory is not None:
         unused |= {"n_centers", "beta"}
-    if config.shallow == "reuse" or config.features in OF_THE_INPUT:
+    if config.shallow == "reuse" or config.features in SKETCHED:
         unused |= SCORING
-    if config.shallow == "recompute" and (config.features in OF_THE_INPUT or config.method == "uniform"):
+    if config.shallow == "recompute" and (config.features in SKETCHED or config.method == "uniform"):
         unused |= {"cut"}  # samples stop before the model
     return [name for name in config.changed() if name in unused]

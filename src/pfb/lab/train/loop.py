@@ -63,15 +63,16 @@ def dry_run(config: TrainConfig) -> None:
     # The first step prunes already.
     training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0, accumulate=1))
     training.sampler.set_epoch(0)
+    training.model.train()
     with compiling.in_one_line(config):
         with training.blocker.paused():
             training.step(next(iter(training.train_loader)))
-        training.step(next(iter(training.train_loader)))
+        _, loaded, trained, _ = training.step(next(iter(training.train_loader)))
         training.evaluate(training.model, [next(iter(training.test_loader))], "test")
     training.say_what(config)
     training.say(
-        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, a pruned one and an "
-        "evaluation went well; nothing was written"
+        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, one on {trained} of "
+        f"{loaded} samples and an evaluation went well; nothing was written"
     )
     training.accelerator.free_memory()
 

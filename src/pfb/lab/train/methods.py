@@ -23,6 +23,7 @@ from pfb.lab.baselines import (
 )
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.settings import SKETCHED
 from pfb.sketch import Sketch
 from pfb.tree import shrink_images
 
@@ -171,7 +172,7 @@ def check(
         return
     cut = model.get_submodule(blocker.cut)
     try:
-        if features in ("sketch", "originals"):
+        if features in SKETCHED:
             Sketch()(x)
         else:
             FeatureReader(channel_layers(cut, model), channel_dim=channel_dim)(output_of(model, cut, (x,), {}))

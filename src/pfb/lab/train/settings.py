@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+SKETCHED = ("sketch", "originals")
+"""Features that need no pass of the model."""
+
 
 @dataclass(frozen=True)
 class DataSettings:
