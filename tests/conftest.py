@@ -20,6 +20,13 @@ HELPERS = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")
 """What Python and PyTorch start for themselves and end with the interpreter."""
 
 
+def pytest_collection_modifyitems(session):
+    """Tests that ignore what other packages warn of still fail at what this one does: the session's
+    filter comes last.
+    """
+    session.add_marker(pytest.mark.filterwarnings("error:pfb:UserWarning"))
+
+
 def pytest_collection_finish():
     """What the imports made stays; a collection that looks through it takes most of a second, and
     trainers collect after every training.

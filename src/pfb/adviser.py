@@ -24,6 +24,7 @@ from pfb.findings import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Tested
 from pfb.hooks import is_wired
 from pfb.measure import interleaved_seconds
 from pfb.noise_scale import Loss, NoiseScale, noise_scale, objective, rows_of
+from pfb.originals import Originals
 from pfb.planner import Plan, judging, plan
 from pfb.selection import keep_count
 from pfb.sketch import Sketch
@@ -95,7 +96,7 @@ def advise(
         >>> len(advice.groups), advice.near_copies, advice.spare
         (100, 1.0, 0.9)
     """
-    _check(model, samples)
+    _check(model, samples, features)
     device = batches.device_of(model)
     with random_states_kept(loader, device), torch.enable_grad():
         work = _copy_of(model)
@@ -159,13 +160,18 @@ def _own(features: Callable[[Any], Tensor] | None) -> Features | None:
     return reader
 
 
-def _check(model: nn.Module, samples: int) -> None:
+def _check(model: nn.Module, samples: int, features: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module (got {type(model).__name__})")
     if is_wired(model):
         raise ValueError("a blocker is attached to this model, whose steps are pruned already: detach() it first")
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
         raise ValueError(f"`samples` must be a whole number of at least 2 (got {samples!r})")
+    if isinstance(features, Originals):
+        raise ValueError(
+            "`features` must be a function of the model's input (got pfb.Originals, which is to be shown each batch): "
+            "leave it out, and pass a loader that does not augment"
+        )
 
 
 def _copy_of(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from pfb.importance import Importance, InverseDensity
 from pfb.inputs import checked_dim, doubt_of_batch_dim
 from pfb.memory import NeighbourMemory
 from pfb.momentum import Momentum
+from pfb.originals import Originals
 from pfb.recompute import Recompute
 from pfb.reuse import Reuse
 from pfb.schedule import Schedule, checked_total_steps, constant
@@ -168,19 +169,22 @@ def _reader(
     Raises:
         ValueError: another name; or settings of the cut's output for features of the input.
     """
-    if features == "sketch":
+    if features == "sketch" or isinstance(features, Originals):
         if feature_dim is not None or channel_dim is not None:
+            said = '`features="sketch"`' if features == "sketch" else "pfb.Originals"
             raise ValueError(
                 f"`feature_dim` and `channel_dim` are of the cut's output (got {feature_dim} and {channel_dim}), which "
-                '`features="sketch"` does not read: leave them out'
+                f"{said} does not read: leave them out"
             )
-        return Sketch(input_dim)
+        reader = features if isinstance(features, Originals) else Sketch()
+        reader.batch_dim = input_dim
+        return reader
     layers = channel_layers(module, model)
     if features == "momentum":
         return Momentum(cut, layers, feature_dim, channel_dim, batch_dim)
     if features in ("cut", "cut-spread"):
         return FeatureReader(layers, None, feature_dim, channel_dim, batch_dim, spread=features == "cut-spread")
-    if isinstance(features, str) or not callable(features):
+    if isinstance(features, (str, type)) or not callable(features):
         near = difflib.get_close_matches(str(features).lower(), FEATURES, n=1)
         raise ValueError(
             f"`features` must be {', '.join(map(repr, FEATURES))} or a callable to features [N, D] (got {features!r})."

@@ -21,16 +21,18 @@ class Features:
     """What samples are judged by: ``[N, D]`` float32, without graph.
 
     Attributes:
-        name: ``"cut"``, ``"cut-spread"``, ``"momentum"``, ``"sketch"`` or ``"callable"``; a state
-            belongs to one of them.
+        name: ``"cut"``, ``"cut-spread"``, ``"momentum"``, ``"sketch"``, ``"originals"`` or
+            ``"callable"``; a state belongs to one of them.
         of: what it is called with: the cut's output, or the model's first input, which needs no
             scoring pass.
         batch_dim: where that has its samples.
+        repeatable: whether what it is called with tells the same again.
     """
 
     name = "callable"
     of: Literal["cut", "input"] = "cut"
     batch_dim = 0
+    repeatable = True
 
     def __call__(self, given: Any) -> Tensor:
         raise NotImplementedError
@@ -38,6 +40,9 @@ class Features:
     def as_scored(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model is what the scoring pass of ``recompute`` runs."""
         return contextlib.nullcontext()
+
+    def passed_by(self, trained: bool) -> None:
+        """A forward in training begins that asks for no features; ``trained`` unless paused."""
 
     def step(self, model: nn.Module, talk: bool) -> None:
         """An optimizer step is done; with ``talk`` ranks may tell each other."""
@@ -193,6 +198,7 @@ def fingerprint(x: Tensor) -> Tensor:
     return x.mean(list(range(1, x.dim())), dtype=torch.float32).unsqueeze(1)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def random_projection(channels: int, dims: int, device: torch.device | str = "cpu") -> Tensor:
     """A fixed Gaussian map ``[C, D]`` that keeps distances in the mean (Johnson and Lindenstrauss,
     1984).

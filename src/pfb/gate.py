@@ -143,6 +143,11 @@ class Gate:
         finally:
             self._once = before
 
+    @property
+    def decided_once(self) -> bool:
+        """Whether this is not the first forward inside ``decide_once()``."""
+        return bool(self._once)
+
     def end_step(self) -> None:
         """Forget what belonged to the step that ends."""
         self.replays.clear()
@@ -175,6 +180,8 @@ class Gate:
         self.armed = training and self._with_grad and self.prunes
         if self.armed and _is_tracing():
             raise RuntimeError("a model that prunes cannot be traced: call blocker.detach() or model.eval() first")
+        if training and self._with_grad and not self.armed and not in_backward():
+            self.reader.passed_by(trained=not self._is_paused)
         self._met = False
         self.entered = True
         if self._is_paused:
@@ -232,6 +239,8 @@ class Gate:
     @torch.no_grad()
     def sight(self, given: Any) -> Tensor | None:
         """Features of the model's first input, for a rule that judges by it; else ``None``."""
+        if self.decided_once and not self.reader.repeatable:
+            return self.features
         return self.reader(given) if self.sees_input else None
 
     def decide(self, output: Any, sight_ND: Tensor | None = None) -> Tensor:
@@ -242,19 +251,17 @@ class Gate:
             known_by = self.read(output)
             features_ND = known_by if sight_ND is None else sight_ND
             n = known_by.size(0)
+            if self._once and n != self._once[0][1]:
+                raise ValueError(f"decide_once() began with a batch of {self._once[0][1]} rows and now got {n}")
             if features_ND.size(0) != n:
                 raise ValueError(
-                    f"samples are judged by features of {features_ND.size(0)} rows, but the cut's output has {n}. If "
-                    "the model folds other dimensions into its batch, cut where it does not."
+                    f"samples are judged by features of {features_ND.size(0)} rows, but the cut's output has {n}: "
+                    "`features`, or what is shown to pfb.Originals, must have a row for each. If the model folds other "
+                    "dimensions into its batch, cut where it does not."
                 )
-            if self._once:
-                indices_K, known = self._once[0]
-                if n != known:
-                    raise ValueError(f"decide_once() began with a batch of {known} rows and now got {n}")
-            else:
-                indices_K = self._chosen(features_ND)
-                if self._once is not None:
-                    self._once.append((indices_K, n))
+            indices_K = self._once[0][0] if self._once else self._chosen(features_ND)
+            if self._once == []:
+                self._once.append((indices_K, n))
         self._indices, self._batch_size = indices_K, n
         self.features = None if self.reads == "nothing" else features_ND
         self.latest = (len(indices_K), n)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pfb import tree
+from pfb.sketch import are_images
 
 LEAST_FLAT = 4  # rows; of fewer it cannot be told whether their first column counts images
 
@@ -108,16 +109,21 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         )
 
 
-def check_features(features: Tensor, rows: tuple[int, ...]) -> None:
-    """Features that are not of the cut's output, ``[N, D]``, must be of the batch's samples.
+def check_features(features: Tensor, value: Any, batch_dim: int) -> None:
+    """Features that are not of the cut's output, ``[N, D]``, must be of the samples of the model's
+    input.
 
     Raises:
         ValueError: they have another number of rows.
     """
+    if isinstance(value, Tensor):
+        rows: tuple[int, ...] = (value.size(batch_dim),) if batch_dim < value.dim() else ()
+    else:
+        rows = (len(value),) if are_images(value) else possible_rows([("", value)], batch_dim)
     if rows and features.size(0) not in rows:
         raise ValueError(
             f"samples are judged by features of {features.size(0)} rows, but the model's batch has {rows[0]}: "
-            "`features` must give each sample one row [N, D]"
+            "`features`, or what is shown to pfb.Originals, must have a row for each"
         )
 
 

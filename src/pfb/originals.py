@@ -4,24 +4,28 @@ is shown beside each batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pfb.features import Features
 from pfb.sketch import Sketch
 from pfb.tree import leaves
 
 
-class Originals:
+class Originals(Features):
     """Features of samples as they are stored, for ``attach(features=...)``: strong augmentation
     (cropping to a part, new colors, painted patches, mixing) hides copies from features of the
     model's input.
 
-    Show the originals of every batch before the forward that trains on it; anything with a row for
-    each of its samples, in their order: thumbnails, embeddings of another model, the text before
-    words were masked. They may lie on another device.
+    Show the originals of a batch right before the forward that trains on it, each time; in the
+    loop, since loaders and their collate functions run ahead. They have a row for each row of the
+    batch, in its order and in their first dimension, and may lie on another device: thumbnails, or,
+    with a function of your own, embeddings of another model, or texts before words were masked. A
+    forward in training uses them up, pruned or not; evaluations and paused forwards do not.
 
     Args:
         features: from what is shown to ``[N, D]``; by default a :class:`~pfb.sketch.Sketch`.
@@ -38,14 +42,17 @@ class Originals:
         >>> blocker.step()
     """
 
-    of: Literal["input"] = "input"
+    name = "originals"
+    of: Literal["cut", "input"] = "input"
+    repeatable = False
 
     def __init__(self, features: Callable[[Any], Tensor] | None = None) -> None:
-        if features is not None and not callable(features):
+        if features is not None and (isinstance(features, type) or not callable(features)):
             raise TypeError(f"`features` must be a callable to features [N, D] (got {features!r})")
-        self._read = Sketch() if features is None else features
+        self._read = features
         self._shown: Tensor | None = None
-        self._batch: Tensor | None = None  # which was judged by what is shown
+        self._awaited = False  # has no forward in training begun since?
+        self._warned = False
 
     @torch.no_grad()
     def show(self, x: Any) -> None:
@@ -53,23 +60,50 @@ class Originals:
 
         Raises:
             TypeError: nothing that is known to a sketch; the message names the way out.
+            ValueError: features of another shape than ``[N, D]``.
         """
-        self._shown, self._batch = self._read(x), None
+        if self._awaited and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "pfb: Originals.show() was called twice without a forward that trains in between, so the first "
+                "originals are forgotten. Where a loader or a collate function shows them, it runs ahead of the "
+                "model: show them in the loop, right before the forward.",
+                stacklevel=2,
+            )
+        features_ND = self._features(x)
+        if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
+            got = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
+            raise ValueError(f"the function of pfb.Originals must return a tensor [N, D] (got {got})")
+        self._shown, self._awaited = features_ND.detach().float().clone(), True  # what is shown may change in place
 
     def __call__(self, given: Any) -> Tensor:
-        """What was shown for the batch that the model is given, ``[N, D]``; of a batch that is run
-        twice the same again.
+        """What was shown for the batch that the model is given, ``[N, D]``.
 
         Raises:
             RuntimeError: nothing was shown for this batch.
         """
-        batch = next(leaves(given))
-        if self._shown is None or (self._batch is not None and self._batch is not batch):
+        if self._shown is None:
             raise RuntimeError(
                 "pfb.Originals was shown nothing for this batch. Call `originals.show(x)` before every forward that "
-                "trains, where x has a row for each of its samples. What runs the model's forward again in backward "
-                "on copies of its inputs (reentrant activation checkpointing around the whole model) does not work "
-                "with it: checkpoint the layers inside."
+                "trains, where x has a row for each row of the batch."
             )
-        self._batch = batch
-        return self._shown.to(batch.device, non_blocking=True)
+        features_ND, self._shown, self._awaited = self._shown, None, False
+        device = next((x.device for x in leaves(given)), features_ND.device)
+        return features_ND.to(device, non_blocking=device.type != "cpu")
+
+    def passed_by(self, trained: bool) -> None:
+        self._awaited = False
+        if trained:
+            self._shown = None
+
+    def _features(self, x: Any) -> Tensor:
+        if self._read is not None:
+            return self._read(x)
+        try:
+            return Sketch()(x)
+        except TypeError as error:
+            raise TypeError(
+                f"pfb.Originals reads what it is shown by a sketch, which knows images [N, C, H, W] or a list of them, "
+                f"token numbers [N, T], sequences [N, T, F] and vectors [N, F] ({error}). For anything else pass a "
+                "function: `pfb.Originals(lambda x: ...)` that returns [N, D]"
+            ) from error

@@ -35,6 +35,7 @@ from pfb.inputs import (
     possible_rows,
 )
 from pfb.replay import in_backward
+from pfb.sketch import are_images
 from pfb.trace import Trace, as_in_training
 
 
@@ -142,11 +143,15 @@ class _SelectInputs(Hook):
         (first, value), *others = places
         gate.look_at_input(batches_in(value)[0])
         by_item = False if isinstance(value, Tensor) else self.has_items.get(first)
-        sight = gate.sight(main_input(model, places))
+        main = main_input(model, places)
+        sight = None if in_backward() and not gate.reader.repeatable else gate.sight(main)
         if not gate.scores and self.doubt is not None:
-            check_input(main_input(model, places), self.doubt)
-        if sight is not None:
-            check_features(sight, possible_rows(places, self.settings.batch_dim))
+            check_input(main, self.doubt)
+        if sight is not None and not gate.decided_once:
+            check_features(sight, main, self.settings.batch_dim)
+        if gate.sees_input and not gate.reader.repeatable:
+            output, batch_size = self._countable(main if are_images(main) else batches_in(main)[0])
+        elif sight is not None:
             output, batch_size = sight.movedim(0, gate.reader.batch_dim), len(sight)
         elif gate.reads == "nothing" and by_item is not None:
             output, batch_size = self._countable(value if by_item else batches_in(value)[0])

@@ -68,7 +68,7 @@ class Sketch(Features):
         Raises:
             TypeError: no tensor, or one of which nothing is known; the message names the way out.
         """
-        if isinstance(x, (list, tuple)) and _are_images(x):
+        if isinstance(x, (list, tuple)) and are_images(x):
             return torch.cat([self(image[None]) for image in x])
         if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
             raise TypeError(_refusal(x))
@@ -85,7 +85,7 @@ class Sketch(Features):
         raise TypeError(_refusal(x))
 
 
-def _are_images(items: Sequence[object]) -> bool:
+def are_images(items: Sequence[object]) -> bool:
     """Whether a list holds one image per sample, of whatever sizes, as detectors take them."""
     channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
     return len(channels) == 1 and channels <= {1, 3, 4}

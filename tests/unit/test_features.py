@@ -163,11 +163,9 @@ def test_the_projection_is_fixed_and_keeps_distances():
     assert ((after / before - 1).abs() < 0.3).all()
 
 
-@pytest.mark.parametrize("features", [None, lambda output: output.square(), pfb.Originals(lambda x: x.repeat(1, 9))])
+@pytest.mark.parametrize("features", [None, lambda output: output.square()])
 def test_wide_features_can_be_reduced(features):
     model = zoo.mlp(6, 64, 3)
-    if isinstance(features, pfb.Originals):
-        features.show(torch.randn(8, 6))
     with pfb.attach(model, "0", 0.5, features=features, feature_dim=16, importance=pfb.RareFirst()) as blocker:
         model(torch.randn(8, 6))
         assert blocker.features.shape == (8, 16)

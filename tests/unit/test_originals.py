@@ -108,15 +108,104 @@ def test_nothing_is_asked_of_forwards_that_prune_nothing(shallow):
     model(images())
 
 
-def test_one_batch_run_twice_is_shown_once(shallow):
+def test_what_was_shown_is_used_up(shallow):
+    """By a forward that prunes nothing, too: it was meant for that batch."""
+    model, originals, blocker = attached(shallow, prune=pfb.window(0.4, start=0.5), total_steps=2)
+    originals.show(images())
+    model(images())
+    assert blocker.selection is None
+    blocker.step()
+    with pytest.raises(RuntimeError, match="shown nothing for this batch"):
+        model(images())
+    originals.show(stored := images())
+    with blocker.paused():
+        model(images())
+    model(images())
+    torch.testing.assert_close(blocker.features, Sketch()(stored), rtol=0, atol=0)
+
+
+def test_what_is_shown_may_change_afterwards():
+    """A loop may augment in place."""
+    model = zoo.mlp(6, 16, 3)
+    originals = pfb.Originals()
+    blocker = pfb.attach(model, "0", features=originals)
+    x = torch.randn(N, 6)
+    before = x.clone()
+    originals.show(x)
+    model(x.add_(1))
+    torch.testing.assert_close(blocker.features, before)
+
+
+def test_a_loader_that_runs_ahead_is_told():
+    model, originals, _ = attached()
+    originals.show(images())
+    with pytest.warns(UserWarning, match=r"show\(\) was called twice.*show them in the loop"):
+        originals.show(images())
+    originals.show(images())  # told once
+    model(images())
+    originals.show(images())
+    with torch.no_grad():
+        model(images())
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_loop_that_shows_every_batch_hears_nothing(shallow, paused):
+    model, originals, blocker = attached(shallow, prune=0.4 if paused else 0.0)
+    for _ in range(3):
+        originals.show(images())
+        if paused:
+            with blocker.paused():
+                model(images())
+        else:
+            model(images())
+
+
+def test_inside_decide_once_only_the_first_forward_is_judged(shallow):
     model, originals, blocker = attached(shallow)
     originals.show(images())
-    x = images()
     with blocker.decide_once():
-        model(x)
+        model(images())
         first = blocker.selection.indices
-        model(x)
-    assert torch.equal(first, blocker.selection.indices)
+        model(images())
+        assert torch.equal(first, blocker.selection.indices)
+        with pytest.raises(ValueError, match="began with a batch of 20 rows and now got 19"):
+            model(images(N - 1))
+
+
+def test_rows_are_samples_wherever_the_model_has_them():
+    model = nn.GRU(5, 8)  # [T, N, F]
+    originals = pfb.Originals()
+    whole = nn.Sequential(model)
+    blocker = pfb.attach(whole, "0", features=originals, batch_dim=1, shallow=pfb.Recompute(batch_dim=1))
+    originals.show(torch.randn(8, 5))
+    whole(torch.randn(20, 8, 5))
+    assert len(blocker.selection.indices) == 5
+    originals.show(torch.randn(20, 5))
+    with pytest.raises(ValueError, match="features of 20 rows, but the model's batch has 8"):
+        whole(torch.randn(20, 8, 5))
+
+
+class OfList(nn.Module):
+    """Takes images of different sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return torch.stack([self.body(image).mean((1, 2)) for image in images])
+
+
+def test_a_list_has_as_many_samples_as_images():
+    model, originals = OfList(), pfb.Originals()
+    blocker = pfb.attach(model, "body", features=originals)
+    batch = [torch.randn(3, 8 + i, 9) for i in range(10)]
+    originals.show(torch.randn(10, 3, 8, 8))
+    assert model(batch).shape == (6, 4)
+    assert len(blocker.selection.indices) == 6
+    originals.show(torch.randn(3, 3, 8, 8))
+    with pytest.raises(ValueError, match="features of 3 rows, but the model's batch has 10"):
+        model([image.clone() for image in batch])
 
 
 def test_checkpointed_layers_take_the_decision_of_their_forward(shallow):
@@ -136,16 +225,25 @@ def test_a_checkpointed_model_trains_as_without(shallow):
         x = images()
         output = checkpoint(model, x, use_reentrant=False) if wrapped else model(x)
         nn.functional.cross_entropy(output, blocker.select(torch.arange(N) % 5)).backward()
-        gradients.append(model.conv1.weight.grad if hasattr(model, "conv1") else next(model.parameters()).grad)
+        gradients.append(next(model.parameters()).grad)
     torch.testing.assert_close(*gradients)
 
 
-def test_reentrant_checkpointing_of_the_model_is_an_error():
-    model, originals, blocker = attached()
-    originals.show(images())
-    output = checkpoint(model, images().requires_grad_(), use_reentrant=True)
-    with pytest.raises(RuntimeError):
-        nn.functional.cross_entropy(output, blocker.select(torch.arange(N) % 5)).backward()
+def test_two_forwards_of_a_checkpointed_model_before_one_backward(shallow):
+    gradients = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        model, originals, blocker = attached(shallow)
+        loss = torch.zeros(())
+        for _ in range(2):
+            originals.show(images())
+            x = images()
+            output = checkpoint(model, x, use_reentrant=False) if wrapped else model(x)
+            loss = loss + nn.functional.cross_entropy(output, blocker.select(torch.arange(N) % 5))
+        originals.show(images())  # of the next step
+        loss.backward()
+        gradients.append(next(model.parameters()).grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_compiled_model_decides_as_an_eager_one_and_is_compiled_no_more_later(shallow):
@@ -196,10 +294,29 @@ def test_features_of_ones_own_of_what_is_shown():
     originals.show(["a"] * 10 + ["bbb"] * 10)
     model(images())
     assert blocker.features.flatten().tolist() == [1.0] * 10 + [3.0] * 10
-    with pytest.raises(TypeError, match=r"must be a callable to features \[N, D\] \(got 3\)"):
-        pfb.Originals(3)
+    for wrong in (3, nn.Identity):
+        with pytest.raises(TypeError, match=r"must be a callable to features \[N, D\] \(got"):
+            pfb.Originals(wrong)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"), [(None, "NoneType"), (torch.zeros(3), r"\(3,\)"), (torch.zeros(3).numpy(), "ndarray")]
+)
+def test_features_of_another_form_are_refused_when_they_are_shown(returned, got):
+    with pytest.raises(ValueError, match=rf"must return a tensor \[N, D\] \(got {got}"):
+        pfb.Originals(lambda x: returned).show(images())
+
+
+def test_the_class_itself_is_no_features():
+    with pytest.raises(ValueError, match=r"a callable to features \[N, D\] \(got <class 'pfb.originals.Originals'>"):
+        pfb.attach(zoo.SmallNet(), "layer1", features=pfb.Originals)
+
+
+def test_nobody_can_be_advised_by_what_is_not_shown():
+    with pytest.raises(ValueError, match="pass a loader that does not augment"):
+        pfb.advise(zoo.SmallNet(), [images()], features=pfb.Originals())
 
 
 def test_what_a_sketch_does_not_know_is_refused_when_it_is_shown():
-    with pytest.raises(TypeError, match="knows images"):
+    with pytest.raises(TypeError, match=r"knows images.*pfb.Originals\(lambda x: ...\)"):
         pfb.Originals().show(["a", "b"])

@@ -92,7 +92,9 @@ def test_what_saves_time_is_recommended():
     found = pfb.plan(zoo.mlp(8, 8, 8, 4), torch.randn(10, 8), prune=0.5, cut="0", repeats=1)
     quick, slow = Prediction(0.6, 0), Prediction(1.3, 0)
     by_cut = dataclasses.replace(
-        found, sketch=slow, candidates=tuple(dataclasses.replace(c, reuse=quick) for c in found.candidates)
+        found,
+        sketch=slow,
+        candidates=tuple(dataclasses.replace(c, reuse=quick, recompute=slow) for c in found.candidates),
     )
     assert by_cut.saved == pytest.approx(0.4)
     assert 'shallow="reuse", features="cut")' in str(by_cut)

@@ -75,7 +75,7 @@ def sections(run: Run) -> list[Section]:
 def sketched(source: Source) -> Tensor:
     """Sketches ``[N, D]`` of all training samples, in units of their standard deviations."""
     batches: Any = DataLoader(source.train, batch_size=256, collate_fn=source.collate)
-    features = torch.cat([Sketch()(source.prepare_test(batch["input"])) for batch in batches])
+    features = torch.cat([Sketch()(source.original(batch)) for batch in batches])
     deviation = features.std(0)
     alive = deviation > 1e-5 * deviation.max()
     return (features[:, alive] - features[:, alive].mean(0)) / deviation[alive]

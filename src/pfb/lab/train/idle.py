@@ -38,3 +38,8 @@ def idle(config: TrainConfig) -> list[str]:
     if config.shallow == "recompute" and (config.features in SKETCHED or config.method == "uniform"):
         unused |= {"cut"}  # samples stop before the model
     return [name for name in config.changed() if name in unused]
+
+
+def judges_by_originals(config: TrainConfig) -> bool:
+    """Whether the run reads what its inputs were before they were augmented."""
+    return config.features == "originals" and "features" not in idle(config)

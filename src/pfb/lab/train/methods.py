@@ -23,6 +23,7 @@ from pfb.lab.baselines import (
 )
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.idle import judges_by_originals
 from pfb.lab.train.settings import SKETCHED
 from pfb.sketch import Sketch
 from pfb.tree import shrink_images
@@ -89,7 +90,7 @@ def density(config: TrainConfig, samples: int) -> Density:
 
 def originals(config: TrainConfig) -> pfb.Originals | None:
     """What the originals of every batch are shown to, in a run that judges by them."""
-    return pfb.Originals() if config.features == "originals" else None
+    return pfb.Originals() if judges_by_originals(config) else None
 
 
 def attach(

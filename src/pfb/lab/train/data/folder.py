@@ -23,6 +23,7 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
+from pfb.lab.train.idle import judges_by_originals
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,7 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        originals = config.augment and config.features == "originals"
-        source = _on_disk(train_files, test_files, classes, side, config.augment, originals)
+        source = _on_disk(train_files, test_files, classes, side, config.augment, judges_by_originals(config))
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
@@ -162,7 +162,7 @@ def _on_disk(
     train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool, originals: bool
 ) -> Source:
     """As ImageNet is usually trained on: random resized crops and flips, tested on the center; with
-    ``originals`` a thumbnail of the whole image beside each crop.
+    ``originals`` a thumbnail of the whole image beside each.
     """
     from torchvision.transforms import v2
 
