@@ -6,6 +6,7 @@ Shape suffixes: N samples, T tokens, C channels, H W space, D feature dimensions
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -99,7 +100,6 @@ class FeatureReader(Features):
         self.batch_dim, self._spread = batch_dim, spread
         self._layers, self._features, self._feature_dim = layers, features, feature_dim
         self._channel_dim = channel_dim
-        self._projection: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, output: Any) -> Tensor:
@@ -124,10 +124,9 @@ class FeatureReader(Features):
     def _reduced(self, wide_NC: Tensor) -> Tensor:
         if self._feature_dim is None or wide_NC.size(1) <= self._feature_dim:
             return wide_NC
-        if self._projection is None or self._projection.device != wide_NC.device:
-            self._projection = random_projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
+        projection: Tensor = _projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
         with full_precision(wide_NC.device):
-            return wide_NC @ self._projection
+            return wide_NC @ projection
 
 
 def batched_tensor(output: Any) -> Tensor:
@@ -198,7 +197,6 @@ def fingerprint(x: Tensor) -> Tensor:
     return x.mean(list(range(1, x.dim())), dtype=torch.float32).unsqueeze(1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def random_projection(channels: int, dims: int, device: torch.device | str = "cpu") -> Tensor:
     """A fixed Gaussian map ``[C, D]`` that keeps distances in the mean (Johnson and Lindenstrauss,
     1984).
@@ -207,6 +205,17 @@ def random_projection(channels: int, dims: int, device: torch.device | str = "cp
     """
     generator = torch.Generator().manual_seed(0)
     return (torch.randn(channels, dims, generator=generator) / math.sqrt(dims)).to(device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _projection(channels: int, dims: int, device: torch.device) -> Tensor:
+    """A constant of a compiled graph, which may hold no generator."""
+    return _drawn(channels, dims, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(channels: int, dims: int, device: torch.device) -> Tensor:
+    return random_projection(channels, dims, device)
 
 
 def channel_layers(cut: nn.Module, model: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -103,6 +103,15 @@ def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, fe
     assert counter.graphs == (2 if (shallow, features) == ("reuse", "cut-spread") else 3)
 
 
+@pytest.mark.parametrize("features", ["cut", lambda output: output.mean((2, 3))])
+def test_reduced_features_are_equal_to_eager_without_graph_breaks(whole, features):
+    reduced = {"features": features, "feature_dim": 4, "steps": 3}
+    compiled, choice = losses(whole, Counter(), **reduced)
+    expected, expected_choice = losses(whole, None, **reduced)
+    assert choice == expected_choice
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_a_compiled_draw_takes_as_many():
     """Whose random numbers may be others."""
     _, choice = losses(
