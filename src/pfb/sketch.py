@@ -34,11 +34,11 @@ BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product l
 class Sketch(Features):
     """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
 
-    Images ``[N, C, H, W]``, or a list of them of whatever sizes (and volumes ``[N, C, T, H, W]``):
-    averages and standard deviations over space of each channel, and of 16 random 3x3 filters with
-    ReLU on the image, which is first standardized by its own mean and deviation. A change of all
-    inputs' offset or scale thus changes nothing that a density in units of the features' deviations
-    sees. Tokens ``[N, T]`` (whole numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets
+    Images ``[N, C, H, W]``, or a list of them of whatever sizes (``[N, H, W, C]`` where one, three
+    or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations over
+    space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
+    standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
+    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets
     with random signs for each length and normalized to length 1. A token that repeats the one
     before it counts for nothing, so padding tells nothing. Sequences ``[N, T, F]``: averages and
     standard deviations over time of 8 random projections and of 16 random filters over 5 steps, as
@@ -77,7 +77,7 @@ class Sketch(Features):
             return of_tokens(x)
         with full_precision(x.device):
             if x.dim() in (4, 5):
-                return of_images(x.float())
+                return of_images((x.movedim(3, 1) if _has_channels_last(x) else x).float())
             if x.dim() == 3 and x.is_floating_point():
                 return of_sequences(x.float())
             if x.dim() == 2 and x.is_floating_point():
@@ -89,6 +89,14 @@ def are_images(items: Sequence[object]) -> bool:
     """Whether a list holds one image per sample, of whatever sizes, as detectors take them."""
     channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
     return len(channels) == 1 and channels <= {1, 3, 4}
+
+
+def _has_channels_last(x: Tensor) -> bool:
+    """Whether these are images ``[N, H, W, C]``, as files are decoded to."""
+    few = 1, 3, 4
+    sides = x.shape[1:3]
+    last = x.dim() == 4 and x.size(3) in few and x.size(1) not in few
+    return last and (x.dtype == torch.uint8 or sides[0] == sides[1])
 
 
 def of_images(x: Tensor) -> Tensor:

@@ -133,3 +133,12 @@ def test_images_of_noise_pass_for_copies_of_each_other():
     alone = torch.cat([memory.isolation(sketch(pictures(1))) for _ in range(20)])
     assert noise.max() < 0.4
     assert alone.mean() > 0.8
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_decoded_images_have_their_channels_last(channels):
+    x = torch.randint(256, (5, channels, 9, 12), dtype=torch.uint8)
+    torch.testing.assert_close(Sketch()(x.permute(0, 2, 3, 1)), Sketch()(x), rtol=0, atol=0)
+    square = torch.rand(5, channels, 9, 9)
+    torch.testing.assert_close(Sketch()(square.permute(0, 2, 3, 1)), Sketch()(square), rtol=1e-5, atol=1e-5)
+    assert Sketch()(torch.rand(5, 16, 9, channels)).shape == (5, 2 * 16 + 32), "maps of sixteen channels"
