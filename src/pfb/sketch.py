@@ -35,15 +35,16 @@ class Sketch(Features):
     """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
 
     Images ``[N, C, H, W]``, or a list of them of whatever sizes (``[N, H, W, C]`` where one, three
-    or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations over
-    space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
+    or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations
+    over space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
     standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
-    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets
-    with random signs for each length and normalized to length 1. A token that repeats the one
-    before it counts for nothing, so padding tells nothing. Sequences ``[N, T, F]``: averages and
-    standard deviations over time of 8 random projections and of 16 random filters over 5 steps, as
-    for images; a step that repeats the one before it counts for nothing. Vectors ``[N, F]``: 48
-    random projections, or the vector itself if it is not longer.
+    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
+    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
+    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
+    padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
+    random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
+    one before it counts for nothing. Vectors ``[N, F]``: 48 random projections, or the vector
+    itself if it is not longer.
 
     Args:
         batch_dim: where the input has its samples.

@@ -117,7 +117,8 @@ def _block(found: Findings) -> str:
     return (
         f"{found.blockable:.0%} of the samples repeat others in groups large enough to be seen while training. "
         f"Stopping {found.prune:.0%} of each batch saves up to {found.most_saved:.0%} of the time, "
-        f"{_which(found)}{also}"
+        f"{_which(found)}{also} What was measured ended on full data: prune=pfb.window({found.prune:g}, stop=0.875), "
+        "total_steps=... in the line below."
     )
 
 
