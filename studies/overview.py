@@ -25,21 +25,27 @@ COLOUR = Metric("all", "% of the error, all held-out pictures", -100, 1)
 
 @dataclass(frozen=True)
 class Case:
-    """One row: half of each batch is stopped in all."""
+    """One row: half of each batch is stopped in all; the title is filled with the settings."""
 
     title: str
     file: str
     data: str
     metric: Metric
+    arm: str = "inverse-density"
 
 
 CASES = (
-    Case("CIFAR-10 clips: 200 images of 40 near-equal frames, 4,000 single ones", "clips", "clips", ACCURACY),
-    Case("CIFAR-10, 12,000 images, no copies", "clips", "distinct", ACCURACY),
-    Case("CIFAR-10 clips of lengths by a power law (the longest a sixth of all frames)", "clips", "tail", ACCURACY),
+    Case(
+        "{name} clips: {clips:,} images of {frames} near-equal frames, {singles:,} single ones",
+        *("clips", "clips"),
+        ACCURACY,
+    ),
+    Case("{name}, {samples:,} images, no copies", "clips", "distinct", ACCURACY),
+    Case("{name} clips of lengths by a power law", "clips", "tail", ACCURACY),
+    Case("{name} clips under TrivialAugment, judged by the originals", "clips", "strong", ACCURACY, "originals"),
     Case("source code (transformers), as it is", "code", "code", NATS),
     Case("frames of four videos, as they are", "video", "video", COLOUR),
-    Case("CIFAR-10, 1,000 images, 60 epochs", "long", "distinct", ACCURACY),
+    Case("{name}, {samples:,} images, {epochs} epochs", "long", "distinct", ACCURACY),
 )
 PRUNE = 0.5
 SHOWN = ("full", "short", "small-batch", "uniform", "paper-recompute", "inverse-density")
@@ -69,12 +75,12 @@ def render(root: Path) -> str:
     rows = []
     for case in CASES:
         runs = _runs(root, case)
-        own, uniform = (verdicts.group(runs, case.data, PRUNE, arm) for arm in ("inverse-density", "uniform"))
+        own, uniform = (verdicts.group(runs, case.data, PRUNE, arm) for arm in (case.arm, "uniform"))
         if len(own.keys() & uniform.keys()) < 2:
             continue
         metric = _relative(case, uniform)
-        told = verdicts.differences(runs, case.data, PRUNE, "inverse-density", metric)
-        rows.append([case.title, f"{metric.title} (n = {len(own)})", *told])
+        told = verdicts.differences(runs, case.data, PRUNE, case.arm, metric)
+        rows.append([_title(root, case), f"{metric.title} (n = {len(own)})", *told])
     header = ["data", "better by (+) or worse (-), in", *(TITLES[name] for name in verdicts.AGAINST)]
     return output.table(header, rows)
 
@@ -93,9 +99,20 @@ def draw(root: Path) -> Figure:
     for panel, case in zip(panels, CASES, strict=False):
         runs = [run for run in _runs(root, case) if run["arm"] in SHOWN]
         verdicts.draw_on(panel, runs, Metric("test_accuracy", "", 100))
-        panel.set(title=case.title.replace(": ", ":\n"), ylabel="test accuracy, %", xlim=(0.5, 1.15))
+        panel.set(title=_title(root, case).replace(": ", ":\n"), ylabel="test accuracy, %", xlim=(0.5, 1.15))
         panel.title.set_fontsize(9)
     return figure
+
+
+def _title(root: Path, case: Case) -> str:
+    place = root / f"{case.file}.json"
+    settings = json.loads(place.read_text())["config"] if place.exists() else {}
+    if "clips" not in settings:
+        return case.title
+    clips = settings["clips"]
+    name = "CIFAR-10" if clips["data"].startswith(("cifar10", "imagefolder")) else clips["data"]
+    samples = clips["clips"] * clips["frames"] + clips["singles"]
+    return case.title.format(**{**clips, "name": name, "samples": samples, "epochs": settings["epochs"]})
 
 
 def _relative(case: Case, uniform: dict[int, Run]) -> Metric:

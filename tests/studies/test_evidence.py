@@ -17,7 +17,7 @@ def test_one_command_measures_what_is_missing_and_sums_up(tmp_path, capsys, monk
     flags = ["evidence", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
     studies.main([*flags, "--parts", "clips", "long"])
     table = (tmp_path / "overview.md").read_text()
-    assert table.count("points of accuracy (n = 2)") == 4
+    assert table.count("points of accuracy (n = 2)") == 5
     assert (tmp_path / "overview.png").exists()
     arms = {(run["data"], run["arm"]) for run in json.loads((tmp_path / "clips.json").read_text())["runs"]}
     assert arms >= {("clips", "oracle"), ("clips", "inverse-density"), ("distinct", "uniform"), ("tail", "oracle")}
@@ -49,10 +49,13 @@ def test_better_is_plus_also_where_less_is_better(tmp_path):
         "code": runs([1.00, 1.02], [1.03, 1.04], "code", "novel"),
         "video": runs([0.9, 0.9], [1.0, 1.0], "video", "all"),
     }
+    clips = {"data": "cifar10", "clips": 50, "frames": 30, "singles": 2000}
     for name, made in cases.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"runs": made}))
+        config = {"clips": clips, "epochs": 3} if name == "clips" else {}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"config": config, "runs": made}))
     lines = overview.render(tmp_path).splitlines()[2:]
     assert len(lines) == 3
+    assert lines[0].startswith("| CIFAR-10 clips: 50 images of 30 near-equal frames, 2,000 single ones | ")
     assert "| +2.5 ± " in lines[0]
     assert "| +2.5 ± " in lines[1]
     assert "| +10.0 ± 0.0 |" in lines[2]
