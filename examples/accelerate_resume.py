@@ -26,7 +26,8 @@ def train(folder: Path, epochs: int, resume: bool = False) -> dict[str, torch.Te
     x = torch.randn(512, 20)
     data = TensorDataset(x, (x[:, :5].sum(1) > 0).long())
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
-    blocker = pfb.attach(model, cut="1", prune=0.4)  # before prepare
+    memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
+    blocker = pfb.attach(model, cut="1", prune=0.4, estimator=memory)  # before prepare
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = DataLoader(data, batch_size=32, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -50,7 +50,8 @@ def main(epochs: int = 10) -> float:
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # [1797, 1, 8, 8]
     model = TwoViews()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    blocker = pfb.attach(model, cut="stem", prune=0.4, shallow="recompute")
+    memory = pfb.NeighbourMemory(500)  # at most a third of an epoch
+    blocker = pfb.attach(model, cut="stem", prune=0.4, shallow="recompute", estimator=memory)
     for _ in range(epochs):
         for batch in torch.randperm(1500).split(100):
             embeddings = model(view(images[batch]), view(images[batch]))  # [2, 60, 16] of 100 pairs

@@ -56,7 +56,8 @@ def main(epochs: int = 4, streaming: bool = True) -> tuple[float, pfb.Blocker]:
     loader: DataLoader[Any] = DataLoader(stream.with_format("torch"), batch_size=32)
     model = BagOfWords()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    blocker = pfb.attach(model, cut="hidden", prune=0.4, shallow="recompute")
+    memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
+    blocker = pfb.attach(model, cut="hidden", prune=0.4, shallow="recompute", estimator=memory)
     for epoch in range(epochs):
         if streaming:
             stream.set_epoch(epoch)  # another order

@@ -19,7 +19,8 @@ class Classifier(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
-        self.blocker = pfb.attach(self.net, cut="1", prune=0.4)
+        memory = pfb.NeighbourMemory(160)  # at most a third of an epoch
+        self.blocker = pfb.attach(self.net, cut="1", prune=0.4, estimator=memory)
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         x, y = batch

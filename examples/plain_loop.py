@@ -24,7 +24,8 @@ def main(epochs: int = 8) -> float:
     batches = torch.arange(1500).split(60)
     schedule = pfb.window(0.4, start=0.1, stop=0.875)
 
-    blocker = pfb.attach(model, cut="0", prune=schedule, total_steps=epochs * len(batches))
+    memory = pfb.NeighbourMemory(500)  # at most a third of an epoch; by default 4,096
+    blocker = pfb.attach(model, "0", schedule, total_steps=epochs * len(batches), estimator=memory)
     for _ in range(epochs):
         for batch in torch.randperm(1500).split(60):
             logits = model(images[batch])  # [36, 10] where 40 % are stopped

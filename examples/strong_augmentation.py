@@ -52,7 +52,8 @@ def main(epochs: int = 3, originals: bool = True) -> tuple[float, float]:
     kept, met = torch.zeros(2), torch.zeros(2)
     for _ in range(epochs):
         for image, stored, label, is_frame in loader:
-            shown.show(stored)
+            if originals:
+                shown.show(stored)
             logits = model(image)  # [32, 10]
             loss = F.cross_entropy(logits, blocker.select(label))
             loss.backward()

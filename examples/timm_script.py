@@ -59,7 +59,8 @@ def main(epochs: int = 5, accumulate: int = 2, model_name: str = "test_resnet") 
         updates = -(-len(loader) // accumulate)
 
         model = timm.create_model(model_name, num_classes=4)
-        blocker = pfb.attach(model, prune=pfb.window(0.4, stop=0.75), total_steps=epochs * updates)  # pfb
+        share, memory = pfb.window(0.4, stop=0.75), pfb.NeighbourMemory(len(train) // 3)  # of an epoch
+        blocker = pfb.attach(model, prune=share, total_steps=epochs * updates, estimator=memory)  # pfb
         ema = ModelEmaV3(model, decay=0.8)
         criterion = OfKept(SoftTargetCrossEntropy(), blocker)  # pfb: the criterion is wrapped
         optimizer = create_optimizer_v2(model, opt="adamw", lr=5e-3)

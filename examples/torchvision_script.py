@@ -89,6 +89,7 @@ def main(epochs: int = 3, prune: float = 0.4, model_name: str = "resnet18") -> d
             prune=pfb.window(prune, stop=0.65),
             total_steps=epochs * len(loader),
             shallow="recompute",
+            estimator=pfb.NeighbourMemory(len(train) // 3),  # of an epoch
         )
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
         criterion = nn.CrossEntropyLoss(label_smoothing=0.1)

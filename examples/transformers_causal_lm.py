@@ -28,7 +28,9 @@ def main(folder: str | None = None, epochs: int = 3, **options: Any) -> tuple[Bl
     size: dict[str, Any] = {"n_positions": LENGTH, "n_embd": 48, "n_layer": 3, "n_head": 4}
     config = GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **size)
     model = GPT2LMHeadModel(config)
-    blocker = pfb.attach(model, prune=pfb.window(0.4, stop=0.9), shallow="recompute")  # the Trainer says how many steps
+    schedule = pfb.window(0.4, stop=0.9)  # the Trainer says of how many steps
+    memory = pfb.NeighbourMemory(64)  # at most a third of an epoch
+    blocker = pfb.attach(model, prune=schedule, shallow="recompute", estimator=memory)
     arguments = TrainingArguments(
         folder or tempfile.mkdtemp(),
         num_train_epochs=epochs,

@@ -39,7 +39,8 @@ def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = No
         "num_labels": 2,
     }
     model = BertForSequenceClassification(BertConfig(**size))
-    blocker = pfb.attach(model, prune=0.4, shallow="recompute")  # finds the first encoder layer
+    memory = pfb.NeighbourMemory(64)  # at most a third of an epoch
+    blocker = pfb.attach(model, prune=0.4, shallow="recompute", estimator=memory)  # finds the first encoder layer
     arguments = TrainingArguments(
         folder or tempfile.mkdtemp(),
         num_train_epochs=epochs,

@@ -89,7 +89,8 @@ def main(epochs: int = 3, with_webdataset: bool | None = None) -> tuple[float, p
         nn.Sequential(nn.Flatten(), nn.Linear(256, 2)),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    blocker = pfb.attach(model, cut="0", prune=pfb.window(0.4, stop=0.9), total_steps=epochs * 8)
+    schedule, memory = pfb.window(0.4, stop=0.9), pfb.NeighbourMemory(170)  # at most a third of an epoch
+    blocker = pfb.attach(model, "0", schedule, total_steps=epochs * 8, estimator=memory)
     with tempfile.TemporaryDirectory() as folder:
         batches = loader(write_shards(Path(folder), shards=4, per_shard=128), with_webdataset)
         for _ in range(epochs):
