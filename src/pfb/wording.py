@@ -188,8 +188,8 @@ def _nothing(found: Findings) -> str:
         )
     return (
         f"{found.spare:.1%} of the samples could be spared: to spend less, train fewer epochs. On data that do not "
-        "repeat themselves that is as good as any choice of samples, until they are learned by heart: in so many epochs "
-        "it was better to stop samples at random, importance=pfb.Uniform()."
+        "repeat themselves that is as good as any choice of samples. In so many epochs that they are known by heart, "
+        "stopping samples at random was better: importance=pfb.Uniform()."
     )
 
 
