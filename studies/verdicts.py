@@ -16,6 +16,8 @@ from studies.arms import ARMS, Run
 
 AGAINST = ("uniform", "short", "small-batch", "full")
 """Arms that every other is compared with."""
+SHADES = {"inverse-density": "crimson", "oracle": "black"}
+"""The others have the ten colours of a cycle, which have to do."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def draw_on(panel: Axes, runs: list[Run], metric: Metric) -> None:
             continue
         points = [point for some in groups for point in _points(some, metric)]
         means = [[statistics.mean(axis) for axis in zip(*_points(some, metric), strict=True)] for some in groups]
-        shade = "crimson" if arm == "inverse-density" else f"C{color}"
+        shade = SHADES.get(arm, f"C{color}")
         panel.plot(*zip(*points, strict=True), ".", color=shade, alpha=0.35)
         panel.plot(*zip(*sorted(means), strict=True), "o-", color=shade, label=arm)
         panel.annotate(arm, max(means), (7, -3), textcoords="offset points", fontsize=8, color=shade)
