@@ -37,7 +37,8 @@ class Case:
 CASES = (
     Case(
         "{name} clips: {clips:,} images of {frames} near-equal frames, {singles:,} single ones",
-        *("clips", "clips"),
+        "clips",
+        "clips",
         ACCURACY,
     ),
     Case("{name}, {samples:,} images, no copies", "clips", "distinct", ACCURACY),
@@ -105,8 +106,7 @@ def draw(root: Path) -> Figure:
 
 
 def _title(root: Path, case: Case) -> str:
-    place = root / f"{case.file}.json"
-    settings = json.loads(place.read_text())["config"] if place.exists() else {}
+    settings = _numbers(root, case).get("config", {})
     if "clips" not in settings:
         return case.title
     clips = settings["clips"]
@@ -124,8 +124,11 @@ def _relative(case: Case, uniform: dict[int, Run]) -> Metric:
 
 
 def _runs(root: Path, case: Case) -> list[Run]:
+    runs = _numbers(root, case).get("runs", [])
+    return [run for run in runs if run["data"] == case.data and run["prune"] in (0.0, PRUNE)]
+
+
+def _numbers(root: Path, case: Case) -> dict[str, Any]:
     place = root / f"{case.file}.json"
-    if not place.exists():
-        return []
-    numbers: dict[str, Any] = json.loads(place.read_text())
-    return [run for run in numbers["runs"] if run["data"] == case.data and run["prune"] in (0.0, PRUNE)]
+    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    return found

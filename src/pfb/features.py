@@ -111,11 +111,7 @@ class FeatureReader(Features):
                 returned something else than ``[N, D]``.
         """
         if self._features is not None:
-            features_ND = self._features(output)
-            if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
-                shape = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
-                raise ValueError(f"`features` must return a tensor [N, D] (got {shape})")
-            return self._reduced(features_ND.detach().float())
+            return self._reduced(checked_features(self._features(output), "`features`"))
         x = batched_tensor(output).movedim(self.batch_dim, 0)
         if self._channel_dim is None:
             self._channel_dim = infer_channel_dim(x.shape, self._layers)
@@ -124,9 +120,20 @@ class FeatureReader(Features):
     def _reduced(self, wide_NC: Tensor) -> Tensor:
         if self._feature_dim is None or wide_NC.size(1) <= self._feature_dim:
             return wide_NC
-        projection: Tensor = _projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
         with full_precision(wide_NC.device):
-            return wide_NC @ projection
+            return wide_NC @ random_projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
+
+
+def checked_features(returned: Any, function: str) -> Tensor:
+    """What a function of the user's returned, ``[N, D]`` float32 without graph.
+
+    Raises:
+        ValueError: it is no tensor ``[N, D]``; the message names the function.
+    """
+    if not isinstance(returned, Tensor) or returned.dim() != 2:
+        got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+        raise ValueError(f"{function} must return a tensor [N, D] (got {got})")
+    return returned.detach().float()
 
 
 def batched_tensor(output: Any) -> Tensor:
@@ -203,19 +210,22 @@ def random_projection(channels: int, dims: int, device: torch.device | str = "cp
 
     It is the same on every device, rank and run, so it need not be saved.
     """
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(channels, dims, generator=generator) / math.sqrt(dims)).to(device)
+    drawn: Tensor = fixed_normal(channels, dims, device=device, divisor=math.sqrt(dims))
+    return drawn
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _projection(channels: int, dims: int, device: torch.device) -> Tensor:
-    """A constant of a compiled graph, which may hold no generator."""
-    return _drawn(channels, dims, device)
+def fixed_normal(*shape: int, device: torch.device | str, divisor: float = 1.0) -> Tensor:
+    """Normal numbers, the same everywhere and not to be changed; a constant of a compiled graph,
+    which may hold no generator.
+    """
+    return _drawn(shape, divisor, device)
 
 
-@functools.lru_cache(maxsize=8)
-def _drawn(channels: int, dims: int, device: torch.device) -> Tensor:
-    return random_projection(channels, dims, device)
+@functools.lru_cache(maxsize=32)
+def _drawn(shape: tuple[int, ...], divisor: float, device: torch.device | str) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return (torch.randn(shape, generator=generator, device="cpu") / divisor).to(device)
 
 
 def channel_layers(cut: nn.Module, model: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pfb.features import Features
+from pfb.features import Features, checked_features
 from pfb.sketch import Sketch
 from pfb.tree import leaves
 
@@ -70,11 +70,8 @@ class Originals(Features):
                 "model: show them in the loop, right before the forward.",
                 stacklevel=2,
             )
-        features_ND = self._features(x)
-        if not isinstance(features_ND, Tensor) or features_ND.dim() != 2:
-            got = tuple(features_ND.shape) if isinstance(features_ND, Tensor) else type(features_ND).__name__
-            raise ValueError(f"the function of pfb.Originals must return a tensor [N, D] (got {got})")
-        self._shown, self._awaited = features_ND.detach().float().clone(), True  # what is shown may change in place
+        features_ND = checked_features(self._features(x), "the function of pfb.Originals")
+        self._shown, self._awaited = features_ND.clone(), True  # what is shown may change in place
 
     def __call__(self, given: Any) -> Tensor:
         """What was shown for the batch that the model is given, ``[N, D]``.

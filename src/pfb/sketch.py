@@ -8,16 +8,15 @@ dimensions.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfb.density import full_precision
-from pfb.features import Features, mean_and_deviation, mean_and_spread
+from pfb.features import Features, fixed_normal, mean_and_deviation, mean_and_spread
 
 FILTERS = 16  # of images; as many again tell copies no better
 PROJECTIONS = 8  # of sequences, beside as many filters as of images
@@ -69,7 +68,7 @@ class Sketch(Features):
         Raises:
             TypeError: no tensor, or one of which nothing is known; the message names the way out.
         """
-        if isinstance(x, (list, tuple)) and are_images(x):
+        if are_images(x):
             return torch.cat([self(image[None]) for image in x])
         if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
             raise TypeError(_refusal(x))
@@ -86,8 +85,10 @@ class Sketch(Features):
         raise TypeError(_refusal(x))
 
 
-def are_images(items: Sequence[object]) -> bool:
-    """Whether a list holds one image per sample, of whatever sizes, as detectors take them."""
+def are_images(items: object) -> TypeGuard[Sequence[Tensor]]:
+    """Whether this is a list of one image per sample, of whatever sizes, as detectors take them."""
+    if not isinstance(items, (list, tuple)):
+        return False
     channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
     return len(channels) == 1 and channels <= {1, 3, 4}
 
@@ -107,7 +108,7 @@ def of_images(x: Tensor) -> Tensor:
     x = pool(x, windows) if max(windows) > 1 else x
     mean, std = mean_and_deviation(x, list(range(1, x.dim())))
     plain = (x - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))  # in place: new memory costs more than sums
-    filters = _normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
+    filters = fixed_normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
     answers = convolve(plain, filters, padding=1).relu_()
     return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
 
@@ -138,9 +139,9 @@ def of_sequences(x_NTF: Tensor) -> Tensor:
     width = x_NTF.size(2)
     mean, std = _weighted(x_NTF.flatten(1)[:, :, None], news_NT1.expand_as(x_NTF).flatten(1)[:, :, None])
     plain = (x_NTF - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))
-    filters = _normal(FILTERS, width, STEPS, device=x_NTF.device)
+    filters = fixed_normal(FILTERS, width, STEPS, device=x_NTF.device)
     answers = F.conv1d(plain.transpose(1, 2), filters, padding=STEPS // 2).relu_().transpose(1, 2)
-    projected = x_NTF @ _normal(width, PROJECTIONS, device=x_NTF.device)
+    projected = x_NTF @ fixed_normal(width, PROJECTIONS, device=x_NTF.device)
     return torch.cat(_weighted(torch.cat([projected, answers], 2), news_NT1), 2)[:, 0]
 
 
@@ -154,21 +155,7 @@ def _weighted(x_NTC: Tensor, weights_NT1: Tensor) -> tuple[Tensor, Tensor]:
 def of_vectors(x_NF: Tensor) -> Tensor:
     """Sketch of float32 vectors ``[N, F]``, ``[N, 48]`` at most."""
     width = x_NF.size(1)
-    return x_NF if width <= VECTOR else x_NF @ _normal(width, VECTOR, device=x_NF.device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _normal(*shape: int, device: torch.device) -> Tensor:
-    """Normal numbers, the same everywhere; a constant of a compiled graph, which may hold no
-    generator.
-    """
-    return _drawn(shape, device)
-
-
-@functools.lru_cache(maxsize=32)
-def _drawn(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    return torch.randn(shape, generator=generator, device="cpu").to(device)
+    return x_NF if width <= VECTOR else x_NF @ fixed_normal(width, VECTOR, device=x_NF.device)
 
 
 def _refusal(x: object) -> str:

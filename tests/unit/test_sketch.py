@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import pfb
-from pfb.sketch import Sketch, _drawn, _normal
+from pfb.features import _drawn, fixed_normal
+from pfb.sketch import Sketch
 from tests import reference
 
 
 def test_images_equal_the_literal_form():
     images = torch.randn(2, 2, 7, 5) * 3 + 1
-    filters = _normal(16, 2, 3, 3, device=torch.device("cpu"))
+    filters = fixed_normal(16, 2, 3, 3, device=torch.device("cpu"))
     expected = torch.stack([reference.sketch_of_image(image, filters) for image in images])
     torch.testing.assert_close(Sketch()(images).double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -21,7 +22,7 @@ def test_sequences_equal_the_literal_form(features):
     x[1, 4:7] = x[1, 3]
     x[2, 8:] = 0.0
     cpu = torch.device("cpu")
-    projection, filters = _normal(features, 8, device=cpu), _normal(16, features, 5, device=cpu)
+    projection, filters = fixed_normal(features, 8, device=cpu), fixed_normal(16, features, 5, device=cpu)
     expected = torch.stack([reference.sketch_of_sequence(row, projection, filters) for row in x])
     torch.testing.assert_close(Sketch()(x).double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -45,7 +46,7 @@ def test_the_filters_are_the_same_everywhere_and_leave_the_global_generator_alon
     assert torch.equal(Sketch()(x), first)
     assert torch.equal(torch.get_rng_state(), state)
     expected = torch.tensor([1.5410, -0.2934, -2.1788])  # of torch's generator at seed 0
-    torch.testing.assert_close(_normal(3, device=torch.device("cpu")), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fixed_normal(3, device=torch.device("cpu")), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
