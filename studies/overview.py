@@ -45,6 +45,7 @@ CASES = (
     Case("{name} clips of lengths by a power law", "clips", "tail", ACCURACY),
     Case("{name} clips under TrivialAugment, judged by the originals", "clips", "strong", ACCURACY, "originals"),
     Case("source code (transformers), as it is", "code", "code", NATS),
+    Case("all of that source code, a larger network", "code-all", "code-all", NATS),
     Case("frames of four videos, as they are", "video", "video", COLOUR),
     Case("{name}, {samples:,} images, {epochs} epochs", "long", "distinct", ACCURACY),
 )
@@ -57,7 +58,7 @@ class OverviewConfig:
     """Put together what the studies of redundancy found."""
 
     root: Path = Path("results/redundancy-cpu")
-    """Folder of their results: clips.json, code.json, video.json, long.json."""
+    """Folder of their results: clips.json, code.json, code-all.json, video.json, long.json."""
 
     @property
     def out(self) -> Path:

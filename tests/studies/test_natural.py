@@ -8,7 +8,7 @@ import torch
 
 from pfb.lab.errors import RunError
 from studies import __main__ as studies
-from studies.corpora import Code, Video
+from studies.corpora import Code, Video, Writer
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -38,9 +38,14 @@ def test_windows_begin_at_lines_and_know_their_copies(files):
     assert not any(bytes(window.tolist()) in known for window in code.held_out["novel"])
 
 
+def test_all_windows_are_taken_where_none_are_drawn(files):
+    some, every = Code(files, windows=100), Code(files, windows=None, width=96, layers=4)
+    assert len(some.train) == 100 < len(every.train)
+    assert sum(p.numel() for p in every.model().parameters()) > 3 * sum(p.numel() for p in some.model().parameters())
+
+
 def test_the_writer_does_not_look_ahead():
-    code = Code.__new__(Code)
-    model = code.model().eval()
+    model = Writer(16, layers=2).eval()
     x = torch.randint(256, (2, 20))
     changed = x.clone()
     changed[:, 12:] = 0
