@@ -103,9 +103,10 @@ def _metric(numbers: dict[str, Any], kind: str) -> verdicts.Metric:
 
 
 def _corpus(config: NaturalConfig) -> Corpus:
-    kinds = {"code": Code, "code-all": functools.partial(Code, windows=None, width=96, layers=4), "video": Video}
-    made: Corpus = kinds[config.corpus](list(config.files) or None)
-    return made
+    files = list(config.files) or None
+    if config.corpus == "video":
+        return Video(files)
+    return Code(files) if config.corpus == "code" else Code(files, windows=None, width=96, layers=4)
 
 
 def _train(cell: Cell, corpus: Corpus, config: NaturalConfig, device: torch.device) -> arms.Run:
