@@ -19,7 +19,7 @@ from pfb.density import COPY
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.memory import DIMENSIONS, LEAST, MOST
-from pfb.nearest import usual_square
+from pfb.nearest import in_deviations, least_of_groups, usual_square
 from pfb.sketch import Sketch
 from studies.arms import batches
 from studies.redundancy import STRONG, Clips, strongly_augmented
@@ -118,7 +118,9 @@ class Seen:
         parts of that in eight: by how much nearer the nearest of sixteen rows is than that of four.
         """
         squares, rows = self.distances[:512].square(), torch.tensor(self.distances.size(1))
-        of_four, of_sixteen = (usual_square(squares, rows.to(squares.device), size).sqrt() for size in (4, 16))
+        of_four, of_sixteen = (
+            usual_square(least_of_groups(squares, size), rows.to(squares.device), size).sqrt() for size in (4, 16)
+        )
         dimension = (math.log(4) / (of_four / of_sixteen).log().median()).clamp(*ESTIMATED)
         return (4 / self.distances.size(1)) ** (1 / dimension - 1 / DIMENSIONS)
 
@@ -186,8 +188,9 @@ def _look(
 
 
 def _distances(memory: pfb.NeighbourMemory, x: Tensor) -> Tensor:
-    z_ND, rows_MD = memory._in_deviations(x), memory._in_deviations(memory.state_dict()["rows"])
-    return torch.cdist(z_ND, rows_MD) / memory._look(z_ND)[1][:, None]
+    z_ND, _, usual_N = memory._look(x)
+    state = memory.state_dict()
+    return torch.cdist(z_ND, in_deviations(state["rows"], state["frame"])) / usual_N[:, None]
 
 
 def _sight(seen: Seen) -> dict[str, float]:

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, check_models, full_memory
 from pfb.measure import Spread, clock_of, interleaved_seconds
+from pfb.memory import GROUP
+from pfb.nearest import rows_at_once
 
 NEGLIGIBLE = 0.005
 """Of a full step."""
@@ -136,7 +138,7 @@ def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch
     return {
         **{part: asdict(Spread.of(taken)) for part, taken in seconds.items()},
         "bytes": sum(x.nbytes for x in held),
-        "distance_bytes": 4 * n * m,
+        "distance_bytes": 4 * n * (min(m, rows_at_once(m, GROUP)) + m // GROUP),
     }
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pfb import sync
 from pfb.centers import DEAD_CHANNEL, spread_of, within_reach
-from pfb.density import COPY, Collects, checked_width, full_precision, median
-from pfb.nearest import to_nearest, to_those_before, usual_square
+from pfb.density import COPY, Collects, checked_width, median
+from pfb.nearest import in_deviations, least_squares, to_nearest, to_those_before, usual_square
 
 MOST_PER_STEP = 2048  # rows of one rank
 LOOK = 256  # rows that tell where the middle is, or whether the memory is too long
@@ -45,10 +45,11 @@ class NeighbourMemory:
     an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
     like a copy of itself.
 
-    A step costs matrix products of ``[N, D]`` and ``[D, M + N]`` and, with several ranks, one
-    collective, so that copies are seen on whatever rank they lie. Shapes are constant, and nothing
-    is read on the host except at steps 64, 128, 256, ..., where a memory that is too long is told.
-    Of one rank and step at most 2,048 rows are remembered.
+    A step costs matrix products of ``[N, D]`` and ``[D, M + N]``, of which, for long memories, a
+    third is held at a time, and with several ranks one collective, so that copies are seen on
+    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 64,
+    128, 256, ..., where a memory that is too long is told. Of one rank and step at most 2,048 rows
+    are remembered.
 
     Args:
         size: M, number of features remembered, of all ranks together.
@@ -92,7 +93,7 @@ class NeighbourMemory:
             ValueError: another feature width than that of the remembered ones.
         """
         x_ND = self._checked(x)
-        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(self._in_deviations(x_ND))[0]
+        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
 
     @torch.no_grad()
     def isolation(self, x: Tensor) -> Tensor:
@@ -114,8 +115,7 @@ class NeighbourMemory:
         x_ND = self._checked(x)
         if self._counts is None or self._frame is None:
             return x_ND.new_ones(x_ND.size(0))
-        z_ND = self._in_deviations(x_ND)
-        distance_N, usual_N = self._look(z_ND)
+        z_ND, distance_N, usual_N = self._look(x_ND)
         nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
         part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
         return torch.where(self._counts[1] > 0, part_N, 1.0)
@@ -236,28 +236,20 @@ class NeighbourMemory:
 
     # Inside
 
-    def _in_deviations(self, x_ND: Tensor) -> Tensor:
-        """From the rows' middle, in units of their standard deviations."""
-        assert self._frame is not None
-        return (x_ND - self._frame[0]).mul_(self._frame[1])
-
-    def _look(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance to the nearest row, and what is usual around there, ``[N]`` each, of features in
-        deviations.
+    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features in deviations ``[N, D]``, their distance to the nearest row ``[N]``, and what is
+        usual around there ``[N]``.
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled, rows_MD = self._counts[1], self._in_deviations(self._rows)
-        with full_precision(z_ND.device):
-            absent_M = torch.arange(self.size, device=z_ND.device) >= filled
-            squares_M = rows_MD.square().sum(1).masked_fill(absent_M, math.inf)
-            squares_NM = torch.addmm(squares_M, z_ND, rows_MD.T, alpha=-2.0)
-            distance_N = to_nearest(z_ND, rows_MD, squares_NM)
-            usual_N = usual_square(squares_NM, filled, self._group) + z_ND.square().sum(1)
+        filled, group, z_ND = self._counts[1], self._group, in_deviations(x_ND, self._frame)
+        least_NG = least_squares(z_ND, self._rows, self._frame, filled, group)
+        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, group)
+        usual_N = usual_square(least_NG, filled, group) + z_ND.square().sum(1)
         apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-        usual_N = usual_N * (self._group / filled.clamp_min(self._group)) ** (1 / DIMENSIONS)
+        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / DIMENSIONS)
         none = filled == 0
-        return torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+        return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
 
     def _rows_of_all_ranks(self) -> Tensor:
         assert self._pending is not None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import pfb
+from pfb import nearest
 from pfb.sketch import Sketch
 from studies.copies import chances
 from tests import reference
@@ -31,7 +32,9 @@ def one_group_far_off():
 
 @pytest.mark.parametrize("rows", [torch.randn(20, 3), torch.randn(75, 3), one_group_far_off()])
 @pytest.mark.parametrize("size", [2, 16, 32, 601])
-def test_equals_the_literal_form(rows, size):
+@pytest.mark.parametrize("piece", [1, 40, nearest.PIECE])
+def test_equals_the_literal_form(rows, size, piece, monkeypatch):
+    monkeypatch.setattr(nearest, "PIECE", piece)  # a few rows at once, as of a long memory
     memory, literal = remembering(rows, size), reference.Memory(size)
     for part in rows.split(8):
         literal.add(part[-size:])

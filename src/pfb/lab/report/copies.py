@@ -17,7 +17,7 @@ from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.records import kept_share
 from pfb.lab.train.settings import SKETCHED
 from pfb.memory import DIMENSIONS, GROUP
-from pfb.nearest import usual_square
+from pfb.nearest import least_of_groups, usual_square
 from pfb.sketch import Sketch
 
 SHOWN = 15
@@ -91,7 +91,7 @@ def usual_distance(features: Tensor) -> float:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     squares = to_others(features, spread)[:, order].square()
     group = min(GROUP, n)
-    usual = float(usual_square(squares, torch.tensor(n), group).sqrt().median())
+    usual = float(usual_square(least_of_groups(squares, group), torch.tensor(n), group).sqrt().median())
     return usual * math.pow(group / n, 1 / DIMENSIONS)
 
 
