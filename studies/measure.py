@@ -62,7 +62,9 @@ class MeasureConfig:
     out: Path = Path("runs/measure")
     """Folder of the results; what is there already is not measured again."""
     sizes: Literal["auto", "gpu", "cpu"] = "auto"
-    """gpu: ImageNet's, in bf16. cpu: what one core can do in 15 minutes. auto: by the device."""
+    """gpu: ImageNet's, in bf16. cpu: what one core can do in an hour or two. auto: by the
+    device.
+    """
     parts: tuple[str, ...] = ()
     """Only these; by default all of them."""
     tiny: bool = False
@@ -143,14 +145,14 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     plain, one_core = Device(config.device), Device(config.device, threads=1, clock="cpu")
     settings = {"batch_size": 32, "repeats": 7, "warmup": 1, "on": one_core}
     yield "speed-resnet18-cifar", _of(speed, config, prunes=PRUNES, **settings)
-    pairs = {"batch_size": 16, "repeats": 40, "warmup": 2, "on": one_core, "variants": ("sketch", "uniform-recompute")}
+    pairs = {"batch_size": 16, "repeats": 80, "warmup": 2, "on": one_core, "variants": ("sketch", "uniform-recompute")}
     yield "speed-resnet18-cifar-pairs", _of(speed, config, prunes=(0.4, 0.5), **pairs)  # steps that differ by a point
-    small = {"image_size": 96, "classes": 1000, "batch_size": 16, "repeats": 5, "warmup": 1, "on": one_core}
+    small = {"image_size": 96, "classes": 1000, "batch_size": 16, "repeats": 20, "warmup": 1, "on": one_core}
     for name, model in MODELS.items():
         yield f"speed-{name}", _of(speed, config, model=model, prunes=(0.5,), **small)
     # Each step has weights, gradients and momentum of its own: 1.5 GB.
     short = {**GPT, "image_size": 64, "batch_size": 8, "variants": ("sketch", "uniform-recompute", "recompute")}
-    yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=7, warmup=1, on=one_core, **short)
+    yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=12, warmup=1, on=one_core, **short)
     yield "neighbours", _of(neighbours, config, repeats=3, on=one_core)
     yield "scaling", _of(scaling, config, repeats=3)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
