@@ -62,7 +62,8 @@ def run(config: NeighboursConfig) -> Path:
         *((("dimensions", (m, n, dims))) for dims in config.dims),
     ]
     full = _full_step(config, device)
-    rows = [{"varied": varied, "size": size, **_measure(size, config, device)} for varied, size in track(sizes, "")]
+    measured = {size: _measure(size, config, device) for size in track(dict.fromkeys(size for _, size in sizes), "")}
+    rows = [{"varied": varied, "size": size, **measured[size]} for varied, size in sizes]
     for row in rows:  # a batch of another size is of another step
         row["share"] = _seconds(row) / full["median"] if row["size"][1] == n else None
     numbers = {**output.origin(asdict(config), device), "full_step": full, "rows": rows}

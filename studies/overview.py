@@ -4,6 +4,7 @@ results of the other studies.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ from studies.arms import Run
 from studies.verdicts import Metric
 
 ACCURACY = Metric("test_accuracy", "points of accuracy", 100, 1)
-NATS = Metric("novel", "hundredths of a nat per byte, new code", -100, 1)
-COLOUR = Metric("all", "% of the error, all held-out pictures", -100, 1)
+NATS = {
+    "novel": Metric("novel", "hundredths of a nat per byte, new code", -100, 1),
+    "all": Metric("all", "... all that is held out", -100, 1),
+}
+COLOUR = {
+    "novel": Metric("novel", "% of the error, parts of pictures never shown", -100, 1),
+    "all": Metric("all", "... all that is held out", -100, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Case:
     data: str
     metric: Metric
     arm: str = "inverse-density"
+    relative: bool = False
+    """In percent of what uniform leaves, where the error has no unit of its own."""
 
 
 CASES = (
@@ -44,9 +53,9 @@ CASES = (
     Case("{name}, {samples:,} images, no copies", "clips", "distinct", ACCURACY),
     Case("{name} clips of lengths by a power law", "clips", "tail", ACCURACY),
     Case("{name} clips under TrivialAugment, judged by the originals", "clips", "strong", ACCURACY, "originals"),
-    Case("source code (transformers), as it is", "code", "code", NATS),
-    Case("all of that source code, a larger network", "code-all", "code-all", NATS),
-    Case("frames of four videos, as they are", "video", "video", COLOUR),
+    *(Case("source code (transformers), 60,000 windows of it", "code", "code", NATS[kind]) for kind in NATS),
+    *(Case("... all of it, a larger network", "code-all", "code-all", NATS[kind]) for kind in NATS),
+    *(Case("patches of the frames of four videos", "video", "video", COLOUR[kind], relative=True) for kind in COLOUR),
     Case("{name}, {samples:,} images, {epochs} epochs", "long", "distinct", ACCURACY),
 )
 PRUNE = 0.5
@@ -117,11 +126,10 @@ def _title(root: Path, case: Case) -> str:
 
 
 def _relative(case: Case, uniform: dict[int, Run]) -> Metric:
-    """The case's metric; an error that has no unit of its own in percent of what uniform leaves."""
-    if case.metric is not COLOUR:
+    if not case.relative:
         return case.metric
-    usual = statistics.mean(run["all"] for run in uniform.values())
-    return Metric("all", case.metric.title, case.metric.factor / usual, case.metric.digits)
+    usual = statistics.mean(run[case.metric.key] for run in uniform.values())
+    return dataclasses.replace(case.metric, factor=case.metric.factor / usual)
 
 
 def _runs(root: Path, case: Case) -> list[Run]:

@@ -59,14 +59,16 @@ def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None
 
 
 def differences(runs: list[Run], data: str, prune: float, arm: str, metric: Metric) -> list[str]:
-    """An arm's difference to each of ``AGAINST`` in pairs of seeds, with half its 95 % interval;
-    empty where there are fewer than two pairs, and to itself.
+    """An arm's difference to each of ``AGAINST`` in pairs of seeds, half its 95 % interval, and
+    the number of pairs where some seeds have none; empty for fewer than two pairs, and to itself.
     """
     own, told = group(runs, data, prune, arm), []
     for other in AGAINST:
         base = group(runs, data, 0.0 if other == "full" else prune, other) if other != arm else {}
         apart = paired_difference(own, base, metric.key, metric.factor)
-        told.append("" if apart is None else f"{apart[0]:+.{metric.digits}f} ± {apart[1]:.{metric.digits}f}")
+        pairs = len(own.keys() & base.keys())
+        fewer = f" (n = {pairs})" if pairs < len(own) else ""
+        told.append("" if apart is None else f"{apart[0]:+.{metric.digits}f} ± {apart[1]:.{metric.digits}f}{fewer}")
     return told
 
 

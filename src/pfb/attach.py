@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pfb import cuts
 from pfb.blocker import Blocker
-from pfb.density import Density
+from pfb.density import DENSITY, Density
 from pfb.estimator import DensityEstimator
 from pfb.features import FeatureReader, Features, channel_layers
 from pfb.gate import Gate
@@ -132,8 +132,7 @@ def attach(
     local = isinstance(importance, InverseDensity)
     if features is None:
         features = "sketch" if local else "cut"
-    if estimator is None:
-        estimator = NeighbourMemory() if local else DensityEstimator()
+    estimator = _checked_estimator(estimator, importance)
     input_dim = wiring.batch_dim if isinstance(wiring, Recompute) else dim
     reader = _reader(features, model, name, module, feature_dim, channel_dim, dim, input_dim)
     if isinstance(reader, Momentum) and not isinstance(wiring, Recompute):
@@ -226,6 +225,20 @@ def _checked_importance(importance: Importance | None) -> Importance:
             f"(got {importance!r})." + (f" Did you mean `pfb.{RULES[near[0]]}()`?" if near else "")
         )
     return importance
+
+
+def _checked_estimator(estimator: Density | None, importance: Importance) -> Density:
+    local = isinstance(importance, InverseDensity)
+    if estimator is None:
+        return NeighbourMemory() if local else DensityEstimator()
+    has = DENSITY - {"log_density" if local else "isolation"}  # what the other rules read
+    lacks = sorted(name for name in has if not hasattr(estimator, name))
+    if lacks or isinstance(estimator, type):
+        raise TypeError(
+            f"`estimator` must be a density such as `pfb.NeighbourMemory(4096)` or `pfb.DensityEstimator()` (got "
+            f"{estimator!r}" + (f", which has no {', '.join(lacks)})" if lacks else ", a class: write `()` after it)")
+        )
+    return estimator
 
 
 def _check_model(model: nn.Module) -> None:

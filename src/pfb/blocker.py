@@ -154,7 +154,7 @@ class Blocker:
     @property
     def selection(self) -> Selection | None:
         """The latest forward's decision, ``.indices`` ascending int64 and ``.batch_size``; ``None``
-        if it pruned nothing.
+        if there was nothing to decide: the share was 0, or the model was not in training.
 
         Keep it to select targets after another forward has run: ``s = blocker.selection; ...;
         s.select(y)``.
@@ -171,8 +171,8 @@ class Blocker:
         """What each kept sample counts for, ``[K]`` float32, to keep the aim of full data:
         ``(blocker.weights * losses).mean()`` over the kept samples estimates the mean loss of the
         whole batch, without bias but that no weight is above the root of K. A scalar 1 if the
-        latest forward pruned nothing. Where data repeat themselves much the few copies that go on
-        count so much that training gets worse; there, leave them off.
+        latest forward had nothing to decide. Where data repeat themselves much the few copies that
+        go on count so much that training gets worse; there, leave them off.
 
         Raises:
             ValueError: the rule does not draw by known weights, such as :class:`pfb.RareFirst`.

@@ -95,6 +95,8 @@ class FeatureReader(Features):
             isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
         ):
             raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
+        if channel_dim is not None and (isinstance(channel_dim, bool) or not isinstance(channel_dim, int)):
+            raise ValueError(f"`channel_dim` must be None or a whole number, such as 1 or -1 (got {channel_dim!r})")
         self.name = "callable" if features is not None else "cut-spread" if spread else "cut"
         self.of = _given_to(features)
         self.batch_dim, self._spread = batch_dim, spread
@@ -107,14 +109,19 @@ class FeatureReader(Features):
 
         Raises:
             TypeError: the output holds no floating-point tensor ``[N, ...]``.
-            ValueError: it cannot be told which dimension holds the channels, or the callable
-                returned something else than ``[N, D]``.
+            ValueError: it cannot be told which dimension holds the channels, the one that was named
+                does not, or the callable returned something else than ``[N, D]``.
         """
         if self._features is not None:
             return self._reduced(checked_features(self._features(output), "`features`"))
         x = batched_tensor(output).movedim(self.batch_dim, 0)
         if self._channel_dim is None:
             self._channel_dim = infer_channel_dim(x.shape, self._layers)
+        elif not (0 < self._channel_dim < x.dim() or -x.dim() < self._channel_dim < 0):
+            raise ValueError(
+                f"`channel_dim` must be a dimension beside that of the samples, 0, of the cut's output "
+                f"{tuple(x.shape)} (got {self._channel_dim}): 1 for [N, C, H, W], -1 for [N, H, W, C] and [N, T, C]"
+            )
         return self._reduced(mean_and_spread(x, self._channel_dim) if self._spread else pool(x, self._channel_dim))
 
     def _reduced(self, wide_NC: Tensor) -> Tensor:

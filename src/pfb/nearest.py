@@ -38,14 +38,16 @@ def least_squares(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tenso
         filled: ``[]`` int64.
         group: g.
     """
-    least, size = [], rows_at_once(len(rows_MD), group)
+    size = rows_at_once(len(rows_MD), group)
+    least_NG = z_ND.new_empty(len(z_ND), -(-len(rows_MD) // group))
     with full_precision(z_ND.device):
-        for first, piece_MD in zip(range(0, len(rows_MD), size), torch.split(rows_MD, size), strict=True):
-            piece_MD = in_deviations(piece_MD, frame_2D)
+        for first in range(0, len(rows_MD), size):
+            piece_MD = in_deviations(rows_MD[first : first + size], frame_2D)
             absent_M = torch.arange(first, first + len(piece_MD), device=filled.device) >= filled
             squares_M = piece_MD.square().sum(1).masked_fill_(absent_M, math.inf)
-            least.append(least_of_groups(torch.addmm(squares_M, z_ND, piece_MD.T, alpha=-2.0), group))
-    return torch.cat(least, 1)
+            squares_NM = torch.addmm(squares_M, z_ND, piece_MD.T, alpha=-2.0)
+            least_NG[:, first // group : (first + size) // group] = least_of_groups(squares_NM, group)
+    return least_NG
 
 
 def rows_at_once(rows: int, group: int) -> int:

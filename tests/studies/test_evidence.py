@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studies import __main__ as studies
-from studies import overview
+from studies import overview, verdicts
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -37,25 +37,35 @@ def test_every_part_is_made_for_either_device(sizes, tmp_path):
 
 
 def test_better_is_plus_also_where_less_is_better(tmp_path):
-    def runs(own, base, data, key):
+    def runs(own, base, data, *keys):
         return [
-            {"data": data, "prune": 0.5, "seed": seed, "arm": arm, "compute": 0.6, key: value}
+            {"data": data, "prune": 0.5, "seed": seed, "arm": arm, "compute": 0.6, **dict.fromkeys(keys, value)}
             for arm, values in (("inverse-density", own), ("uniform", base))
             for seed, value in enumerate(values)
         ]
 
     cases = {
         "clips": runs([0.62, 0.64], [0.60, 0.61], "clips", "test_accuracy"),
-        "code": runs([1.00, 1.02], [1.03, 1.04], "code", "novel"),
-        "video": runs([0.9, 0.9], [1.0, 1.0], "video", "all"),
+        "code": runs([1.00, 1.02], [1.03, 1.04], "code", "novel", "all"),
+        "video": runs([0.9, 0.9], [1.0, 1.0], "video", "novel", "all"),
     }
     clips = {"data": "cifar10", "clips": 50, "frames": 30, "singles": 2000}
     for name, made in cases.items():
         config = {"clips": clips, "epochs": 3} if name == "clips" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({"config": config, "runs": made}))
     lines = overview.render(tmp_path).splitlines()[2:]
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert lines[0].startswith("| CIFAR-10 clips: 50 images of 30 near-equal frames, 2,000 single ones | ")
     assert "| +2.5 ± " in lines[0]
-    assert "| +2.5 ± " in lines[1]
-    assert "| +10.0 ± 0.0 |" in lines[2]
+    assert all("| +2.5 ± " in line for line in lines[1:3])
+    assert all("| +10.0 ± 0.0 |" in line for line in lines[3:])
+
+
+def test_a_difference_of_fewer_pairs_than_runs_says_so():
+    runs = [
+        {"data": "clips", "prune": prune, "seed": seed, "arm": arm, "compute": 0.6, "told": 1.0 + seed}
+        for arm, prune, seeds in (("uniform", 0.5, 3), ("inverse-density", 0.5, 3), ("full", 0.0, 2))
+        for seed in range(seeds)
+    ]
+    told = verdicts.differences(runs, "clips", 0.5, "inverse-density", verdicts.Metric("told", "told"))
+    assert told == ["+0.00 ± 0.00", "", "", "+0.00 ± 0.00 (n = 2)"]

@@ -34,6 +34,10 @@ class TestArguments:
             ({"importance": "uniform"}, TypeError, r"got 'uniform'.*Did you mean `pfb.Uniform\(\)`"),
             ({"importance": 3}, TypeError, r"got 3\)\.$"),
             ({"feature_dim": 0}, ValueError, "feature_dim"),
+            ({"channel_dim": True, "features": "cut"}, ValueError, "`channel_dim` must be None or a whole.*got True"),
+            ({"channel_dim": 1.5, "features": "momentum"}, ValueError, "got 1.5"),
+            ({"estimator": 5}, TypeError, "such as `pfb.NeighbourMemory.*got 5, which has no accumulate, .*isolation"),
+            ({"estimator": pfb.NeighbourMemory}, TypeError, r"a class: write `\(\)` after it"),
             (
                 {"channel_dim": 1, "features": lambda x: x},
                 ValueError,

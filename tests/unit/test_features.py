@@ -7,7 +7,15 @@ import torchvision
 from torch import nn
 
 import pfb
-from pfb.features import _drawn, batched_tensor, channel_layers, infer_channel_dim, pool, random_projection
+from pfb.features import (
+    FeatureReader,
+    _drawn,
+    batched_tensor,
+    channel_layers,
+    infer_channel_dim,
+    pool,
+    random_projection,
+)
 from tests import zoo
 
 
@@ -81,6 +89,12 @@ def test_pooling_a_swin_map_keeps_the_channels():
     """The trap: averaging the last two axes of [N, H, W, C] leaves rows and loses the channels."""
     x = torch.arange(4.0).expand(2, 5, 6, 4)
     assert pool(x, channel_dim=-1).tolist() == [[0.0, 1.0, 2.0, 3.0]] * 2
+
+
+@pytest.mark.parametrize("named", [0, 4, 5, -4, -5])
+def test_a_dimension_that_is_none_of_the_channels_is_refused_and_does_not_wrap(named):
+    with pytest.raises(ValueError, match=rf"beside that of the samples, 0, .*\(2, 3, 8, 8\) \(got {named}\)"):
+        FeatureReader((), channel_dim=named)(torch.zeros(2, 3, 8, 8))
 
 
 def test_pooling_tokens_keeps_the_channels():
