@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pfb.lab.bench import output
-from pfb.lab.train.pairs import paired_difference
+from pfb.lab.train.pairs import shown_difference
 from studies.arms import ARMS, Run
 
 AGAINST = ("uniform", "short", "small-batch", "full")
@@ -65,10 +65,7 @@ def differences(runs: list[Run], data: str, prune: float, arm: str, metric: Metr
     own, told = group(runs, data, prune, arm), []
     for other in AGAINST:
         base = group(runs, data, 0.0 if other == "full" else prune, other) if other != arm else {}
-        apart = paired_difference(own, base, metric.key, metric.factor)
-        pairs = len(own.keys() & base.keys())
-        fewer = f" (n = {pairs})" if pairs < len(own) else ""
-        told.append("" if apart is None else f"{apart[0]:+.{metric.digits}f} ± {apart[1]:.{metric.digits}f}{fewer}")
+        told.append(shown_difference(own, base, metric.key, metric.factor, metric.digits))
     return told
 
 

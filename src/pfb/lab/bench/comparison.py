@@ -15,7 +15,7 @@ from pfb.lab import files
 from pfb.lab.bench import output
 from pfb.lab.bench.methods import UNIFORM
 from pfb.lab.train.compute import operations
-from pfb.lab.train.pairs import Group, paired_difference
+from pfb.lab.train.pairs import Group, shown_difference
 
 Run = dict[str, Any]
 
@@ -63,9 +63,9 @@ def render(runs: list[Run], against: str | None = None) -> str:
                 f"{prune:g}",
                 len(group),
                 _mean_std([100 * run["test_accuracy"] for run in group.values()]),
-                _difference(group, base),
-                _difference(group, uniform_of(method, prune, groups)),
-                *([] if against is None else [_difference(group, others)]),
+                shown_difference(group, base),
+                shown_difference(group, uniform_of(method, prune, groups)),
+                *([] if against is None else [shown_difference(group, others)]),
                 f"{100 * statistics.mean(run['train_accuracy'] for run in group.values()):.1f}",
                 _kept(group),
                 f"{trained:.1%}",
@@ -91,7 +91,7 @@ def overview(runs: list[Run]) -> str:
         rows.append(["full", _accuracy(full), *[""] * (len(header) - 2)])
     for method in dict.fromkeys(name for name, _ in groups if name != "full"):
         cells = [groups.get((method, prune), {}) for prune in prunes]
-        rows.append([method, *(text for group in cells for text in (_accuracy(group), _difference(group, full)))])
+        rows.append([method, *(text for group in cells for text in (_accuracy(group), shown_difference(group, full)))])
     return output.table(header, rows)
 
 
@@ -196,11 +196,6 @@ def _mean_std(values: list[float]) -> str:
 
 def _accuracy(group: Group) -> str:
     return f"{_mean_std([100 * run['test_accuracy'] for run in group.values()])} (n = {len(group)})" if group else ""
-
-
-def _difference(group: Group, base: Group) -> str:
-    difference = paired_difference(group, base)
-    return "" if difference is None else f"{difference[0]:+.2f} ± {difference[1]:.2f}"
 
 
 def _kept(group: Group) -> str:

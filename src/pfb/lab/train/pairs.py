@@ -35,6 +35,23 @@ def paired_difference(
     return statistics.mean(differences), float(half)
 
 
+def shown_difference(group: Group, base: Group, of: str = "test_accuracy", factor: float = 100, digits: int = 2) -> str:
+    """:func:`paired_difference` for a table, with the number of pairs where some runs have no
+    partner; empty where there are fewer than two.
+
+    Example:
+        >>> pruned = {seed: {"test_accuracy": 0.5 + 0.01 * seed} for seed in range(3)}
+        >>> shown_difference(pruned, {0: {"test_accuracy": 0.4}, 1: {"test_accuracy": 0.41}})
+        '+10.00 ± 0.00 (n = 2)'
+    """
+    difference = paired_difference(group, base, of, factor)
+    if difference is None:
+        return ""
+    pairs = len(group.keys() & base.keys())
+    fewer = f" (n = {pairs})" if pairs < len(group) else ""
+    return f"{difference[0]:+.{digits}f} ± {difference[1]:.{digits}f}{fewer}"
+
+
 def seconds(run: dict[str, Any]) -> float:
     """What a run's training epochs took: processor time where a CPU trained, which other load
     changes little, else by the clock.
