@@ -165,6 +165,7 @@ def checked_width(x: Tensor, known: int | None) -> Tensor:
     if known is not None and known != x.size(1):
         raise ValueError(
             f"features have {x.size(1)} dimensions, the density was built on {known}. One blocker serves one cut of "
-            "one model; attach anew after changing either."
+            "one model; attach anew after changing either. Where batches differ in width (channels, frames of [N, T, "
+            "C, H, W]), pass `features=`, a callable that returns [N, D] of one D."
         )
     return x.detach().float()

@@ -318,7 +318,7 @@ class Gate:
 
     def _chosen(self, rows_ND: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            self.hints.look_for_views(rows_ND, self.views)
+            self.hints.look_at_features(rows_ND, self.views)
         features_GD = self.views.pooled(rows_ND)
         g = features_GD.size(0)
         given = (features_GD, self.estimator) if self.reads == "density" else (features_GD,)

@@ -9,6 +9,7 @@ from torch import Tensor
 from pfb.views import Views, undeclared
 
 SMALL_BATCHES = 10  # so many in a row are no accident
+MANY_BROKEN = 0.1  # of a batch
 
 
 class Hints:
@@ -27,7 +28,7 @@ class Hints:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
-        self._looked_for_views = False
+        self._looked = False
         self._small = 0  # batches in a row of which all samples went on
 
     def tell(self, what: str, text: str) -> None:
@@ -47,11 +48,21 @@ class Hints:
                 "accumulation: fewer, larger micro-batches).",
             )
 
-    def look_for_views(self, rows_ND: Tensor, declared: Views) -> None:
-        """Once, at the first pruned batch, since the host has to wait for it."""
-        if self._looked_for_views:
+    def look_at_features(self, rows_ND: Tensor, declared: Views) -> None:
+        """For broken ones and for views; once, at the first pruned batch, since the host has to
+        wait for it.
+        """
+        if self._looked:
             return
-        self._looked_for_views = True
+        self._looked = True
+        broken = int((~rows_ND.isfinite().all(1)).sum())
+        if broken > MANY_BROKEN * len(rows_ND):
+            self.tell(
+                "broken",
+                f"{broken} of {len(rows_ND)} samples of the first batch hold NaN or infinity. Such samples are always "
+                "kept, so that the loss shows them, and crowd the others out. If the model fills gaps itself, judge "
+                "samples by what it fills them with: pass `features=`, a callable that returns finite [N, D].",
+            )
         found = undeclared(rows_ND) if declared.count == 1 else None
         if found is not None:
             v, near = found.count, found.interleaved

@@ -295,8 +295,10 @@ class NeighbourMemory:
             self._told = True
             warnings.warn(
                 f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the "
-                "data do not repeat themselves that much, the memory is longer than an epoch, so that every sample "
-                "meets itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an epoch.",
+                "data do not repeat themselves that much, either the memory is longer than an epoch, so that every "
+                "sample meets itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an "
+                "epoch. Or what samples are judged by, the model's main input, does not tell them apart (a prompt, a "
+                "mask, one of several inputs): pass `features=`.",
                 stacklevel=4,
             )
 

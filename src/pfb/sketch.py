@@ -23,7 +23,7 @@ PROJECTIONS = 8  # of sequences, beside as many filters as of images
 STEPS = 5  # in time that a filter of sequences spans
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
 BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
-VECTOR = 48  # dimensions of the sketch of a vector
+VECTOR = 256  # dimensions of the sketch of a vector: shorter ones keep their columns, each in its own units
 GRAMS = 4  # longest run of tokens that is counted
 BUCKETS = 64  # counts of the runs of one length
 PRIME = 2**31 - 1
@@ -42,8 +42,9 @@ class Sketch(Features):
     length and normalized to length 1. A token that repeats the one before it counts for nothing, so
     padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
     random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
-    one before it counts for nothing. Vectors ``[N, F]``: 48 random projections, or the vector
-    itself if it is not longer.
+    one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density
+    in units of the deviations sees a column of any scale as one of many; of more than 256 values as
+    many random projections, in which columns of large scale rule.
 
     Args:
         batch_dim: where the input has its samples.
@@ -153,7 +154,7 @@ def _weighted(x_NTC: Tensor, weights_NT1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def of_vectors(x_NF: Tensor) -> Tensor:
-    """Sketch of float32 vectors ``[N, F]``, ``[N, 48]`` at most."""
+    """Sketch of float32 vectors ``[N, F]``, ``[N, 256]`` at most."""
     width = x_NF.size(1)
     return x_NF if width <= VECTOR else x_NF @ fixed_normal(width, VECTOR, device=x_NF.device)
 

@@ -250,12 +250,13 @@ def test_a_state_that_is_most_of_the_data_is_stopped_first():
     assert active > 0.9
 
 
-def test_a_column_of_large_scale_does_not_blind_the_others():
+@pytest.mark.parametrize("width", [12, 100])
+def test_a_column_of_large_scale_does_not_blind_the_others(width):
     """The time in seconds beside standardized columns: it is one of many, not all that counts."""
     torch.manual_seed(0)
-    x = with_copies(torch.randn(2500, 12))
+    x = with_copies(torch.randn(2500, width))
     x[:, 3] *= 1e6
-    copies, singles = chances_of(x, (COPIES, SINGLES))
+    copies, singles = chances_of(Sketch()(x), (COPIES, SINGLES))
     assert copies < 0.15
     assert singles > 0.85
 
@@ -267,6 +268,16 @@ def test_a_small_group_that_is_more_alike_than_the_rest_is_stopped_like_copies()
     x[:250] = 2 + 0.2 * x[:250]
     alike, others = chances_of(x, (torch.arange(250), torch.arange(250, 2500)))
     assert alike < 0.3
+    assert others > 0.5
+
+
+def test_a_minority_that_lies_apart_is_stopped_like_copies():
+    """A limit: though as spread as the others, its usual distance is that to the others."""
+    torch.manual_seed(0)
+    x = torch.randn(2500, 10)
+    x[:250] += 8
+    apart, others = chances_of(x, (torch.arange(250), torch.arange(250, 2500)))
+    assert apart < 0.3
     assert others > 0.5
 
 
@@ -319,3 +330,12 @@ def test_black_borders_hide_copies_and_reflected_ones_do_not():
         x = torch.stack([p[:, a : a + 32, b : b + 32] for p, (a, b) in zip(wide, shifts, strict=True)])
         found[mode] = chances_of(Sketch()(x), [COPIES])[0]
     assert found["reflect"] + 0.05 < found["constant"]
+
+
+def test_bits_given_as_whole_numbers_are_read_as_tokens():
+    """A limit: runs of zeros count for nothing, so that sparse bits tell less than as a vector."""
+    torch.manual_seed(0)
+    x = with_copies((torch.rand(2500, 512) < 0.01).byte())
+    as_tokens, as_vectors = chances_of(Sketch()(x), [COPIES])[0], chances_of(Sketch()(x.float()), [COPIES])[0]
+    assert as_vectors < 0.1
+    assert as_tokens > as_vectors + 0.1

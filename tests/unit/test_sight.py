@@ -304,3 +304,34 @@ def test_features_name_themselves():
         pfb.attach(zoo.SmallNet(), "layer1", shallow="recompute", features=f).state_dict()["features"] for f in FEATURES
     ]
     assert names == ["cut", "cut-spread", "sketch", "momentum", "callable", "callable"]
+
+
+def test_gaps_that_the_model_fills_itself_are_told_where_they_are_many(shallow):
+    """Broken samples are kept, so that many of them crowd out the whole ones."""
+    x = torch.randn(40, 6)
+    x[:5, 2] = float("nan")
+    model = zoo.mlp(6, 8, 3)
+    with (
+        pfb.attach(model, "1", 0.5, shallow=shallow),
+        pytest.warns(UserWarning, match=r"5 of 40 samples.*pass `features=`"),
+    ):
+        model(x.clone())
+
+
+def test_in_order_of_the_clips_copies_stand_out_less():
+    """A limit: the share is that of each batch."""
+    torch.manual_seed(0)
+    x = torch.randn(1024, 20)
+    x[:256] = x[:8].repeat_interleave(32, 0)
+    copies_kept = []
+    for order in (torch.randperm(1024), torch.arange(1024)):
+        model, kept = zoo.mlp(20, 8, 3), torch.zeros(1024)
+        with pfb.attach(model, "1", 0.4, estimator=pfb.NeighbourMemory(256)) as blocker:
+            for rows in order.repeat(3).split(64):
+                model(x[rows])
+                kept[rows[blocker.selection.indices]] += 1 / 3
+                blocker.step()
+        copies_kept.append(float(kept[:256].mean()))
+    shuffled, in_order = copies_kept
+    assert shuffled < 0.3
+    assert in_order > shuffled + 0.2
