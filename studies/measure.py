@@ -153,7 +153,9 @@ def _on_cpu(config: MeasureConfig) -> Iterator[Part]:
     # Each step has weights, gradients and momentum of its own: 1.5 GB.
     short = {**GPT, "image_size": 64, "batch_size": 8, "variants": ("sketch", "uniform-recompute", "recompute")}
     yield "speed-gpt2", _of(speed, config, prunes=(0.5,), repeats=12, warmup=1, on=one_core, **short)
-    yield "neighbours", _of(neighbours, config, repeats=3, on=one_core)
+    tiny_net = {"model": "cifar-resnet8", "batch_size": 64, "variants": ("sketch", "uniform-recompute")}
+    yield "speed-resnet8-cifar", _of(speed, config, prunes=(0.5,), repeats=40, warmup=2, on=one_core, **tiny_net)
+    yield "neighbours", _of(neighbours, config, repeats=7, on=one_core)
     yield "scaling", _of(scaling, config, repeats=3)
     yield "profile-resnet18-cifar", _of(profile, config, **settings)
     yield "memory", _of(memory, config, models=("resnet18", "resnet50"), on=plain, batch_size=32)

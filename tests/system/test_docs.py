@@ -53,7 +53,7 @@ SHOWN = {
 """Result tables that stand on a page word by word."""
 AGAINST = {"augmented-cpu": "pfb-recompute"}
 """The method that a grid's table compares with beside full data and uniform blocking."""
-SPEEDS = ("resnet18-cifar", "resnet50", "swin-t", "vit-s", "gpt2")
+SPEEDS = ("resnet18-cifar", "resnet50", "swin-t", "vit-s", "gpt2", "resnet8-cifar")
 """Results of which a page shows what each variant saves."""
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
