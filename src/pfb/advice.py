@@ -49,6 +49,9 @@ class Advice(Findings):
         known_indices: whether indices are those of the data set: ``prepare`` said them, or the
             loader does not shuffle. Else they count samples in the order of this pass.
         own_features: whether samples were compared by features of the user's.
+        mistaken: share of the samples that have no near-copy, but that a memory of neighbours takes
+            for copies: a minority that is more alike than the rest or lies apart, or samples that
+            differ in few dimensions.
     """
 
     @property

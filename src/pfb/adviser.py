@@ -23,6 +23,7 @@ from pfb.features import FeatureReader, Features
 from pfb.findings import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Tested
 from pfb.hooks import is_wired
 from pfb.measure import interleaved_seconds
+from pfb.mistaken import mistaken
 from pfb.noise_scale import Loss, NoiseScale, noise_scale, objective, rows_of
 from pfb.originals import Originals
 from pfb.planner import Plan, judging, plan
@@ -148,6 +149,7 @@ def advise(
         judge_ratio=judge_ratio,
         known_indices=seen.known_indices,
         own_features=features is not None,
+        mistaken=mistaken(seen.features, found.near, parts.memory),
     )
 
 

@@ -18,6 +18,7 @@ WORTH_TIME = 0.03  # of a step
 WAITING = 0.5  # of the time, for the loader
 LARGE_BATCH = 4.0  # times the noise scale
 ALIKE = 0.5  # of the share of near-copies in training: then the test repeats itself, too
+WORTH_TELLING = 0.03  # of the samples, that are stopped without being copies
 NEARLY_ALL = 0.9  # of the data: then hardly a group is missed
 SEEN_ROWS = 3  # of a group, in the memory: then its copies are seen
 
@@ -73,6 +74,7 @@ class Findings:
     judge_ratio: float = 0.0
     known_indices: bool = True
     own_features: bool = False
+    mistaken: float = 0.0
 
     @property
     def spare(self) -> float:
@@ -128,6 +130,11 @@ class Findings:
     def repeats_enough(self) -> bool:
         """Whether blocking has something to spare."""
         return self.blockable >= WORTH_BLOCKING
+
+    @property
+    def stops_others(self) -> bool:
+        """Whether many samples that are no near-copies would be stopped as if they were."""
+        return self.mistaken >= WORTH_TELLING
 
     @property
     def blocking_is_shorter(self) -> bool:

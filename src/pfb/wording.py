@@ -37,6 +37,8 @@ def rows(found: Findings) -> Iterator[tuple[str, str]]:
     yield "broken", ", ".join(broken) if some else "none is constant, NaN or infinite"
     yield "loader", _of_loader(found)
     yield "blocking", _of_blocking(found)
+    if found.stops_others:
+        yield "mistaken", _of_mistaken(found)
     yield "noise scale", _of_noise(found)
     if found.plan is not None:
         best = found.plan.recommended
@@ -96,6 +98,13 @@ def _of_blocking(found: Findings) -> str:
     )
 
 
+def _of_mistaken(found: Findings) -> str:
+    return (
+        f"{found.mistaken:.0%} of the samples are no near-copies, but blocking by density would stop them as if they "
+        "were: a minority that is more alike than the rest or lies apart, or data of few dimensions"
+    )
+
+
 def _of_noise(found: Findings) -> str:
     noise = found.noise
     if noise is None:
@@ -126,6 +135,11 @@ def _which(found: Findings) -> str:
     if found.test_repeats_itself:
         return "at random: what you test on repeats itself, too, where to spare copies was no better than chance."
     known = "mostly on these, and each still comes by now and then."
+    if found.stops_others:
+        known += (
+            f" But {found.mistaken:.0%} of the samples, which are no copies, would be stopped like them (row "
+            '"mistaken"): if they matter, pass `features=` in which they lie among the rest, or stop at random.'
+        )
     if found.own_features:
         known += ' (`features` is your function, with the attribute `of = "input"`.)'
     if found.test_is_new:

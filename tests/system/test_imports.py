@@ -46,6 +46,7 @@ CORE = [
     "measure",
     "planner",
     "copies",
+    "mistaken",
     "batches",
     "noise_scale",
     "survey",

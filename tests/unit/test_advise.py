@@ -94,6 +94,19 @@ def test_clean_data_have_nothing_to_spare():
     assert advice.code == ""
 
 
+def test_a_minority_that_would_be_stopped_without_being_copies_is_told():
+    clean, apart = torch.randn(900, 16), torch.randn(900, 16)
+    apart[:180] += 8
+    assert look(clean).mistaken == 0
+    advice = look(apart)
+    assert advice.near_copies == 0
+    assert advice.mistaken == pytest.approx(0.2, abs=0.03)
+    assert f"{advice.mistaken:.0%} of the samples are no near-copies, but" in str(advice)
+    advice = look(torch.cat([clips(), 8 + torch.randn(100, 16)]))
+    assert advice.recommendation == "block"
+    assert "which are no copies, would be stopped like them" in advice.reason
+
+
 def test_equal_and_few_copies_are_to_be_removed_once():
     single = torch.randn(300, 16)
     x = torch.cat([single, single[:60], single[:30] + 0.001])
