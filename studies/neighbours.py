@@ -139,7 +139,7 @@ def _measure(size: tuple[int, int, int], config: NeighboursConfig, device: torch
     return {
         **{part: asdict(Spread.of(taken)) for part, taken in seconds.items()},
         "bytes": sum(x.nbytes for x in held),
-        "distance_bytes": 4 * n * (min(m, rows_at_once(m, GROUP)) + m // GROUP),
+        "distance_bytes": 4 * n * (min(m, rows_at_once(m, GROUP, device)) + m // GROUP),
     }
 
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from pfb.density import full_precision
 
 GROUPS = 1024  # so many tell what is usual
-PIECE = 4096  # rows at once, whose squares stay in a processor's cache
-PIECES = 16  # at most, of which each is a few calls
+PIECE = 2048  # rows at once, so that their squares stay in a processor's cache
+LARGE_PIECE = 65_536  # on other devices, where a call costs more than a cache gives
+PIECES = 32  # at most
 
 
 def in_deviations(x_ND: Tensor, frame_2D: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def least_squares(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tenso
         filled: ``[]`` int64.
         group: g.
     """
-    size = rows_at_once(len(rows_MD), group)
+    size = rows_at_once(len(rows_MD), group, z_ND.device)
     least_NG = z_ND.new_empty(len(z_ND), -(-len(rows_MD) // group))
     with full_precision(z_ND.device):
         for first in range(0, len(rows_MD), size):
@@ -50,9 +51,9 @@ def least_squares(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tenso
     return least_NG
 
 
-def rows_at_once(rows: int, group: int) -> int:
+def rows_at_once(rows: int, group: int, device: torch.device) -> int:
     """How many of the rows a product of matrices takes, of whole groups."""
-    size = max(PIECE, -(-rows // PIECES))
+    size = max(PIECE if device.type == "cpu" else LARGE_PIECE, -(-rows // PIECES))
     return size + -size % group
 
 

@@ -48,7 +48,8 @@ def test_nothing_is_usual_while_nothing_is_there():
 @pytest.mark.parametrize("rows", [1, 30, 4096, 4097, 65_536, 1_000_001])
 @pytest.mark.parametrize("group", [1, 3, 4])
 def test_rows_are_taken_in_whole_groups_and_few_pieces(rows, group):
-    size = nearest.rows_at_once(rows, group)
-    assert size % group == 0
-    assert -(-rows // size) <= nearest.PIECES
-    assert size <= max(4096, rows // 16 + 1) + group
+    for device, least in (("cpu", 2048), ("cuda", 65_536)):
+        size = nearest.rows_at_once(rows, group, torch.device(device))
+        assert size % group == 0
+        assert -(-rows // size) <= 32
+        assert least <= size <= max(least, rows // 32 + 1) + group
