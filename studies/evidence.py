@@ -17,7 +17,7 @@ from pfb.lab.errors import RunError
 from studies import clips, copies, natural, overview, sight
 from studies.redundancy import Clips
 
-Part = Literal["sight", "copies", "clips", "code", "code-all", "video", "long", "faults"]
+Part = Literal["sight", "copies", "clips", "code", "video", "long", "faults", "code-all"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PAIR = ("uniform", "inverse-density")
 
