@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "README.md": ["redundancy-cpu/overview.md"],
     "docs/redundancy.md": [
-        f"redundancy-cpu/{name}.md" for name in ("sight", "copies", "clips", "code", "code-all", "video", "long", "faults")
+        f"redundancy-cpu/{name}.md"
+        for name in ("sight", "copies", "clips", "code", "code-all", "video", "long", "faults")
     ],
     "docs/cost.md": [
         "measure-cpu/goals.md",
