@@ -132,7 +132,7 @@ def attach(
     local = isinstance(importance, InverseDensity)
     if features is None:
         features = "sketch" if local else "cut"
-    estimator = _checked_estimator(estimator, importance)
+    estimator = _checked_estimator(estimator, local)
     input_dim = wiring.batch_dim if isinstance(wiring, Recompute) else dim
     reader = _reader(features, model, name, module, feature_dim, channel_dim, dim, input_dim)
     if isinstance(reader, Momentum) and not isinstance(wiring, Recompute):
@@ -227,8 +227,7 @@ def _checked_importance(importance: Importance | None) -> Importance:
     return importance
 
 
-def _checked_estimator(estimator: Density | None, importance: Importance) -> Density:
-    local = isinstance(importance, InverseDensity)
+def _checked_estimator(estimator: Density | None, local: bool) -> Density:
     if estimator is None:
         return NeighbourMemory() if local else DensityEstimator()
     has = DENSITY - {"log_density" if local else "isolation"}  # what the other rules read

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pfb.copies import FEWEST
 from pfb.memory import NeighbourMemory
 
 LIKE_A_COPY = 0.5  # of the isolation of a single sample; drawn a sixteenth as often
-FEWEST = 64  # samples of which anything can be told
 BATCH = 256
 
 

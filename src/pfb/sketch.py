@@ -42,9 +42,9 @@ class Sketch(Features):
     length and normalized to length 1. A token that repeats the one before it counts for nothing, so
     padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
     random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
-    one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density
-    in units of the deviations sees a column of any scale as one of many; of more than 256 values as
-    many random projections, in which columns of large scale rule.
+    one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density in units of
+    the deviations sees a column of any scale as one of many; of more than 256 values as many random
+    projections, in which columns of large scale rule.
 
     Args:
         batch_dim: where the input has its samples.
