@@ -96,7 +96,7 @@ def _study(name: str, config: EvidenceConfig, gpu: bool) -> Study:
             few = {"lengths": (5,), "noises": (9.0,), "memories": (40,), "batch_sizes": (10,)}
             looked = dataclasses.replace(looked, clips=TINY, memory=60, queries=40, **few)  # type: ignore[arg-type]
         return lambda left: copies.run(looked)
-    if name in ("code", "code-all", "video"):
+    if name in get_args(natural.CorpusName):
         return _natural(name, config, on)  # type: ignore[arg-type]
     return _clips(name, config, gpu)
 
@@ -104,7 +104,7 @@ def _study(name: str, config: EvidenceConfig, gpu: bool) -> Study:
 TINY = Clips("digits", clips=10, frames=10, singles=50)
 
 
-def _natural(name: Literal["code", "code-all", "video"], config: EvidenceConfig, on: Device) -> Study:
+def _natural(name: natural.CorpusName, config: EvidenceConfig, on: Device) -> Study:
     made = natural.NaturalConfig(
         name,
         arms=(*PAIR, "oracle") if name == "code-all" else (*PAIR, "small-batch", "full"),

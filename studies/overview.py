@@ -20,14 +20,9 @@ from studies.arms import Run
 from studies.verdicts import Metric
 
 ACCURACY = Metric("test_accuracy", "points of accuracy", 100, 1)
-NATS = {
-    "novel": Metric("novel", "hundredths of a nat per byte, new code", -100, 1),
-    "all": Metric("all", "... all that is held out", -100, 1),
-}
-COLOUR = {
-    "novel": Metric("novel", "% of the error, parts of pictures never shown", -100, 1),
-    "all": Metric("all", "... all that is held out", -100, 1),
-}
+HELD_OUT = Metric("all", "... all that is held out", -100, 1)
+NATS = Metric("novel", "hundredths of a nat per byte, new code", -100, 1), HELD_OUT
+COLOUR = Metric("novel", "% of the error, parts of pictures never shown", -100, 1), HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,9 @@ CASES = (
     Case("{name}, {samples:,} images, no copies", "clips", "distinct", ACCURACY),
     Case("{name} clips of lengths by a power law", "clips", "tail", ACCURACY),
     Case("{name} clips under TrivialAugment, judged by the originals", "clips", "strong", ACCURACY, "originals"),
-    *(Case("source code (transformers), 60,000 windows of it", "code", "code", NATS[kind]) for kind in NATS),
-    *(Case("... all of it, a larger network", "code-all", "code-all", NATS[kind]) for kind in NATS),
-    *(Case("patches of the frames of four videos", "video", "video", COLOUR[kind], relative=True) for kind in COLOUR),
+    *(Case("source code (transformers), 60,000 windows of it", "code", "code", metric) for metric in NATS),
+    *(Case("... all of it, a larger network", "code-all", "code-all", metric) for metric in NATS),
+    *(Case("patches of the frames of four videos", "video", "video", metric, relative=True) for metric in COLOUR),
     Case("{name}, {samples:,} images, {epochs} epochs", "long", "distinct", ACCURACY),
 )
 PRUNE = 0.5
@@ -126,6 +121,7 @@ def _title(root: Path, case: Case) -> str:
 
 
 def _relative(case: Case, uniform: dict[int, Run]) -> Metric:
+    """The case's metric; a relative one in percent of what uniform leaves."""
     if not case.relative:
         return case.metric
     usual = statistics.mean(run[case.metric.key] for run in uniform.values())
