@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import pfb
-from pfb.sketch import Sketch
+from pfb.features.sketch import Sketch
 
 Target = dict[str, Tensor]
 

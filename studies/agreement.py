@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.features import batched_tensor, pool, random_projection
-from pfb.forward import output_of, scoring_mode
+from pfb.features.cut import batched_tensor, pool, random_projection
+from pfb.features.scoring_pass import output_of, scoring_mode
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, first_block
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.models import build_for
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.selection import keep_count, keep_largest
+from pfb.selection.selection import keep_count, keep_largest
+from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 Way = Callable[[Tensor], Tensor]
 

@@ -14,10 +14,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import pfb
-from pfb.cost import step_cost
-from pfb.draw import drawn
+from pfb.blocking.cost import step_cost
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
+from pfb.selection.sampling import drawn
 
 Run = dict[str, Any]
 

@@ -15,12 +15,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import pfb
-from pfb.density import COPY
+from pfb.density.kernels import COPY
+from pfb.density.neighbours import DIMENSIONS, LEAST, MOST
+from pfb.density.search import in_deviations, least_of_groups, usual_square
+from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
-from pfb.memory import DIMENSIONS, LEAST, MOST
-from pfb.nearest import in_deviations, least_of_groups, usual_square
-from pfb.sketch import Sketch
 from studies.arms import batches
 from studies.redundancy import STRONG, Clips, strongly_augmented
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.features import batched_tensor, pool
-from pfb.forward import output_of, scoring_mode
+from pfb.features.cut import batched_tensor, pool
+from pfb.features.scoring_pass import output_of, scoring_mode
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import EpochSampler, Source, load
 from pfb.lab.train.models import build
-from pfb.selection import keep_count, keep_largest
+from pfb.selection.selection import keep_count, keep_largest
 from studies.agreement import rank_correlation
 
 RANDOM_TERM = math.log(100)  # the paper's random term reaches 1 % of the largest density: so many nats below it

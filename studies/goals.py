@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pfb.lab.bench import output
-from pfb.measure import Spread
+from pfb.utils.timing import Spread
 
 SAVED = {0.4: 0.38, 0.5: 0.48}
 """Least time of a step saved, by share pruned: set for GPUs, and shown for all devices."""

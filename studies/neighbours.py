@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from pfb.density.neighbours import GROUP
+from pfb.density.search import rows_at_once
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, check_models, full_memory
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.memory import GROUP
-from pfb.nearest import rows_at_once
+from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 NEGLIGIBLE = 0.005
 """Of a full step."""

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pfb.density.neighbours import most_per_step
 from pfb.lab.bench import output
 from pfb.lab.bench.setup import network
 from pfb.lab.bench.speed import SpeedConfig
-from pfb.memory import most_per_step
 
 FLOAT = 4
 """Bytes of a gradient and of a feature: both are kept in float32 under autocast."""

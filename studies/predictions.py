@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import pfb
+from pfb.adviser.planner import Prediction
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, check_models
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.planner import Prediction
+from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 
 @dataclass(frozen=True)

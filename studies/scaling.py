@@ -23,7 +23,7 @@ import pfb
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, Step, check_models
 from pfb.lab.errors import RunError
-from pfb.measure import Spread, interleaved_seconds
+from pfb.utils.timing import Spread, interleaved_seconds
 from studies import paper
 
 START: Literal["spawn", "fork"] = "spawn"

@@ -17,8 +17,8 @@ import pfb
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.selection import keep_count, keep_largest
+from pfb.selection.selection import keep_count, keep_largest
+from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.features import FeatureReader, Features, channel_layers
-from pfb.forward import output_of, scoring_mode
+from pfb.features.cut import FeatureReader, Features, channel_layers
+from pfb.features.momentum import Momentum
+from pfb.features.scoring_pass import output_of, scoring_mode
+from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.train.models import build_for
-from pfb.momentum import Momentum
-from pfb.sketch import Sketch
 from studies.redundancy import Clips
 
 KINDS = ("cut", "cut-spread", "momentum", "sketch")

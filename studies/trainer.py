@@ -21,7 +21,7 @@ from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.models import build_for
-from pfb.measure import Clock, Spread, clock_of, in_another_order, synchronize
+from pfb.utils.timing import Clock, Spread, clock_of, in_another_order, synchronize
 
 OVERHEAD = 0.02
 """Most that the trainer may take longer than the plain loop."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pfb
-from pfb.hooks import is_wired
+from pfb.blocking.hooks import is_wired
 from pfb.lab import files
 from pfb.lab.bench import output
 

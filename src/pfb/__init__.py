@@ -6,25 +6,23 @@ torch.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfb.advice import Advice
-    from pfb.adviser import advise
-    from pfb.attach import attach
-    from pfb.blocker import Blocker
-    from pfb.estimator import DensityEstimator
-    from pfb.importance import InverseDensity, RareFirst, Uniform
-    from pfb.memory import NeighbourMemory
-    from pfb.originals import Originals
-    from pfb.planner import Plan, plan
-    from pfb.recompute import Recompute
-    from pfb.reuse import Reuse
-    from pfb.schedule import Schedule, window
-    from pfb.selection import Selection, batch_size_for
-    from pfb.views import Views
+    from pfb.adviser.advice import Advice
+    from pfb.adviser.advise import advise
+    from pfb.adviser.planner import Plan, plan
+    from pfb.blocking.attach import attach
+    from pfb.blocking.blocker import Blocker
+    from pfb.blocking.recompute import Recompute
+    from pfb.blocking.reuse import Reuse
+    from pfb.density.moving_centers import DensityEstimator
+    from pfb.density.neighbours import NeighbourMemory
+    from pfb.features.originals import Originals
+    from pfb.selection.rules import InverseDensity, RareFirst, Uniform
+    from pfb.selection.schedule import Schedule, window
+    from pfb.selection.selection import Selection, batch_size_for
+    from pfb.selection.views import Views
 
 __version__ = "0.1.0"
 
@@ -51,20 +49,20 @@ __all__ = [
 ]
 
 _PLACES = {
-    "advice": ("Advice",),
-    "adviser": ("advise",),
-    "attach": ("attach",),
-    "blocker": ("Blocker",),
-    "estimator": ("DensityEstimator",),
-    "importance": ("InverseDensity", "RareFirst", "Uniform"),
-    "memory": ("NeighbourMemory",),
-    "originals": ("Originals",),
-    "planner": ("Plan", "plan"),
-    "recompute": ("Recompute",),
-    "reuse": ("Reuse",),
-    "schedule": ("Schedule", "window"),
-    "selection": ("Selection", "batch_size_for"),
-    "views": ("Views",),
+    "adviser.advice": ("Advice",),
+    "adviser.advise": ("advise",),
+    "adviser.planner": ("Plan", "plan"),
+    "blocking.attach": ("attach",),
+    "blocking.blocker": ("Blocker",),
+    "blocking.recompute": ("Recompute",),
+    "blocking.reuse": ("Reuse",),
+    "density.moving_centers": ("DensityEstimator",),
+    "density.neighbours": ("NeighbourMemory",),
+    "features.originals": ("Originals",),
+    "selection.rules": ("InverseDensity", "RareFirst", "Uniform"),
+    "selection.schedule": ("Schedule", "window"),
+    "selection.selection": ("Selection", "batch_size_for"),
+    "selection.views": ("Views",),
 }
 
 
@@ -79,15 +77,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Let ``attach`` stay the function when Python notes that the module of that name was
-        imported.
-        """
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

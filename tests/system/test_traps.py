@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfb
-from pfb.density import log_density, log_importance, log_kernels, silverman_bandwidth
-from pfb.selection import keep_count, keep_largest
+from pfb.density.kernels import log_density, log_importance, log_kernels, silverman_bandwidth
+from pfb.selection.selection import keep_count, keep_largest
 from tests import zoo
 
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import pfb
-from pfb import adviser, findings
-from pfb.noise_scale import NoiseScale
-from pfb.survey import Survey
+from pfb.adviser import advise as adviser
+from pfb.adviser import findings
+from pfb.adviser.noise_scale import NoiseScale
+from pfb.adviser.scan import Survey
 from tests import zoo
 
 pytestmark = pytest.mark.usefixtures("_made_up_times")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pfb.copies import find_copies, in_deviations
-from pfb.sketch import Sketch
+from pfb.copies.near_duplicates import find_copies, in_deviations
+from pfb.features.sketch import Sketch
 
 
 def scenes(n, frames, singles, d=16, noise=0.01):

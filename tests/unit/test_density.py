@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfb.density import log_density, log_importance, log_kernels, silverman_bandwidth
+from pfb.density.kernels import log_density, log_importance, log_kernels, silverman_bandwidth
 from tests import reference
 
 seeds = st.integers(0, 2**31 - 1)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.draw import Draw, drawn, inverse_probability
-from pfb.selection import keep_largest
+from pfb.selection.sampling import Draw, drawn, inverse_probability
+from pfb.selection.selection import keep_largest
 from tests import zoo
 
 

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 import pfb
-from pfb.features import (
+from pfb.features.cut import (
     FeatureReader,
     _drawn,
     batched_tensor,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pfb
-from pfb.importance import reads_of
+from pfb.selection.rules import reads_of
 
 
 def test_of_a_function_its_arguments_tell():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.inputs import looks_flat
+from pfb.blocking.inputs import looks_flat
 from tests import zoo
 
 
@@ -189,7 +189,7 @@ class TestSequenceFirst:
             torch.testing.assert_close(out, plain(source[:, kept], target[:, kept], padding[kept]))
 
     def test_a_float_mask_is_known_by_the_batches_before(self):
-        from pfb.tree import select
+        from pfb.selection.nested import select
 
         seen, kept = {}, torch.tensor([0, 2])
         assert select(torch.zeros(5, 4), kept, 4, "mask", 1, seen).shape == (5, 2)

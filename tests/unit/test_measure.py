@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pfb.measure import in_another_order, interleaved_seconds
+from pfb.utils.timing import in_another_order, interleaved_seconds
 
 
 @pytest.mark.parametrize("n", range(1, 10))

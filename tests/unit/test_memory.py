@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import pfb
-from pfb import nearest
-from pfb.sketch import Sketch
+from pfb.density import search as nearest
+from pfb.features.sketch import Sketch
 from studies.copies import chances
 from tests import reference
 

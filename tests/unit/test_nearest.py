@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pfb import nearest
+from pfb.density import search as nearest
 
 
 def literal(squares_NM, filled, group):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pfb.noise_scale import noise_scale, objective
+from pfb.adviser.noise_scale import noise_scale, objective
 
 
 class Shift(nn.Module):

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 import pfb
-from pfb.sketch import Sketch
+from pfb.features.sketch import Sketch
 from tests import zoo
 
 N = 20
@@ -308,7 +308,9 @@ def test_features_of_another_form_are_refused_when_they_are_shown(returned, got)
 
 
 def test_the_class_itself_is_no_features():
-    with pytest.raises(ValueError, match=r"a callable to features \[N, D\] \(got <class 'pfb.originals.Originals'>"):
+    with pytest.raises(
+        ValueError, match=r"a callable to features \[N, D\] \(got <class 'pfb.features.originals.Originals'>"
+    ):
         pfb.attach(zoo.SmallNet(), "layer1", features=pfb.Originals)
 
 

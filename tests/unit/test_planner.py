@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import pfb
-from pfb import planner
-from pfb.planner import Prediction
+from pfb.adviser import planner
+from pfb.adviser.planner import Prediction
 from tests import zoo
 
 

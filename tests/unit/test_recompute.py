@@ -210,7 +210,7 @@ def test_settings_of_recompute_are_checked_where_they_are_made(wrong, error, mes
 
 
 def test_recompute_keeps_activations_for_the_kept_samples_only():
-    from pfb.measure import count_saved_bytes
+    from pfb.utils.timing import count_saved_bytes
 
     saved = {}
     for name in ("full", "reuse", "recompute"):

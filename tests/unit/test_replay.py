@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pfb
-from pfb.replay import Replays
+from pfb.blocking.replay import Replays
 from tests import zoo
 
 

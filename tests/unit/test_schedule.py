@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pfb import window
-from pfb.schedule import constant
+from pfb.selection.schedule import constant
 
 
 def test_constant():

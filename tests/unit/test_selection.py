@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfb.selection import Selection, batch_size_for, keep_count, keep_largest
+from pfb.selection.selection import Selection, batch_size_for, keep_count, keep_largest
 
 
 @given(n=st.integers(0, 5000), hundredths=st.integers(0, 99))

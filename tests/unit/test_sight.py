@@ -211,7 +211,7 @@ def test_the_main_input_is_found_in_whatever_order_inputs_come():
             return self.head((self.embed(tokens) * mask[..., None]).mean(1))
 
     tokens, mask = torch.randint(50, (8, 12)), torch.ones(8, 12)
-    for named, judged in ((None, pfb.sketch.Sketch()(tokens)), ("mask", mask)):
+    for named, judged in ((None, pfb.features.sketch.Sketch()(tokens)), ("mask", mask)):
         model = TakesMask()
         model.main_input_name = named
         blocker = pfb.attach(model, "embed", 0.5, shallow="recompute", importance=pfb.InverseDensity())
@@ -265,7 +265,7 @@ def test_the_scoring_pass_runs_on_averages_of_weights_and_statistics():
     expected = twin.layer1(twin.stem(x))
     expected = torch.cat([expected.mean((2, 3)), expected.std((2, 3), correction=0)], 1)
     torch.testing.assert_close(blocker.features, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(blocker.features, pfb.features.mean_and_spread(_live(model, live, x), 1), atol=1e-5)
+    assert not torch.allclose(blocker.features, pfb.features.cut.mean_and_spread(_live(model, live, x), 1), atol=1e-5)
     assert set(blocker.state_dict()["averages"]) == {n for n in literal if n.startswith(("stem", "layer1"))}
 
 

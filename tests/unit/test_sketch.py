@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pfb
-from pfb.features import _drawn, fixed_normal
-from pfb.sketch import Sketch
+from pfb.features.cut import _drawn, fixed_normal
+from pfb.features.sketch import Sketch
 from tests import reference
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfb.tree import select
+from pfb.selection.nested import select
 
 KEPT = torch.tensor([1, 3])
 N = 4

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pfb
-from pfb.views import Views, undeclared
+from pfb.selection.views import Views, undeclared
 from tests import zoo
 
 

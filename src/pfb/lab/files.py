@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pfb.errors import first_line
+from pfb.utils.errors import first_line
 
 DRAFT = ".draft"
 

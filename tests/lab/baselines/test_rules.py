@@ -7,7 +7,7 @@ import torch
 
 import pfb
 from pfb.lab.baselines import PerClass, Stratified, Tempered
-from pfb.selection import keep_largest
+from pfb.selection.selection import keep_largest
 
 
 def estimator(rows):

@@ -10,7 +10,7 @@ from PIL import Image
 from pfb.lab.train import data, loop, summary
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.folder import RunFolder
-from pfb.measure import interleaved_seconds
+from pfb.utils.timing import interleaved_seconds
 
 SMALL: dict[str, Any] = {"epochs": 2, "train_samples": 192, "batch_size": 32, "cpu": True, "n_centers": 16}
 SMALL |= {"method": "pfb", "shallow": "reuse"}  # the cut matters most with the paper's

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfb.lab.baselines.method import Method
-from pfb.selection import keep_count
+from pfb.selection.selection import keep_count
 
 
 class InfoBatch(Method):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfb.estimator import DensityEstimator
-from pfb.importance import Importance, RareFirst, Reads, reads_of
+from pfb.density.moving_centers import DensityEstimator
+from pfb.selection.rules import Importance, RareFirst, Reads, reads_of
 
 
 class PerClass:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfb.density import log_kernels
-from pfb.estimator import DensityEstimator
+from pfb.density.kernels import log_kernels
+from pfb.density.moving_centers import DensityEstimator
 
 
 @dataclass(frozen=True)

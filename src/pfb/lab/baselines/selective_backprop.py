@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pfb.lab.baselines.method import Criterion, Method
-from pfb.selection import keep_count
+from pfb.selection.selection import keep_count
 
 
 class SelectiveBackprop(Method):

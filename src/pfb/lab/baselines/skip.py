@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pfb.lab.baselines.method import Method
-from pfb.selection import keep_count
+from pfb.selection.selection import keep_count
 
 
 class Skip(Method):

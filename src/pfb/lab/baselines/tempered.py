@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfb.estimator import DensityEstimator
+from pfb.density.moving_centers import DensityEstimator
 
 
 @dataclass(frozen=True)

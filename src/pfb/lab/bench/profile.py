@@ -16,7 +16,7 @@ from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step
 from pfb.lab.bench.speed import gathering, takes_half
 from pfb.lab.bench.variants import VARIANTS
-from pfb.measure import Clock, Spread, clock_of, in_another_order, synchronize
+from pfb.utils.timing import Clock, Spread, clock_of, in_another_order, synchronize
 
 PARTS = ("shallow pass for the score", "density and choice", "forward", "backward", "optimizer", "centers")
 """``forward`` holds the shallow part of ``reuse`` and what selecting the samples costs in either

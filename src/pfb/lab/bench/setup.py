@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
+from pfb.density.neighbours import MOST_PER_STEP
 from pfb.lab.bench import checks
 from pfb.lab.errors import RunError
 from pfb.lab.train.models import build
-from pfb.measure import count_saved_bytes
-from pfb.memory import MOST_PER_STEP
+from pfb.utils.timing import count_saved_bytes
 
 
 @dataclass(frozen=True)

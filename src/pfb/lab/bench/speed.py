@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.forward import output_of
-from pfb.gate import Gate
+from pfb.blocking.gate import Gate
+from pfb.features.scoring_pass import output_of
+from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, full_memory
 from pfb.lab.bench.variants import VARIANTS
-from pfb.measure import Spread, clock_of, interleaved_seconds
-from pfb.selection import keep_count, parts
-from pfb.sketch import Sketch
-from pfb.tree import shrink_images
+from pfb.selection.nested import shrink_images
+from pfb.selection.selection import keep_count, parts
+from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 Numbers = dict[str, Any]
 

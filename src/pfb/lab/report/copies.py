@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pfb.density.neighbours import DIMENSIONS, GROUP
+from pfb.density.search import least_of_groups, usual_square
+from pfb.features.sketch import Sketch
 from pfb.lab.report.page import Section
 from pfb.lab.report.pictures import Tile, picture, sheet
 from pfb.lab.report.run import Run
@@ -16,9 +19,6 @@ from pfb.lab.train.data import Source
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.records import kept_share
 from pfb.lab.train.settings import SKETCHED
-from pfb.memory import DIMENSIONS, GROUP
-from pfb.nearest import least_of_groups, usual_square
-from pfb.sketch import Sketch
 
 SHOWN = 15
 PER_ROW = 5

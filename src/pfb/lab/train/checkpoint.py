@@ -20,10 +20,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from pfb.errors import first_line
 from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, without_folders
+from pfb.utils.errors import first_line
 
 MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.pt"
 EXTENDED = ("epochs", "extended_from")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pfb.errors import first_line
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
+from pfb.utils.errors import first_line
 
 
 @contextlib.contextmanager

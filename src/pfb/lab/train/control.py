@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pfb.errors import first_line
 from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.train import loop, twins
@@ -28,6 +27,7 @@ from pfb.lab.train.folder import SUMMARY, RunFolder
 from pfb.lab.train.loaders import length
 from pfb.lab.train.terminal import console
 from pfb.lab.train.twins import ARMS, Arm, Row
+from pfb.utils.errors import first_line
 
 CONTROL = "control.json"
 

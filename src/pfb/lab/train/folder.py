@@ -29,12 +29,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pfb.errors import first_line
 from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.train import checkpoint
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.records import Records
+from pfb.utils.errors import first_line
 
 CONFIG, METRICS, SUMMARY, RECORDS, SAMPLES = "config.json", "metrics.jsonl", "summary.json", "records.pt", "samples.csv"
 BEST, WEIGHTS, AVERAGE = "best.pt", "weights.pt", "ema.pt"

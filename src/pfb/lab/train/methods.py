@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import pfb
-from pfb.density import Density
-from pfb.features import FeatureReader, channel_layers
-from pfb.forward import output_of
-from pfb.importance import Importance
+from pfb.density.kernels import Density
+from pfb.features.cut import FeatureReader, channel_layers
+from pfb.features.scoring_pass import output_of
+from pfb.features.sketch import Sketch
 from pfb.lab.baselines import (
     InfoBatch,
     Method,
@@ -25,8 +25,8 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.idle import judges_by_originals
 from pfb.lab.train.settings import SKETCHED
-from pfb.sketch import Sketch
-from pfb.tree import shrink_images
+from pfb.selection.nested import shrink_images
+from pfb.selection.rules import Importance
 
 
 def importance(config: TrainConfig) -> Importance | None:

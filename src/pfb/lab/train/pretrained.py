@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pfb.errors import first_line
 from pfb.lab.errors import RunError
+from pfb.utils.errors import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pfb
-from pfb.cost import shallow_share
+from pfb.blocking.cost import shallow_share
 from pfb.lab.baselines import PerClass
 from pfb.lab.origin import processor
 from pfb.lab.train import methods, optim, task
 from pfb.lab.train.compute import operations
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
-from pfb.measure import Spread, count_saved_bytes, interleaved_seconds
-from pfb.selection import keep_count
+from pfb.selection.selection import keep_count
+from pfb.utils.timing import Spread, count_saved_bytes, interleaved_seconds
 
 PAIRS = 15
 

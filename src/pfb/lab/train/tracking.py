@@ -8,9 +8,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pfb.errors import first_line
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
+from pfb.utils.errors import first_line
 
 PROJECT = "pfb"
 

@@ -1,0 +1,148 @@
+"""From what a loader gives to what a model takes, its labels, and the tensor that samples are
+judged by.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pfb.blocking.inputs import batched_places, main_input
+from pfb.selection import nested as tree
+from pfb.utils.errors import first_line
+
+LABELS = ("labels", "label", "targets", "target", "y")
+Prepare = Callable[[Any], Any]
+"""From a batch to ``(input, labels)`` or ``(input, labels, index)``."""
+
+
+def split(batch: Any, model: nn.Module) -> tuple[Any, Any]:
+    """Input and labels (or ``None``) of a batch: a tensor; ``(input,)`` or ``(input, labels)``; or
+    a mapping, of which the model gets what its forward names, as in transformers' trainer.
+
+    Raises:
+        TypeError: anything else; the message asks for ``prepare=``.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> x, y = split({"pixels": torch.ones(3, 4), "label": torch.zeros(3)}, model)
+        >>> x.shape, y.shape
+        (torch.Size([3, 4]), torch.Size([3]))
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and not isinstance(batch[0], (str, bytes)):
+        return batch[0], batch[1] if len(batch) == 2 else None
+    if isinstance(batch, Mapping):
+        labels = next((batch[name] for name in LABELS if name in batch), None)
+        parameters = inspect.signature(model.forward).parameters.values()
+        named = {name: batch[name] for name in (p.name for p in parameters) if name in batch}
+        if any(name not in LABELS for name in named):
+            return named, labels
+        others = {name: value for name, value in batch.items() if name not in LABELS}
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return others, labels
+        tensors = [value for value in others.values() if isinstance(value, Tensor)]
+        if len(tensors) == 1:
+            return tensors[0], labels
+    raise TypeError(
+        f"cannot tell the input from the labels in {_kind(batch)}: pass `prepare=`, a function of the batch that "
+        "returns (input, labels), with the input a tensor, a tuple of positional or a dict of keyword arguments"
+    )
+
+
+def run(model: nn.Module, x: Any) -> Any:
+    """The model's output for an input: a tensor, a tuple of positional or a mapping of keyword
+    arguments.
+    """
+    args, kwargs = arguments(x)
+    return model(*args, **kwargs)
+
+
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An input as positional and keyword arguments."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
+
+
+def without_labels(x: Any) -> Any:
+    """An input without the labels that it may carry."""
+    return {name: value for name, value in x.items() if name not in LABELS} if isinstance(x, Mapping) else x
+
+
+def judged(model: nn.Module, x: Any) -> Any:
+    """The part of an input that samples are judged by: the model's first, or main, batched input.
+
+    Raises:
+        ValueError: it holds no tensor with samples.
+    """
+    args, kwargs = arguments(x)
+    places = batched_places(model, args, kwargs, ())
+    if not places:
+        raise ValueError(
+            f"the loader's batches hold no tensor of samples (got {_kind(x)}): pass `prepare=`, a function of the "
+            "batch that returns (input, labels) as tensors"
+        )
+    return main_input(model, places)
+
+
+def try_out(model: nn.Module, x: Any) -> None:
+    """Run the model once on an input.
+
+    Raises:
+        ValueError: it does not run.
+    """
+    try:
+        run(model, moved(x, device_of(model)))
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "") for leaf in tree.leaves(x))
+        raise ValueError(
+            f"the model does not run on the loader's first batch ({shapes}): {first_line(error)}. If it takes other "
+            "arguments, pass `prepare=`, a function of the batch that returns (input, labels)"
+        ) from error
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The same with its tensors on a device."""
+    return tree.copied(batch, lambda x: x.to(device))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU if it has none."""
+    for x in (*model.parameters(), *model.buffers()):
+        return x.device
+    return torch.device("cpu")
+
+
+def digests(x: Any, n: int) -> list[bytes]:
+    """A fingerprint of each of n samples: equal for inputs that are equal to the last bit.
+
+    Example:
+        >>> import torch
+        >>> a, b, c = digests(torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]), 3)
+        >>> a == b, a == c
+        (True, False)
+    """
+    found = [hashlib.blake2b(digest_size=16) for _ in range(n)]
+    for leaf in tree.leaves(x):
+        if leaf.dim() == 0 or len(leaf) != n or leaf.numel() == 0:
+            continue
+        rows = leaf.detach().cpu().contiguous()
+        size = rows[0].numel() * rows.element_size()
+        for i, digest in enumerate(found):
+            digest.update(ctypes.string_at(rows.data_ptr() + i * size, size))
+    return [digest.digest() for digest in found]
+
+
+def _kind(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a mapping of {', '.join(map(str, batch)) or 'nothing'}"
+    return f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")

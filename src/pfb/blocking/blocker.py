@@ -1,0 +1,353 @@
+"""The public handle: attach to a model, select the targets, step."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pfb.blocking.gate import UNKNOWN_SHARE, Gate
+from pfb.blocking.hooks import remove
+from pfb.blocking.state import VERSION, check
+from pfb.density.kernels import quantiles
+from pfb.density.moving_centers import DensityEstimator
+from pfb.features.cut import FeatureReader
+from pfb.selection.rules import Uniform
+from pfb.selection.schedule import Schedule, checked_total_steps
+from pfb.selection.selection import Selection, parts
+
+FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the user is told
+
+
+class Blocker:
+    """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`.
+
+    Attributes:
+        cut: name of the layer after which samples are stopped.
+        shallow: the wiring, ``"reuse"`` or ``"recompute"``.
+        schedule: the pruned share over training.
+        estimator: the density behind the importance.
+        detached: whether its hooks are gone, so that it prunes nothing any more.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        handles: list[RemovableHandle],
+        cut: str,
+        shallow: str,
+        schedule: Schedule,
+        total_steps: int | None,
+        model: nn.Module,
+    ) -> None:
+        self.cut = cut
+        self.shallow = shallow
+        self.schedule = schedule
+        self.estimator: Any = gate.estimator  # a Density; of which kind, the user knows
+        self._gate = gate
+        self._steps = 0
+        self._total_steps = checked_total_steps(total_steps)
+        self._ever_reached = False
+        self._told_to_step = False
+        self.detached = False
+        self._model = weakref.ref(model)
+        self._finalizer = weakref.finalize(self, remove, handles)  # dropping the blocker frees the model
+        self._set_share()
+
+    # What a training loop calls
+
+    def select(self, *trees: Any, dim: int = 0) -> Any:
+        """The samples of a batch that the latest forward kept.
+
+        Args:
+            trees: targets, or any nested batch (tuples, lists, dicts, dataclasses) of tensors whose
+                first dimension is the batch, soft labels and mixup's ``(y_a, y_b, lam)``, too.
+                Lists with one item per sample are selected, which synchronises the device.
+            dim: the batch's dimension in their tensors.
+
+        Returns:
+            For one argument the same structure with K of N rows, for several a tuple of them. The
+            very objects that were passed in, if the latest forward pruned nothing (evaluation, no
+            gradients, paused, or a share of 0).
+
+        Raises:
+            ValueError: a tensor whose first dimension is not the batch; the message names its place
+                and both sizes.
+            TypeError: a leaf that cannot be indexed by sample.
+            RuntimeError: no forward has passed the cut yet.
+
+        Example:
+            >>> import torch, pfb
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
+            >>> logits = model(torch.randn(10, 4))
+            >>> logits.shape, blocker.select(torch.arange(10)).shape
+            (torch.Size([6, 3]), torch.Size([6]))
+        """
+        selection = self.selection
+        if selection is not None:
+            return selection.select(*trees, dim=dim, seen=self._gate.lists)
+        if not (self._ever_reached or self._gate.ran) and self._expects_pruning():
+            raise RuntimeError(
+                f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
+                "called, its hooks did not run: attach before torch.compile, and call the model itself, not its "
+                "`.forward`. If a model of the same class without a blocker was compiled before, PyTorch ran its code "
+                "again: set `torch._dynamo.config.skip_nnmodule_hook_guards = False` before compiling either."
+            )
+        return trees[0] if len(trees) == 1 else trees
+
+    def step(self) -> None:
+        """Move the density by what the forwards since the last call brought, averages of weights
+        (``features="momentum"``), and the schedule by one step.
+
+        Call it once beside ``optimizer.step()``. With several ranks it is one collective (one more
+        for averages of BatchNorm statistics), in which all must take part; none while the share is
+        0. Warns once, with the cause, if a step with a share above 0 pruned nothing, and if there
+        were more steps than ``total_steps``.
+
+        Raises:
+            RuntimeError: no forward reached the cut since the last call, or one did without passing
+                the model's hooks; the ranks are at different steps; or the blocker is detached.
+        """
+        gate = self._gate
+        if self.detached:
+            raise RuntimeError(
+                "this blocker is detached, or the copy of one (deepcopy, pickle, a spawned process), so nothing is "
+                "pruned; attach a new one in this process to prune again"
+            )
+        if not (gate.ran or (gate.entered and self._ever_reached)):
+            raise RuntimeError(
+                f"no forward reached the cut {self.cut!r} since the last step(). Call the model itself (not its "
+                "`.forward` or a part of it), attach before torch.compile, and call step() once per optimizer step."
+            )
+        will_prune = gate.active or (not self._ever_reached and self.schedule.prune > 0)
+        if will_prune and not gate.entered:
+            raise RuntimeError(
+                f"the cut {self.cut!r} ran, but not within a call of the model that the blocker is attached to, so "
+                "nothing was pruned. Call the model itself, not its `.forward` or its parts; or attach to the part "
+                "that is called (with Lightning: to `self.net`, not to the LightningModule)."
+            )
+        if gate.active:
+            if (cause := gate.idle_cause()) is not None:
+                gate.hints.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
+            if gate.reads == "density":
+                self.estimator.apply()
+        self._ever_reached = self._ever_reached or gate.reached
+        gate.end_step()
+        self._steps += 1
+        if self.schedule.needs_total_steps and self._steps == (self.total_steps or 0) + 1:
+            gate.hints.tell(
+                "over",
+                f"step() was called more often than total_steps={self.total_steps}, so the schedule is over. It counts "
+                "optimizer steps, not epochs: len(loader) * epochs.",
+            )
+        self._set_share()
+        if (model := self._model()) is not None:
+            gate.reader.step(model, talk=gate.active)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The latest forward's decision, ``.indices`` ascending int64 and ``.batch_size``; ``None``
+        if there was nothing to decide: the share was 0, or the model was not in training.
+
+        Keep it to select targets after another forward has run: ``s = blocker.selection; ...;
+        s.select(y)``.
+
+        Raises:
+            RuntimeError: two threads run the model within one step, and it is the other's.
+        """
+        self._warn_of_missing_step()
+        self._gate.check_thread()
+        return self._gate.selection
+
+    @property
+    def weights(self) -> Tensor:
+        """What each kept sample counts for, ``[K]`` float32, to keep the aim of full data:
+        ``(blocker.weights * losses).mean()`` over the kept samples estimates the mean loss of the
+        whole batch, without bias but that no weight is above the root of K. A scalar 1 if the
+        latest forward had nothing to decide. Where data repeat themselves much the few copies that
+        go on count so much that training gets worse; there, leave them off.
+
+        Raises:
+            ValueError: the rule does not draw by known weights, such as :class:`pfb.RareFirst`.
+
+        Example:
+            >>> import torch, pfb
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
+            >>> x, y = torch.randn(10, 4), torch.randint(3, (10,))
+            >>> criterion = torch.nn.CrossEntropyLoss(reduction="none")
+            >>> (blocker.weights * criterion(model(x), blocker.select(y))).mean().backward()
+        """
+        self._gate.check_thread()
+        return self._gate.weights()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """All samples pass inside this context, for instance in a teacher's forward."""
+        with self._gate.paused():
+            yield
+
+    @contextlib.contextmanager
+    def decide_once(self) -> Iterator[None]:
+        """The first forward inside this context decides, and the others take the same samples.
+
+        For one batch that is run several times (SAM, LBFGS), and for several batches whose rows
+        belong together (the two sides of a siamese net).
+
+        Raises:
+            ValueError: a later forward has another number of rows.
+
+        Example:
+            >>> import torch, pfb
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
+            >>> with blocker.decide_once():
+            ...     a, b = model(torch.randn(10, 4)), model(torch.randn(10, 4))
+            >>> a.shape, b.shape
+            (torch.Size([6, 3]), torch.Size([6, 3]))
+        """
+        with self._gate.decide_once():
+            yield
+
+    # What it knows
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of optimizer steps the schedule spans; may be set until training begins."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int | None) -> None:
+        self._total_steps = checked_total_steps(value)
+        self._set_share()
+
+    @property
+    def prune(self) -> float:
+        """The share pruned at the current step."""
+        if self.schedule.needs_total_steps and self.total_steps is None:
+            return 0.0
+        if self.total_steps is not None and self._steps >= self.total_steps and self.schedule.needs_total_steps:
+            return self.schedule.share(self.total_steps, self.total_steps)
+        return self.schedule.share(self._steps, self.total_steps)
+
+    @property
+    def steps(self) -> int:
+        """How many times :meth:`step` was called."""
+        return self._steps
+
+    @property
+    def features(self) -> Tensor | None:
+        """``[N, D]`` float32 features of the latest pruned batch; ``None`` before the first, and
+        for a rule that reads none.
+        """
+        return self._gate.features
+
+    @property
+    def last_log_density(self) -> Tensor | None:
+        """``[N]`` log density of the latest pruned batch; ``None`` before the first."""
+        features = self._gate.features
+        return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Plain floats to log; reading them synchronises the device, training never does.
+
+        ``pruned_share`` and ``kept_share`` of the latest forward in training (an evaluation since
+        then does not count), ``step``, the density's own (``centers_in_use``, to which more samples
+        went than the one they came from; ``remembered``) and, once there is one, its quantiles over
+        the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
+        """
+        kept = 1.0 if self._gate.latest is None else self._gate.latest[0] / max(self._gate.latest[1], 1)
+        stats = {"step": float(self._steps), "kept_share": kept, "pruned_share": 1.0 - kept}
+        stats |= self.estimator.summary()
+        density = self.last_log_density
+        return stats if density is None else stats | quantiles(density)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_detached, (self.cut, self.shallow, self.schedule, self.total_steps))
+
+    def __repr__(self) -> str:
+        state = "detached" if self.detached else f"step={self._steps}"
+        return f"Blocker(cut={self.cut!r}, prune={self.prune}, shallow={self.shallow!r}, {state})"
+
+    # Lifetime and state
+
+    def detach(self) -> None:
+        """Remove all hooks: the model is what it was. Leaving a ``with`` block does the same."""
+        self._finalizer()
+        self._gate.set_share(0)
+        self._gate.enter(training=False)
+        self.detached = True
+
+    def __enter__(self) -> Blocker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the model, the optimizer and the random number
+        generators' states.
+
+        Holds tensors, numbers and strings only, so ``torch.load(weights_only=True)`` reads it.
+        Tensors are references, as in PyTorch: save or copy before the next step.
+        """
+        return {
+            "version": VERSION,
+            "cut": self.cut,
+            "shallow": self.shallow,
+            "features": self._gate.reader.name,
+            "step": self._steps,
+            "estimator": self.estimator.state_dict(),
+            "averages": self._gate.reader.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state was taken.
+
+        Raises:
+            ValueError: not a blocker's state, or of another version, cut, wiring, features, density
+                or, with averaged weights, model. Nothing is changed then.
+        """
+        reader = self._gate.reader
+        check(state, cut=self.cut, shallow=self.shallow, features=reader.name)
+        if (model := self._model()) is not None:
+            reader.check_state(state["averages"], model)
+        self.estimator.load_state_dict(state["estimator"])
+        reader.load_state_dict(state["averages"])
+        self._steps = state["step"]
+        self._gate.end_step()
+        self._set_share()
+
+    # Inside
+
+    def _set_share(self) -> None:
+        known = self.total_steps is not None or not self.schedule.needs_total_steps
+        self._gate.set_share(parts(self.prune) if known else UNKNOWN_SHARE)
+
+    def _expects_pruning(self) -> bool:
+        model = self._model()
+        return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
+
+    def _warn_of_missing_step(self) -> None:
+        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._told_to_step:
+            self._told_to_step = True
+            warnings.warn(
+                f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
+                "moves. Add `blocker.step()` beside `optimizer.step()`.",
+                stacklevel=3,
+            )
+
+
+def _detached(cut: str, shallow: str, schedule: Schedule, total_steps: int | None) -> Blocker:
+    gate = Gate(Uniform(), DensityEstimator(), FeatureReader(()))
+    blocker = Blocker(gate, [], cut, shallow, schedule, total_steps, nn.Identity())
+    blocker.detach()
+    return blocker

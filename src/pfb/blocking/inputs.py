@@ -1,0 +1,195 @@
+"""What a model is called with: where its samples are, and what looks like rows but is none."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from pfb.features.sketch import are_images
+from pfb.selection import nested as tree
+
+LEAST_FLAT = 4  # rows; of fewer it cannot be told whether their first column counts images
+
+
+def argument_names(model: nn.Module, n: int) -> list[str]:
+    """Names of a forward's first n positional arguments."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [f"argument {i}" for i in range(len(names), n)] if len(names) < n else names[:n]
+
+
+def batched_places(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, Any]]:
+    """Name and value of each input that holds samples: tensors, and lists and tuples of such.
+
+    Looks into mappings, named tuples and dataclasses; numbers, 0-d tensors and what is ``shared``
+    by all samples do not count. Whether a list holds one item per sample or several batches is not
+    known yet, so it is one place.
+    """
+    return [(name, value) for name, value in _places(model, args, kwargs, shared) if _holds_batches(value)]
+
+
+def lists_without_tensors(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """Name and length of each list that might hold one item per sample, such as captions."""
+    return [(name, len(value)) for name, value in _places(model, args, kwargs, shared) if not _holds_batches(value)]
+
+
+def _places(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
+) -> list[tuple[str, Any]]:
+    inputs = [*zip(argument_names(model, len(args)), args, strict=True), *kwargs.items()]
+    return [place for name, value in inputs for place in _places_in(name, value, shared)]
+
+
+def _places_in(name: str, value: Any, shared: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    # No closure that calls itself: it would hold the batch until Python looks for cycles.
+    if name in shared:
+        return
+    if isinstance(value, (Tensor, PackedSequence)) or tree.is_list(value):
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            yield name, value
+        return
+    for place, inner in tree.children(value) or ():
+        yield from _places_in(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner, shared)
+
+
+def _holds_batches(value: Any) -> bool:
+    return isinstance(value, PackedSequence) or bool(batches_in(value))
+
+
+def batches_in(value: Any) -> list[Tensor]:
+    """All tensors in an input that may have one row per sample."""
+    return [value.data] if isinstance(value, PackedSequence) else [x for x in tree.leaves(value) if x.dim() > 0]
+
+
+def main_input(model: nn.Module, places: list[tuple[str, Any]]) -> Any:
+    """Of the inputs that hold samples the one to judge them by: that which the model names as
+    ``main_input_name`` (as those of transformers do), else the first in its forward's signature.
+    """
+    known = dict(places)
+    names = [getattr(model, "main_input_name", None), *inspect.signature(model.forward).parameters]
+    return next((known[name] for name in names if name in known), places[0][1])
+
+
+def possible_rows(places: list[tuple[str, Any]], batch_dim: int) -> tuple[int, ...]:
+    """How many samples there may be by the first input: its first dimension, or ``batch_dim``; of a
+    list, its length or what its first tensor says. Empty: it does not tell.
+    """
+    if not places or isinstance(places[0][1], PackedSequence):
+        return ()
+    value = places[0][1]
+    x = batches_in(value)[0]
+    length = () if isinstance(value, Tensor) else (len(value),)
+    return (*length, *(x.size(d) for d in sorted({0, batch_dim}) if d < x.dim()))
+
+
+def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], doubt: str | None) -> None:
+    """The cut's samples must be the model's.
+
+    Raises:
+        ValueError: the cut's output has another number of rows, or there is doubt of the dimension
+            that holds them; the message names the cut.
+    """
+    if doubt is not None and output.dim() > 2:
+        raise ValueError(doubt)
+    if batch_dim >= output.dim() or (rows and output.size(batch_dim) not in rows):
+        raise ValueError(
+            f"the cut {cut!r} has an output of shape {tuple(output.shape)}, whose dimension {batch_dim} is not the "
+            f"model's batch of {rows[0] if rows else '?'}. If another dimension holds the samples, say which: "
+            "`batch_dim=1` for [T, N, C], and pfb.Recompute(batch_dim=1) where the model's inputs are such. If the "
+            "model folds others into its batch (frames, crops, windows), cut where it does not."
+        )
+
+
+def check_features(features: Tensor, value: Any, batch_dim: int) -> None:
+    """Features that are not of the cut's output, ``[N, D]``, must be of the samples of the model's
+    input.
+
+    Raises:
+        ValueError: they have another number of rows.
+    """
+    if isinstance(value, Tensor):
+        rows: tuple[int, ...] = (value.size(batch_dim),) if batch_dim < value.dim() else ()
+    else:
+        rows = (len(value),) if are_images(value) else possible_rows([("", value)], batch_dim)
+    if rows and features.size(0) not in rows:
+        raise ValueError(
+            f"samples are judged by features of {features.size(0)} rows, but the model's batch has {rows[0]}: "
+            "`features`, or what is shown to pfb.Originals, must have a row for each"
+        )
+
+
+def check_input(value: Any, doubt: str) -> None:
+    """Where nothing is scored at the cut, its layers' doubt is that of an input which may have its
+    samples in dimension 1, too: tokens ``[T, N]`` or sequences ``[T, N, F]``.
+
+    Raises:
+        ValueError: it may; the message is the doubt.
+    """
+    if isinstance(value, Tensor) and (value.dim() == 3 or (value.dim() == 2 and not value.is_floating_point())):
+        raise ValueError(f"{doubt} Where the model's inputs are such, shallow=pfb.Recompute(batch_dim=1).")
+
+
+def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
+    """What to ask if layers inside the cut say that their batch is not in dimension 0."""
+    for name, m in module.named_modules():
+        if getattr(m, "batch_first", None) is False:
+            return (
+                f"the cut {cut!r} holds a {type(m).__name__} with batch_first=False ({name or 'itself'}), so samples "
+                "may lie in dimension 1 of its output. Say which: `batch_dim=1` for [T, N, C], `batch_dim=0` for [N, "
+                "...]."
+            )
+    return None
+
+
+def looks_flat(value: Any, batch_size: int) -> bool:
+    """Whether a tensor is a flat list of targets whose first column says which image each is in.
+
+    ``[M, 2 or more]`` with M = N by chance: a sorted column of whole numbers below N, of which at
+    least half occur. Synchronises the device.
+
+    Example:
+        >>> looks_flat(torch.tensor([[0, 7], [0, 9], [2, 7], [3, 1]]), 4)
+        True
+    """
+    if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != batch_size or value.size(1) < 2:
+        return False
+    if batch_size < LEAST_FLAT or value.is_complex() or value.dtype == torch.bool:
+        return False
+    first = value.reshape(batch_size, -1)[:, 0].detach().double()
+    whole = bool((first == first.round()).all() and (first.diff() >= 0).all())
+    return (
+        whole and float(first[0]) >= 0 and float(first[-1]) < batch_size and len(set(first.tolist())) * 2 >= batch_size
+    )
+
+
+def checked_dim(dim: int) -> int:
+    """A dimension given by the user.
+
+    Raises:
+        ValueError: no whole number of at least 0.
+    """
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 0:
+        raise ValueError(f"`batch_dim` must be a whole number of at least 0 (got {dim!r})")
+    return dim
+
+
+def checked_names(shared: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """Names given by the user.
+
+    Raises:
+        TypeError: one name, or things that are no names.
+    """
+    if isinstance(shared, str):
+        raise TypeError(f"`shared` must be a tuple of input names: write shared=({shared!r},)")
+    if not all(isinstance(name, str) for name in shared):
+        raise TypeError(f"`shared` must be a tuple of input names (got {shared!r})")
+    return tuple(shared)

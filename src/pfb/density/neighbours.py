@@ -1,0 +1,323 @@
+"""A local density: the nearest of the features that training has seen lately.
+
+Reading, collecting and writing are separate as in :class:`pfb.DensityEstimator`. Shape suffixes: N
+samples, M remembered ones, P pending ones, R those of all ranks, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pfb.density.centers import DEAD_CHANNEL, spread_of, within_reach
+from pfb.density.kernels import COPY, Collects, checked_width, median
+from pfb.density.search import in_deviations, least_squares, to_nearest, to_those_before, usual_square
+from pfb.utils import distributed as sync
+
+MOST_PER_STEP = 2048  # rows of one rank
+LOOK = 256  # rows that tell where the middle is, or whether the memory is too long
+MEASURED = 4096  # rows that tell the deviations
+STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
+GROUP = 4  # rows whose nearest is the usual neighbour
+CLOSE = 0.3  # part of the distance between any two samples
+DIMENSIONS = 8  # how fast the nearest of more rows comes nearer; images of CIFAR-10 and digits: 7 to 8
+LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
+FIRST_CHECK = 64  # step
+NEARLY_ALL = 0.9
+NAMES = ("rows", "counts", "frame", "pending")
+
+
+class NeighbourMemory:
+    """The latest features of all samples that came by, stopped ones too, and the density ``f(x) = 1
+    / (M V_D d(x) ** D)`` by the distance d to the nearest of them.
+
+    Distances are in units of the remembered features' standard deviations. Unlike a bandwidth, d
+    fits every place: it is small within a group of near-equal samples, however many others there
+    are. It is large for the extreme ones, too, which is not what matters; :meth:`isolation`
+    therefore puts it in proportion to what is usual around there.
+
+    **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
+    is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
+    an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
+    like a copy of itself.
+
+    A step costs matrix products of ``[N, D]`` and ``[D, M + N]``, of which, for long memories, a
+    third is held at a time, and with several ranks one collective, so that copies are seen on
+    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 64,
+    128, 256, ..., where a memory that is too long is told. Of one rank and step at most 2,048 rows
+    are remembered.
+
+    Args:
+        size: M, number of features remembered, of all ranks together.
+
+    Attributes:
+        collects: ``"all"``: it is given the features of stopped samples, too.
+
+    Example:
+        >>> import torch
+        >>> memory = NeighbourMemory(size=100)
+        >>> memory.accumulate(torch.tensor([[0.0, 0.0], [2.0, 2.0]])); memory.apply()
+        >>> memory.distance(torch.tensor([[0.0, 0.0], [2.0, 1.0]]))
+        tensor([0., 1.])
+    """
+
+    collects: ClassVar[Collects] = "all"
+
+    def __init__(self, size: int = 4096) -> None:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+            raise ValueError(f"`size` must be a whole number of at least 2 (got {size!r}); the default is 4096")
+        self.size = size
+        self.updates = 0
+        self._group = min(GROUP, max(1, size // 8))
+        self._told = False
+        self._rows: Tensor | None = None  # [M, D]
+        self._counts: Tensor | None = None  # [2] int64: where the next row goes, how many there are
+        self._frame: Tensor | None = None  # [2, D]: their middle, and 1 / standard deviation
+        self._pending: Tensor | None = None  # [P, D + 1], the last column 1 where there is a row
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything is remembered. Until then all densities are equal."""
+        return self._rows is not None
+
+    @torch.no_grad()
+    def distance(self, x: Tensor) -> Tensor:
+        """Distance ``[N]`` of features ``[N, D]`` to the nearest that is remembered, float32. Reads
+        only. All 1 while there is none.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        x_ND = self._checked(x)
+        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
+
+    @torch.no_grad()
+    def isolation(self, x: Tensor) -> Tensor:
+        """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
+        extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
+
+        The distance to the nearest row that is remembered or comes before it in ``x``, so that of
+        copies within one batch the first counts in full, as a part of the distance that is usual
+        around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
+        is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
+        are seen even if they are two in five of all samples), or three tenths of the mean distance
+        between two samples if that is more, times ``(4 / M) ** (1 / 8)``, as in eight dimensions,
+        which images fill. Where data fill fewer than about five, all have near neighbours, and all
+        are alike.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        x_ND = self._checked(x)
+        if self._counts is None or self._frame is None:
+            return x_ND.new_ones(x_ND.size(0))
+        z_ND, distance_N, usual_N = self._look(x_ND)
+        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
+        part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
+        return torch.where(self._counts[1] > 0, part_N, 1.0)
+
+    @torch.no_grad()
+    def log_density(self, x: Tensor) -> Tensor:
+        """``log f(x_i)`` of features ``[N, D]``, float32 ``[N]``; all zero while nothing is
+        remembered. Reads only.
+
+        Raises:
+            ValueError: another feature width than that of the remembered ones.
+        """
+        distance_N = self.distance(x)
+        if self._counts is None or self._frame is None:
+            return torch.zeros_like(distance_N)
+        unit_D = self._frame[1]
+        d = (unit_D > 0).sum()
+        log_ball = 0.5 * d * math.log(math.pi) - torch.lgamma(0.5 * d + 1.0)
+        log_ball = log_ball - torch.where(unit_D > 0, unit_D, 1.0).log().sum()  # f is of x, not of x in deviations
+        return -(self._counts[1].clamp_min(1).log() + log_ball + d * distance_N.clamp_min(COPY).log())
+
+    @torch.no_grad()
+    def accumulate(self, x: Tensor) -> None:
+        """Collect features ``[N, D]`` for the next :meth:`apply`; before that no sample is a
+        neighbour, not even its own. Rows that are not finite are left out.
+        """
+        x_ND = self._checked(x)
+        if self._rows is None and self._pending is not None and self._pending.size(1) != x_ND.size(1) + 1:
+            self._pending = None  # of a forward that failed on a batch of another width
+        finite_N1 = (x_ND.isfinite() & x_ND.square().isfinite()).all(1, keepdim=True)
+        rows = torch.cat([torch.where(finite_N1, x_ND, 0.0), finite_N1.float()], 1)
+        if self._pending is None:
+            self._pending = rows.new_zeros(most_per_step(self.size, sync.world_size()), rows.size(1))
+        self._pending.copy_(torch.cat([self._pending, rows])[-len(self._pending) :])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Remember what was collected on all ranks since the last call, in place of the oldest: the
+        only method that writes.
+
+        With several ranks this is one collective, which every rank must enter.
+
+        Raises:
+            RuntimeError: a rank among several has seen no forward pass the cut; or they are at
+                different steps (noticed where the features lie on the CPU; on a GPU, asking would
+                cost a synchronisation in every step).
+        """
+        if self._pending is None:
+            if sync.world_size() == 1:
+                return
+            raise RuntimeError(
+                "this rank reached step() before any forward passed the cut, so it cannot tell the others its rows. "
+                "Give every rank at least one training batch per step, if only an empty one."
+            )
+        self.updates += 1
+        self._tell_if_too_long()
+        new_RD = self._rows_of_all_ranks()
+        if self._rows is None or self._counts is None or self._frame is None:
+            self._rows = new_RD.new_zeros(self.size, new_RD.size(1) - 1)
+            self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
+            self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
+        given_R = new_RD[:, -1] > 0
+        # More ranks than places: of the rows, the first that find one.
+        first_R = given_R.argsort(descending=True, stable=True)[: self.size]
+        new_RD = new_RD.index_select(0, first_R)[:, :-1]
+        head, filled = self._counts.unbind()
+        turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
+        place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
+        written_RD = torch.where((turn_R < n)[:, None], new_RD, self._rows.index_select(0, place_R))
+        self._rows.index_copy_(0, place_R, written_RD)
+        self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
+        self._pending.zero_()
+        self._measure()
+
+    def summary(self) -> dict[str, float]:
+        """Numbers to log; synchronises the device."""
+        return {"remembered": 0.0 if self._counts is None else float(self._counts[1])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
+        references.
+        """
+        return {"size": self.size, "updates": self.updates, **{name: getattr(self, f"_{name}") for name in NAMES}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state; its tensors are copied, and moved to the features' device at the next
+        use.
+
+        Raises:
+            ValueError: not a state of a memory, of another size, or of parts that do not belong
+                together. Nothing is changed then.
+        """
+        wanted = {"size", "updates", *NAMES}
+        if not isinstance(state, dict) or not wanted <= state.keys():
+            lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
+            raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
+        if state["size"] != self.size:
+            raise ValueError(
+                f"the saved memory holds {state['size']} features, this one {self.size}: attach with "
+                f"`estimator=pfb.NeighbourMemory({state['size']})`"
+            )
+        if type(state["updates"]) is not int or state["updates"] < 0:
+            raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
+        tensors = {name: state[name] for name in NAMES}
+        if any(x is not None and not isinstance(x, Tensor) for x in tensors.values()):
+            raise ValueError(f"the memory's {', '.join(NAMES)} must be tensors or None")
+        shapes = {name: None if x is None else tuple(x.shape) for name, x in tensors.items()}
+        d = 0 if shapes["pending"] is None else shapes["pending"][-1] - 1
+        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d)}
+        if {name: shapes[name] for name in filled} not in (filled, dict.fromkeys(filled)):
+            raise ValueError(f"the shapes of the memory's state do not belong together (got {shapes})")
+        for name, x in tensors.items():
+            setattr(self, f"_{name}", None if x is None else x.detach().clone())
+        self.updates = state["updates"]
+        if self._pending is not None:  # of a run on another number of ranks
+            none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), d + 1)
+            self._pending = torch.cat([none, self._pending])[-len(none) :]
+
+    # Inside
+
+    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features in deviations ``[N, D]``, their distance to the nearest row ``[N]``, and what is
+        usual around there ``[N]``.
+        """
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        filled, group, z_ND = self._counts[1], self._group, in_deviations(x_ND, self._frame)
+        least_NG = least_squares(z_ND, self._rows, self._frame, filled, group)
+        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, group)
+        usual_N = usual_square(least_NG, filled, group) + z_ND.square().sum(1)
+        apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
+        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / DIMENSIONS)
+        none = filled == 0
+        return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+
+    def _rows_of_all_ranks(self) -> Tensor:
+        assert self._pending is not None
+        if sync.world_size() == 1:
+            return self._pending
+        step = torch.full_like(self._pending[:1], self.updates % STEPS_APART)
+        rows = sync.concatenated(torch.cat([step, self._pending])).view(sync.world_size(), -1, step.size(1))
+        if rows.device.type == "cpu" and (steps := rows[:, 0, 0].tolist()) != steps[:1] * len(steps):
+            raise RuntimeError(
+                f"the ranks called step() unevenly: they are at steps {steps}. Give every rank equally many steps, and "
+                "resume all from one state."
+            )
+        return rows[:, 1:].flatten(0, 1)
+
+    def _measure(self) -> None:
+        """Middle and deviations of what is remembered. A far row does not change those of
+        the others.
+        """
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        filled = self._counts[1]
+        sample_LD = self._rows.index_select(0, torch.arange(LOOK, device=filled.device) * filled // LOOK)
+        middle_D = median(sample_LD)
+        rows_MD, there_M1 = self._rows, (torch.arange(self.size, device=filled.device) < filled)[:, None]
+        if self.size > MEASURED:  # evenly from all that is there, so that a longer memory takes no longer
+            rows_MD = self._rows.index_select(0, torch.arange(MEASURED, device=filled.device) * filled // MEASURED)
+            filled, there_M1 = torch.full_like(filled, MEASURED), filled > 0
+        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD.sub_(middle_D)))
+        n = filled.clamp_min(1)
+        mean_D = near_MD.mul_(there_M1).sum(0) / n
+        std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
+        alive_D = std_D > DEAD_CHANNEL * _median_of_positive(std_D)  # of the widest, one column would blind all
+        self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
+
+    def _tell_if_too_long(self) -> None:
+        """At steps 64, 128, 256, ..., the only ones at which the host waits."""
+        if self._told or self._pending is None or self.updates < FIRST_CHECK or self.updates & (self.updates - 1):
+            return
+        latest_PD = self._pending[-LOOK:]  # of a long memory, all distances of all rows would fill a device
+        given_P = latest_PD[:, -1] > 0
+        near_P = (self.distance(latest_PD[:, :-1]) < COPY) & given_P
+        near, given = torch.stack([near_P.sum(), given_P.sum()]).tolist()
+        if given >= 2 and near >= NEARLY_ALL * given:
+            self._told = True
+            warnings.warn(
+                f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the "
+                "data do not repeat themselves that much, either the memory is longer than an epoch, so that every "
+                "sample meets itself and looks like a copy: let `size` of pfb.NeighbourMemory be at most a third of an "
+                "epoch. Or what samples are judged by, the model's main input, does not tell them apart (a prompt, a "
+                "mask, one of several inputs): pass `features=`.",
+                stacklevel=4,
+            )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        x_ND = checked_width(x, None if self._rows is None else self._rows.size(1))
+        held = self._rows if self._rows is not None else self._pending
+        if held is not None and held.device != x.device:
+            for name in NAMES:
+                tensor = getattr(self, f"_{name}")
+                setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
+        return x_ND
+
+
+def _median_of_positive(x_D: Tensor) -> Tensor:
+    """The lower median of the values above 0, ``[1]``; infinite if there is none."""
+    sorted_D = torch.where(x_D > 0, x_D, math.inf).sort().values
+    return sorted_D.index_select(0, ((x_D > 0).sum(0, keepdim=True) - 1).clamp_min(0) // 2)
+
+
+def most_per_step(size: int, ranks: int) -> int:
+    """How many rows of one rank and step a memory of so many rows remembers, the latest ones."""
+    return max(1, min(MOST_PER_STEP, size // ranks))

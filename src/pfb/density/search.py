@@ -1,0 +1,111 @@
+"""Distances to nearest neighbours, and which of them are usual: constant shapes, nothing read on
+the host.
+
+Products of matrices find the neighbours; their distances are taken once more without cancellation.
+Shape suffixes: N samples, M remembered ones, G groups of g rows, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfb.density.kernels import full_precision
+
+GROUPS = 1024  # so many tell what is usual
+PIECE = 2048  # rows at once, so that their squares stay in a processor's cache
+LARGE_PIECE = 65_536  # on other devices, where a call costs more than a cache gives
+PIECES = 32  # at most
+
+
+def in_deviations(x_ND: Tensor, frame_2D: Tensor) -> Tensor:
+    """From the middle, in units of the standard deviations; the frame holds it and their
+    reciprocals.
+    """
+    return (x_ND - frame_2D[0]).mul_(frame_2D[1])
+
+
+def least_squares(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tensor, group: int) -> Tensor:
+    """Square of the distance to the nearest row of each group of so many, less ``|z|`` squared,
+    ``[N, G]``; the first ``filled`` rows are there, and a group without any is infinitely far.
+
+    Args:
+        z_ND: in deviations.
+        rows_MD: as they are.
+        frame_2D: what makes deviations of them, see :func:`in_deviations`.
+        filled: ``[]`` int64.
+        group: g.
+    """
+    size = rows_at_once(len(rows_MD), group, z_ND.device)
+    least_NG = z_ND.new_empty(len(z_ND), -(-len(rows_MD) // group))
+    with full_precision(z_ND.device):
+        for first in range(0, len(rows_MD), size):
+            piece_MD = in_deviations(rows_MD[first : first + size], frame_2D)
+            absent_M = torch.arange(first, first + len(piece_MD), device=filled.device) >= filled
+            squares_M = piece_MD.square().sum(1).masked_fill_(absent_M, math.inf)
+            squares_NM = torch.addmm(squares_M, z_ND, piece_MD.T, alpha=-2.0)
+            least_NG[:, first // group : (first + size) // group] = least_of_groups(squares_NM, group)
+    return least_NG
+
+
+def rows_at_once(rows: int, group: int, device: torch.device) -> int:
+    """How many of the rows a product of matrices takes, of whole groups."""
+    size = max(PIECE if device.type == "cpu" else LARGE_PIECE, -(-rows // PIECES))
+    return size + -size % group
+
+
+def least_of_groups(squares_NM: Tensor, group: int) -> Tensor:
+    """The least of every so many columns, ``[N, G]``.
+
+    Example:
+        >>> least_of_groups(torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0]]), 2)
+        tensor([[1., 2., 4.]])
+    """
+    if squares_NM.size(1) % group:
+        squares_NM = F.pad(squares_NM, (0, -squares_NM.size(1) % group), value=math.inf)
+    return squares_NM.view(len(squares_NM), squares_NM.size(1) // group, group).amin(2)
+
+
+def to_nearest(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tensor, least_NG: Tensor, group: int) -> Tensor:
+    """Distance ``[N]`` to the nearest row, which is one of the group whose least square is the
+    least; infinite if none is there. Arguments as in :func:`least_squares`.
+    """
+    place_Ng = least_NG.argmin(1)[:, None] * group + torch.arange(group, device=filled.device)
+    rows_RD = rows_MD.index_select(0, place_Ng.clamp_max(len(rows_MD) - 1).flatten())
+    near_NgD = in_deviations(rows_RD, frame_2D).view(len(z_ND), group, z_ND.size(1))
+    squares_Ng = (z_ND[:, None] - near_NgD).square_().sum(2)
+    return squares_Ng.masked_fill_(place_Ng >= filled, math.inf).amin(1).sqrt()
+
+
+def to_those_before(z_ND: Tensor) -> Tensor:
+    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
+    not finite are nobody's neighbours.
+    """
+    with full_precision(z_ND.device):
+        finite_N = (z_ND.isfinite() & z_ND.square().isfinite()).all(1)
+        safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
+        place_N = torch.arange(len(z_ND), device=z_ND.device)
+        later_NN = (place_N[:, None] <= place_N) | ~finite_N
+        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
+        squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
+        nearest_ND = F.pad(safe_ND, (0, 0, 0, 1)).index_select(0, squares_NN.argmin(1))
+        distance_N = (z_ND - nearest_ND).square_().sum(1).sqrt()
+        return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+
+
+def usual_square(least_NG: Tensor, filled: Tensor, group: int) -> Tensor:
+    """What nine in ten groups of so many rows do not exceed by their least square, ``[N]``; the
+    first ``filled`` of the rows are there.
+    """
+    there = (filled + group - 1) // group
+    if least_NG.size(1) > GROUPS:  # evenly from all that are there, so that a longer memory takes no longer
+        some_G = torch.arange(GROUPS, device=filled.device) * there.clamp_min(GROUPS) // GROUPS
+        least_NG, there = least_NG.index_select(1, some_G), there.clamp_max(GROUPS)
+    groups = least_NG.size(1)
+    absent_G = torch.arange(groups, device=filled.device) >= there
+    last = (there - 1).clamp_min(0)
+    largest_NK = least_NG.masked_fill(absent_G, -math.inf).topk(groups - (groups - 1) * 9 // 10, dim=1).values  # sorted
+    return largest_NK.index_select(1, (last - last * 9 // 10)[None])[:, 0]

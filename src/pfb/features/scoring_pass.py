@@ -1,0 +1,66 @@
+"""Run a model up to one of its layers, in the mode in which samples are scored."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pfb.features.side_effects import as_in_training
+
+
+class Reached(Exception):
+    """Carries the cut's output, its only argument, out of a pass that ends there.
+
+    It has no ``__init__`` of its own: up to torch 2.14 the compiler cannot trace one in an
+    exception.
+    """
+
+
+def output_of(
+    model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool = False
+) -> Any:
+    """What the cut gives for these inputs of the model, with or without graph; the layers after it
+    do not run.
+    """
+
+    def catch(module: nn.Module, args: Any, output: Any) -> None:
+        raise Reached(output)
+
+    handle = cut.register_forward_hook(catch, prepend=True)
+    try:
+        with torch.set_grad_enabled(grad), as_in_training():
+            model.forward(*args, **kwargs)
+    except Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward of {type(model).__name__} did not reach the cut")
+
+
+@contextlib.contextmanager
+def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+    """Evaluation mode for the scoring pass, then every module's own mode again.
+
+    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running
+    statistics. Either way no running statistic moves here: it moves once per step, in the forward
+    proper.
+    """
+    modules = list(model.modules())
+    was_training = [m.training for m in modules]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)] if batch_statistics else []
+    norms = [m for m in norms if m.training and m.track_running_stats]
+    try:
+        for m in modules:
+            m.training = False
+        for m in norms:
+            m.training, m.track_running_stats = True, False
+        yield
+    finally:
+        for m, training in zip(modules, was_training, strict=True):
+            m.training = training
+        for m in norms:
+            m.track_running_stats = True

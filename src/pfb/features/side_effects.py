@@ -1,0 +1,185 @@
+"""The scoring pass must leave no trace: what it writes to inputs, buffers and modules is taken
+back.
+
+It runs the user's forward on the user's own objects. Nothing is copied that need not be: the first
+passes look at everything, and from then on only what was seen to change is saved before each pass.
+Inputs are copied always, which is cheap beside a forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pfb.selection import nested as tree
+
+FIRST_LOOKS = 3  # passes in which all modules are looked at; a cache may fill at the second only
+OWN = {"training", "track_running_stats", "_parameters", "_buffers", "_modules"}
+"""Attributes of a module that the pass itself sets, or that are looked at one by one."""
+CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
+
+
+class Trace:
+    """What the scoring pass of one model writes. Nothing is done inside ``torch.compile``."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._written_buffers: set[tuple[nn.Module, str]] = set()
+        self._written_modules: set[nn.Module] = set()
+
+    @contextlib.contextmanager
+    def taken_back(self, model: nn.Module, arguments: Any) -> Iterator[Any]:
+        """Arguments for a pass inside this context, after which model and arguments are what they
+        were.
+
+        Raises:
+            RuntimeError: the pass wrote to a buffer that it had left alone before, so that this
+                cannot be taken back.
+        """
+        if torch.compiler.is_compiling():
+            yield arguments
+            return
+        first = self._looks < FIRST_LOOKS
+        self._looks += 1
+        looked_at = [m for m in model.modules() if not _is_lazy(m)]
+        buffers = [(m, name, x, _version(x)) for m in looked_at for name, x in m._buffers.items()]
+        saved = {
+            (m, name): x.clone()
+            for m, name, x, _ in buffers
+            if x is not None and (first or (m, name) in self._written_buffers)
+        }
+        modules = {m: _attributes(m) for m in (looked_at if first else self._written_modules)}
+        try:
+            yield tree.copied(arguments, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
+        finally:
+            for m, before in modules.items():
+                if _restore(m, before):
+                    self._written_modules.add(m)
+            _forget_new_buffers(looked_at, {(m, name) for m, name, *_ in buffers})
+            unknown = self._restore_buffers(buffers, saved)
+            if unknown:
+                raise RuntimeError(
+                    f"pfb: the scoring pass of recompute wrote to {', '.join(unknown)}, which it had left alone until "
+                    "now, so this step would see it twice. Write in the model's training forward only, under "
+                    '`if torch.is_grad_enabled():`, or use `shallow="reuse"`.'
+                )
+
+    def _restore_buffers(
+        self, buffers: list[tuple[nn.Module, str, Tensor | None, int]], saved: dict[tuple[nn.Module, str], Tensor]
+    ) -> list[str]:
+        """Put back what was written; returns the names of buffers that cannot be."""
+        unknown = []
+        for m, name, x, version in buffers:
+            if m._buffers.get(name) is not x:
+                m._buffers[name] = x
+                self._written_buffers.add((m, name))
+            if x is not None and _version(x) != version:
+                self._written_buffers.add((m, name))
+                if (m, name) in saved:
+                    with torch.no_grad():
+                        x.copy_(saved[m, name])
+                else:
+                    unknown.append(f"the buffer {name!r} of a {type(m).__name__}")
+        return unknown
+
+
+@contextlib.contextmanager
+def as_in_training() -> Iterator[None]:
+    """Switch off what PyTorch does only without gradients or in evaluation mode.
+
+    The fused paths of attention layers (which turn padded batches into nested tensors), and caches
+    that would keep what was computed without graph: of autocast and of parametrizations. Of the
+    latter there is no public switch: ``parametrize._cache_enabled`` counts the open ``cached()``.
+    """
+    if torch.compiler.is_compiling():
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        return
+    fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
+    parametrized = parametrize._cache_enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_autocast_cache_enabled(False)
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.set_autocast_cache_enabled(cached)
+        parametrize._cache_enabled = parametrized
+        if cached:
+            torch.clear_autocast_cache()  # an autocast inside the model has switched the cache on again
+
+
+def _forget_new_buffers(modules: list[nn.Module], known: set[tuple[nn.Module, str]]) -> None:
+    for m in modules:
+        for name in [name for name in m._buffers if (m, name) not in known]:
+            del m._buffers[name]
+
+
+def _is_lazy(m: nn.Module) -> bool:
+    """Whether its first forward makes its parameters, which must stay."""
+    return isinstance(m, nn.modules.lazy.LazyModuleMixin) and m.has_uninitialized_params()
+
+
+def _version(x: Tensor | None) -> int:
+    return 0 if x is None or x.is_inference() else x._version
+
+
+def _attributes(m: nn.Module) -> dict[str, Any]:
+    """Attributes, hooks among them, and copies of the containers in them."""
+    return {name: (value, _contents(value)) for name, value in m.__dict__.items() if name not in OWN}
+
+
+def _contents(value: Any) -> list[tuple[Any, Any]]:
+    """A container and those inside it, each with a copy."""
+    found: list[tuple[Any, Any]] = []
+    known: set[int] = set()
+    unseen = [value]
+    while unseen:
+        part = unseen.pop()
+        if type(part) in CONTAINERS and id(part) not in known:
+            known.add(id(part))
+            found.append((part, part.copy()))
+            unseen += part.values() if isinstance(part, dict) else part
+    return found
+
+
+def _restore(m: nn.Module, before: dict[str, Any]) -> bool:
+    """Put attributes back; whether any had changed."""
+    changed = False
+    for name in m.__dict__.keys() - before.keys() - OWN:
+        del m.__dict__[name]
+        changed = True
+    for name, (value, contents) in before.items():
+        if m.__dict__.get(name, before) is not value:
+            m.__dict__[name] = value
+            changed = True
+        for part, content in contents:
+            if not _same(part, content):
+                part.clear()
+                part.extend(content) if isinstance(part, (list, deque)) else part.update(content)
+                changed = True
+    return changed
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two containers of one kind hold the same objects; tensors must not be compared by
+    value.
+    """
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(k in b and b[k] is v for k, v in a.items())
+    if isinstance(a, set):
+        return {id(v) for v in a} == {id(v) for v in b}
+    return all(x is y for x, y in zip(a, b, strict=True))

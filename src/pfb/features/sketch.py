@@ -1,0 +1,168 @@
+"""Features that do not drift: fixed random features of the model's input.
+
+What two samples have in common is seen before any layer has learned anything, so such features need
+no forward, and what a memory holds of them never goes stale. Equal on every device, rank and run up
+to rounding. Shape suffixes: N samples, C channels, T tokens or time, F values, D feature
+dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfb.density.kernels import full_precision
+from pfb.features.cut import Features, fixed_normal, mean_and_deviation, mean_and_spread
+
+FILTERS = 16  # of images; as many again tell copies no better
+PROJECTIONS = 8  # of sequences, beside as many filters as of images
+STEPS = 5  # in time that a filter of sequences spans
+SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
+BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
+VECTOR = 256  # dimensions of the sketch of a vector: shorter ones keep their columns, each in its own units
+GRAMS = 4  # longest run of tokens that is counted
+BUCKETS = 64  # counts of the runs of one length
+PRIME = 2**31 - 1
+BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product leaves int64
+
+
+class Sketch(Features):
+    """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
+
+    Images ``[N, C, H, W]``, or a list of them of whatever sizes (``[N, H, W, C]`` where one, three
+    or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations
+    over space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
+    standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
+    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
+    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
+    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
+    padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
+    random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
+    one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density in units of
+    the deviations sees a column of any scale as one of many; of more than 256 values as many random
+    projections, in which columns of large scale rule.
+
+    Args:
+        batch_dim: where the input has its samples.
+
+    Example:
+        >>> import torch
+        >>> sketch = Sketch()
+        >>> sketch(torch.randn(5, 3, 32, 32)).shape, sketch(torch.randint(9, (5, 20))).shape
+        (torch.Size([5, 38]), torch.Size([5, 256]))
+    """
+
+    name = "sketch"
+    of: Literal["cut", "input"] = "input"
+
+    def __init__(self, batch_dim: int = 0) -> None:
+        self.batch_dim = batch_dim
+
+    @torch.no_grad()
+    def __call__(self, x: Any) -> Tensor:
+        """Read the features.
+
+        Raises:
+            TypeError: no tensor, or one of which nothing is known; the message names the way out.
+        """
+        if are_images(x):
+            return torch.cat([self(image[None]) for image in x])
+        if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
+            raise TypeError(_refusal(x))
+        x = x.detach().movedim(self.batch_dim, 0)
+        if x.dim() == 2 and not x.is_floating_point():
+            return of_tokens(x)
+        with full_precision(x.device):
+            if x.dim() in (4, 5):
+                return of_images((x.movedim(3, 1) if _has_channels_last(x) else x).float())
+            if x.dim() == 3 and x.is_floating_point():
+                return of_sequences(x.float())
+            if x.dim() == 2 and x.is_floating_point():
+                return of_vectors(x.float())
+        raise TypeError(_refusal(x))
+
+
+def are_images(items: object) -> TypeGuard[Sequence[Tensor]]:
+    """Whether this is a list of one image per sample, of whatever sizes, as detectors take them."""
+    if not isinstance(items, (list, tuple)):
+        return False
+    channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
+    return len(channels) == 1 and channels <= {1, 3, 4}
+
+
+def _has_channels_last(x: Tensor) -> bool:
+    """Whether these are images ``[N, H, W, C]``, as files are decoded to."""
+    few = 1, 3, 4
+    sides = x.shape[1:3]
+    last = x.dim() == 4 and x.size(3) in few and x.size(1) not in few
+    return last and (x.dtype == torch.uint8 or sides[0] == sides[1])
+
+
+def of_images(x: Tensor) -> Tensor:
+    """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 32]``."""
+    pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
+    windows = [max(1, side // SIDE) for side in x.shape[2:]]
+    x = pool(x, windows) if max(windows) > 1 else x
+    mean, std = mean_and_deviation(x, list(range(1, x.dim())))
+    plain = (x - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))  # in place: new memory costs more than sums
+    filters = fixed_normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
+    answers = convolve(plain, filters, padding=1).relu_()
+    return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
+
+
+def of_tokens(x_NT: Tensor) -> Tensor:
+    """Sketch of tokens, ``[N, 256]`` float32."""
+    x_NT = x_NT.long() % PRIME
+    news_NT = torch.ones_like(x_NT, dtype=torch.float32)
+    news_NT[:, 1:] = (x_NT[:, 1:] != x_NT[:, :-1]).float()
+    hash_NT = torch.zeros_like(x_NT)
+    parts = []
+    for length in range(1, GRAMS + 1):
+        counts = x_NT.new_zeros(len(x_NT), BUCKETS, dtype=torch.float32)
+        if x_NT.size(1) >= length:
+            before = hash_NT if length == 1 else hash_NT[:, :-1]
+            hash_NT = (before * BASE + x_NT[:, length - 1 :] + 1) % PRIME
+            place_NT = hash_NT * SPREAD % PRIME
+            sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
+            counts = counts.scatter_add(1, place_NT % BUCKETS, sign_NT * news_NT[:, length - 1 :])
+        parts.append(F.normalize(counts, dim=1))
+    return torch.cat(parts, 1)
+
+
+def of_sequences(x_NTF: Tensor) -> Tensor:
+    """Sketch of float32 sequences ``[N, T, F]``, ``[N, 48]``."""
+    news_NT1 = torch.ones_like(x_NTF[:, :, :1])
+    news_NT1[:, 1:] = (x_NTF[:, 1:] != x_NTF[:, :-1]).any(2, keepdim=True).float()
+    width = x_NTF.size(2)
+    mean, std = _weighted(x_NTF.flatten(1)[:, :, None], news_NT1.expand_as(x_NTF).flatten(1)[:, :, None])
+    plain = (x_NTF - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))
+    filters = fixed_normal(FILTERS, width, STEPS, device=x_NTF.device)
+    answers = F.conv1d(plain.transpose(1, 2), filters, padding=STEPS // 2).relu_().transpose(1, 2)
+    projected = x_NTF @ fixed_normal(width, PROJECTIONS, device=x_NTF.device)
+    return torch.cat(_weighted(torch.cat([projected, answers], 2), news_NT1), 2)[:, 0]
+
+
+def _weighted(x_NTC: Tensor, weights_NT1: Tensor) -> tuple[Tensor, Tensor]:
+    """Average and standard deviation over time, ``[N, 1, C]`` each, with weights."""
+    n_N11 = weights_NT1.sum(1, keepdim=True).clamp_min(1.0)
+    mean_N1C = (x_NTC * weights_NT1).sum(1, keepdim=True) / n_N11
+    return mean_N1C, ((x_NTC - mean_N1C).square_() * weights_NT1).sum(1, keepdim=True).div_(n_N11).sqrt()
+
+
+def of_vectors(x_NF: Tensor) -> Tensor:
+    """Sketch of float32 vectors ``[N, F]``, ``[N, 256]`` at most."""
+    width = x_NF.size(1)
+    return x_NF if width <= VECTOR else x_NF @ fixed_normal(width, VECTOR, device=x_NF.device)
+
+
+def _refusal(x: object) -> str:
+    got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    return (
+        'features="sketch" knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] '
+        f"and vectors [N, F] (got {got}). Pass `features=` a function of the model's input with the attribute "
+        '`of = "input"` that returns [N, D]; or features="cut".'
+    )
