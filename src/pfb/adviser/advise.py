@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.adviser import batches
+from pfb.features import model_inputs as batches
 from pfb.adviser.advice import Advice
-from pfb.adviser.batches import Prepare
+from pfb.features.model_inputs import Prepare
 from pfb.adviser.findings import MOST_PRUNED, SEEN_ROWS, WORTH_BLOCKING, Tested
 from pfb.adviser.noise_scale import Loss, NoiseScale, noise_scale, objective, rows_of
 from pfb.adviser.planner import Plan, judging, plan
 from pfb.adviser.scan import Progress, Survey, random_states_kept, survey, total_of
-from pfb.blocking import cuts
+from pfb.features import cuts
 from pfb.blocking.hooks import is_wired
 from pfb.copies.false_positives import mistaken
 from pfb.copies.near_duplicates import Copies, find_copies

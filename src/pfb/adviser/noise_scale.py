@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfb.adviser.batches import device_of, moved, run
+from pfb.features.model_inputs import device_of, moved, run
 from pfb.selection import nested as tree
 
 Loss = Callable[[Any, Any], Tensor]

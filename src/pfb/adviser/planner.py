@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.blocking import cuts
+from pfb.features import cuts
 from pfb.blocking.gate import Gate
 from pfb.blocking.inputs import batched_places, main_input
 from pfb.density.kernels import Density

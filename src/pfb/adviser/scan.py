@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
-from pfb.adviser import batches
-from pfb.adviser.batches import Prepare
+from pfb.features import model_inputs as batches
+from pfb.features.model_inputs import Prepare
 from pfb.adviser.noise_scale import are_classes, rows_of
 from pfb.selection import nested as tree
 

@@ -1,4 +1,4 @@
-"""The public handle: attach to a model, select the targets, step."""
+"""The handle of the paper's tool: select the targets, step."""
 
 from __future__ import annotations
 
@@ -14,50 +14,43 @@ from torch.utils.hooks import RemovableHandle
 
 from pfb.blocking.gate import UNKNOWN_SHARE, Gate
 from pfb.blocking.hooks import remove
-from pfb.blocking.state import VERSION, check
 from pfb.density.kernels import quantiles
-from pfb.density.moving_centers import DensityEstimator
-from pfb.features.cut import FeatureReader
-from pfb.selection.rules import Uniform
-from pfb.selection.schedule import Schedule, checked_total_steps
+from pfb.density.moving_centers import MovingCenters
+from pfb.features.cut import CutFeatures
+from pfb.selection.rules import RuleCall, Uniform
+from pfb.selection.schedule import Progress, Schedule
 from pfb.selection.selection import Selection, parts
+from pfb.utils import distributed as sync
 
-FORWARDS_WITHOUT_STEP = 200  # after so many blocked forwards without step() the user is told
+FORWARDS_WITHOUT_STEP = 20  # after so many blocked forwards without step() the user is warned
+VERSION = 3
+STATE = {"version", "cut", "features", "step", "density"}
 
 
 class Blocker:
-    """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`.
+    """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`. It
+    stays attached until :meth:`detach`, also if nobody keeps it.
 
     Attributes:
         cut: name of the layer after which samples are stopped.
-        shallow: the wiring, ``"reuse"`` or ``"recompute"``.
-        schedule: the pruned share over training.
-        estimator: the density behind the importance.
+        density: what the rule reads.
         detached: whether its hooks are gone, so that it prunes nothing any more.
     """
 
     def __init__(
-        self,
-        gate: Gate,
-        handles: list[RemovableHandle],
-        cut: str,
-        shallow: str,
-        schedule: Schedule,
-        total_steps: int | None,
-        model: nn.Module,
+        self, gate: Gate, handles: list[RemovableHandle], cut: str, progress: Progress, model: nn.Module
     ) -> None:
         self.cut = cut
-        self.shallow = shallow
-        self.schedule = schedule
-        self.estimator: Any = gate.estimator  # a Density; of which kind, the user knows
+        self.density: Any = gate.density  # a Density; of which kind, the user knows
         self._gate = gate
-        self._steps = 0
-        self._total_steps = checked_total_steps(total_steps)
+        self._progress = progress
         self._ever_reached = False
-        self._told_to_step = False
+        self._warned_to_step = False
+        self._checked_ranks = False
         self.detached = False
         self._model = weakref.ref(model)
-        self._finalizer = weakref.finalize(self, remove, handles)  # dropping the blocker frees the model
+        self._handles = handles
+        gate.blocker = self  # the hooks keep the gate
         self._set_share()
 
     # What a training loop calls
@@ -90,10 +83,10 @@ class Blocker:
             >>> logits.shape, blocker.select(torch.arange(10)).shape
             (torch.Size([6, 3]), torch.Size([6]))
         """
-        selection = self.selection
+        selection = self._selection(labels=True)
         if selection is not None:
             return selection.select(*trees, dim=dim, seen=self._gate.lists)
-        if not (self._ever_reached or self._gate.ran) and self._expects_pruning():
+        if not self.detached and not (self._ever_reached or self._gate.ran) and self._expects_pruning():
             raise RuntimeError(
                 f"select() was called before any forward passed the cut {self.cut!r}. Call the model first. If it was "
                 "called, its hooks did not run: attach before torch.compile, and call the model itself, not its "
@@ -103,13 +96,13 @@ class Blocker:
         return trees[0] if len(trees) == 1 else trees
 
     def step(self) -> None:
-        """Move the density by what the forwards since the last call brought, averages of weights
-        (``features="momentum"``), and the schedule by one step.
+        """Move the density by what the forwards since the last call brought, and the schedule by one
+        step.
 
         Call it once beside ``optimizer.step()``. With several ranks it is one collective (one more
-        for averages of BatchNorm statistics), in which all must take part; none while the share is
-        0. Warns once, with the cause, if a step with a share above 0 pruned nothing, and if there
-        were more steps than ``total_steps``.
+        in the first, which compares their settings), in which all must take part; none while the
+        share is 0. Warns once, with the cause, if a step with a share above 0 pruned nothing, and
+        if there were more steps than ``total_steps``.
 
         Raises:
             RuntimeError: no forward reached the cut since the last call, or one did without passing
@@ -135,21 +128,16 @@ class Blocker:
             )
         if gate.active:
             if (cause := gate.idle_cause()) is not None:
-                gate.hints.tell("nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}.")
-            if gate.reads == "density":
-                self.estimator.apply()
+                gate.diagnostics.warn(
+                    "nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}."
+                )
+            self._check_ranks()
+            if gate.rule.reads == "density":
+                self.density.apply()
         self._ever_reached = self._ever_reached or gate.reached
         gate.end_step()
-        self._steps += 1
-        if self.schedule.needs_total_steps and self._steps == (self.total_steps or 0) + 1:
-            gate.hints.tell(
-                "over",
-                f"step() was called more often than total_steps={self.total_steps}, so the schedule is over. It counts "
-                "optimizer steps, not epochs: len(loader) * epochs.",
-            )
+        self._progress.step()
         self._set_share()
-        if (model := self._model()) is not None:
-            gate.reader.step(model, talk=gate.active)
 
     @property
     def selection(self) -> Selection | None:
@@ -162,31 +150,7 @@ class Blocker:
         Raises:
             RuntimeError: two threads run the model within one step, and it is the other's.
         """
-        self._warn_of_missing_step()
-        self._gate.check_thread()
-        return self._gate.selection
-
-    @property
-    def weights(self) -> Tensor:
-        """What each kept sample counts for, ``[K]`` float32, to keep the aim of full data:
-        ``(blocker.weights * losses).mean()`` over the kept samples estimates the mean loss of the
-        whole batch, without bias but that no weight is above the root of K. A scalar 1 if the
-        latest forward had nothing to decide. Where data repeat themselves much the few copies that
-        go on count so much that training gets worse; there, leave them off.
-
-        Raises:
-            ValueError: the rule does not draw by known weights, such as :class:`pfb.RareFirst`.
-
-        Example:
-            >>> import torch, pfb
-            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
-            >>> blocker = pfb.attach(model, cut="0", prune=0.4)
-            >>> x, y = torch.randn(10, 4), torch.randint(3, (10,))
-            >>> criterion = torch.nn.CrossEntropyLoss(reduction="none")
-            >>> (blocker.weights * criterion(model(x), blocker.select(y))).mean().backward()
-        """
-        self._gate.check_thread()
-        return self._gate.weights()
+        return self._selection()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -219,28 +183,38 @@ class Blocker:
     # What it knows
 
     @property
+    def schedule(self) -> Schedule:
+        """The pruned share over training."""
+        return self._progress.schedule
+
+    @property
     def total_steps(self) -> int | None:
         """Number of optimizer steps the schedule spans; may be set until training begins."""
-        return self._total_steps
+        return self._progress.total_steps
 
     @total_steps.setter
     def total_steps(self, value: int | None) -> None:
-        self._total_steps = checked_total_steps(value)
+        self._progress.total_steps = value
         self._set_share()
 
     @property
     def prune(self) -> float:
-        """The share pruned at the current step."""
-        if self.schedule.needs_total_steps and self.total_steps is None:
-            return 0.0
-        if self.total_steps is not None and self._steps >= self.total_steps and self.schedule.needs_total_steps:
-            return self.schedule.share(self.total_steps, self.total_steps)
-        return self.schedule.share(self._steps, self.total_steps)
+        """The share pruned at the current step; it changes by a schedule only: attach with
+        ``prune=pfb.window(...)``, or pause.
+        """
+        return self._progress.share
+
+    @prune.setter
+    def prune(self, value: float) -> None:
+        raise AttributeError(
+            f"`prune` follows the schedule and cannot be set (got {value!r}): attach with prune=pfb.window(...), use "
+            "`with blocker.paused():`, or detach() and attach anew"
+        )
 
     @property
     def steps(self) -> int:
         """How many times :meth:`step` was called."""
-        return self._steps
+        return self._progress.steps
 
     @property
     def features(self) -> Tensor | None:
@@ -253,7 +227,7 @@ class Blocker:
     def last_log_density(self) -> Tensor | None:
         """``[N]`` log density of the latest pruned batch; ``None`` before the first."""
         features = self._gate.features
-        return None if features is None or not self.estimator.ready else self.estimator.log_density(features)
+        return None if features is None or not self.density.ready else self.density.log_density(features)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -265,23 +239,23 @@ class Blocker:
         the latest pruned batch in nats: ``log_density_05``, ``_25``, ``_50``, ``_75``, ``_95``.
         """
         kept = 1.0 if self._gate.latest is None else self._gate.latest[0] / max(self._gate.latest[1], 1)
-        stats = {"step": float(self._steps), "kept_share": kept, "pruned_share": 1.0 - kept}
-        stats |= self.estimator.summary()
+        stats = {"step": float(self.steps), "kept_share": kept, "pruned_share": 1.0 - kept}
+        stats |= self.density.summary()
         density = self.last_log_density
         return stats if density is None else stats | quantiles(density)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_detached, (self.cut, self.shallow, self.schedule, self.total_steps))
+        return (_detached, (self.cut, self.schedule, self.total_steps))
 
     def __repr__(self) -> str:
-        state = "detached" if self.detached else f"step={self._steps}"
-        return f"Blocker(cut={self.cut!r}, prune={self.prune}, shallow={self.shallow!r}, {state})"
+        state = "detached" if self.detached else f"step={self.steps}"
+        return f"Blocker(cut={self.cut!r}, prune={self.prune}, {state})"
 
     # Lifetime and state
 
     def detach(self) -> None:
         """Remove all hooks: the model is what it was. Leaving a ``with`` block does the same."""
-        self._finalizer()
+        remove(self._handles)
         self._gate.set_share(0)
         self._gate.enter(training=False)
         self.detached = True
@@ -302,43 +276,75 @@ class Blocker:
         return {
             "version": VERSION,
             "cut": self.cut,
-            "shallow": self.shallow,
             "features": self._gate.reader.name,
-            "step": self._steps,
-            "estimator": self.estimator.state_dict(),
-            "averages": self._gate.reader.state_dict(),
+            "step": self.steps,
+            "density": self.density.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not a blocker's state, or of another version, cut, wiring, features, density
-                or, with averaged weights, model. Nothing is changed then.
+            ValueError: not a blocker's state, or of another version, cut, features or density.
+                Nothing is changed then.
         """
-        reader = self._gate.reader
-        check(state, cut=self.cut, shallow=self.shallow, features=reader.name)
-        if (model := self._model()) is not None:
-            reader.check_state(state["averages"], model)
-        self.estimator.load_state_dict(state["estimator"])
-        reader.load_state_dict(state["averages"])
-        self._steps = state["step"]
+        if not isinstance(state, dict) or not state.keys() >= STATE:
+            keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(
+                f"this is not a state of pfb.Blocker (got {keys}); pass what `Blocker.state_dict()` returned"
+            )
+        if type(state["version"]) is not int or state["version"] != VERSION:
+            raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {VERSION}")
+        for name, ours in (("cut", self.cut), ("features", self._gate.reader.name)):
+            if not isinstance(state[name], str) or state[name] != ours:
+                raise ValueError(
+                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={ours!r}: attach as before"
+                )
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")
+        self.density.load_state_dict(state["density"])
+        self._progress.steps = state["step"]
         self._gate.end_step()
         self._set_share()
 
     # Inside
 
+    def _selection(self, labels: bool = False) -> Selection | None:
+        self._warn_of_missing_step()
+        self._gate.check_thread()
+        self._gate.diagnostics.read(labels)
+        return self._gate.selection
+
     def _set_share(self) -> None:
-        known = self.total_steps is not None or not self.schedule.needs_total_steps
-        self._gate.set_share(parts(self.prune) if known else UNKNOWN_SHARE)
+        self._gate.set_share(parts(self.prune) if self._progress.is_known else UNKNOWN_SHARE)
 
     def _expects_pruning(self) -> bool:
         model = self._model()
         return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
 
+    def _check_ranks(self) -> None:
+        """In the first step with a share: do all ranks have the same settings?
+
+        Raises:
+            RuntimeError: they do not; the message names the setting.
+        """
+        if self._checked_ranks:
+            return
+        self._checked_ranks = True
+        size = getattr(self.density, "size", getattr(self.density, "n_centers", None))
+        ours = {
+            "prune": repr(self.schedule),
+            "total_steps": repr(self.total_steps),
+            "cut": self.cut,
+            "features": self._gate.reader.name,
+            "density": f"{type(self.density).__name__}({size})",
+            "step": repr(self.steps),
+        }
+        sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
+
     def _warn_of_missing_step(self) -> None:
-        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._told_to_step:
-            self._told_to_step = True
+        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._warned_to_step:
+            self._warned_to_step = True
             warnings.warn(
                 f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
                 "moves. Add `blocker.step()` beside `optimizer.step()`.",
@@ -346,8 +352,8 @@ class Blocker:
             )
 
 
-def _detached(cut: str, shallow: str, schedule: Schedule, total_steps: int | None) -> Blocker:
-    gate = Gate(Uniform(), DensityEstimator(), FeatureReader(()))
-    blocker = Blocker(gate, [], cut, shallow, schedule, total_steps, nn.Identity())
+def _detached(cut: str, schedule: Schedule, total_steps: int | None) -> Blocker:
+    gate = Gate(RuleCall.of(Uniform()), MovingCenters(), CutFeatures(()))
+    blocker = Blocker(gate, [], cut, Progress(schedule, total_steps), nn.Identity())
     blocker.detach()
     return blocker

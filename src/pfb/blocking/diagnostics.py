@@ -1,75 +1,82 @@
-"""What a user is told, each thing once."""
+"""Warnings, each issued once per blocker, and what they are based on."""
 
 from __future__ import annotations
 
-import warnings
+import threading
 
-from torch import Tensor
+from pfb.pruning.first_look import FirstLook
 
-from pfb.selection.views import Views, undeclared
-
-SMALL_BATCHES = 10  # so many in a row are no accident
-MANY_BROKEN = 0.1  # of a batch
+STEPS_UNREAD = 20  # of which nobody read the selection
 
 
-class Hints:
-    """The warnings of one blocker.
-
-    Example:
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True) as told:
-        ...     warnings.simplefilter("always")
-        ...     hints = Hints()
-        ...     for _ in range(20):
-        ...         hints.count(kept=2, of=2)
-        >>> len(told)
-        1
-    """
+class Diagnostics(FirstLook):
+    """The warnings of one blocker."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
-        self._looked = False
-        self._small = 0  # batches in a row of which all samples went on
+        super().__init__()
+        self._unread = False  # nobody has read the latest decision yet
+        self._lost = False  # ... nor, in this step, one before it
+        self._steps_unread = 0
 
-    def tell(self, what: str, text: str) -> None:
-        """Warn, once."""
-        if what not in self._told:
-            self._told.add(what)
-            warnings.warn(f"pfb: {text}", stacklevel=2)
-
-    def count(self, kept: int, of: int) -> None:
-        """Tell if batches are always too small for any sample to be stopped."""
-        self._small = self._small + 1 if kept == of else 0
-        if self._small == SMALL_BATCHES:
-            self.tell(
-                "small",
-                f"{SMALL_BATCHES} batches in a row were too small to be pruned, the last of {of}: the share is rounded "
-                "down to whole samples, and at least two are kept. Load more samples at once (with gradient "
-                "accumulation: fewer, larger micro-batches).",
-            )
-
-    def look_at_features(self, rows_ND: Tensor, declared: Views) -> None:
-        """For broken ones and for views; once, at the first pruned batch, since the host has to
-        wait for it.
+    def read(self, labels: bool = False) -> None:
+        """The latest decision is read; to select ``labels`` by it, the usual case, there must not be
+        an earlier one that nobody read.
         """
-        if self._looked:
-            return
-        self._looked = True
-        broken = int((~rows_ND.isfinite().all(1)).sum())
-        if broken > MANY_BROKEN * len(rows_ND):
-            self.tell(
-                "broken",
-                f"{broken} of {len(rows_ND)} samples of the first batch hold NaN or infinity. Such samples are always "
-                "kept, so that the loss shows them, and crowd the others out. If the model fills gaps itself, judge "
-                "samples by what it fills them with: pass `features=`, a callable that returns finite [N, D].",
+        if labels and self._lost:
+            self.warn(
+                "lost",
+                "two pruned forwards ran in one step, and the first one's selection was not read before the second, "
+                "so labels of the first would be selected by the second's decision. Select right after each forward, "
+                "keep `s = blocker.selection` for a later `s.select(y)`, or put both inside "
+                "`with blocker.decide_once():` if their rows belong together.",
             )
-        found = undeclared(rows_ND) if declared.count == 1 else None
-        if found is not None:
-            v, near = found.count, found.interleaved
-            rows = f"{v} i and {v} i + 1" if near else f"i and i + N / {v}"
-            views = f"pfb.{found!r}" if near else str(v)
-            self.tell(
-                "views",
-                f"rows {rows} of the batch are alike as views of one sample would be, and each is stopped or kept "
-                f"alone. If they belong together, attach with `views={views}`; if not, all is well.",
+        self._unread = self._lost = False
+        self._steps_unread = -1
+
+    def end_step(self) -> None:
+        """An optimizer step is done."""
+        if self._unread and self._steps_unread >= 0:
+            self._steps_unread += 1
+        if self._steps_unread == STEPS_UNREAD:
+            self.warn(
+                "unread",
+                f"{STEPS_UNREAD} steps pruned samples and nobody read which: labels, masks and whatever else is "
+                "compared with the output need `blocker.select(...)`. If the loss needs none, ignore this warning.",
+            )
+        self._unread = self._lost = False
+
+    def decided(self, kept: int, of: int, is_repeat: bool = False) -> None:
+        """A decision was taken."""
+        self._lost = self._lost or (self._unread and not is_repeat)
+        self._unread = kept < of
+        self.count(kept, of)
+
+
+class Threads:
+    """Threads of the pruned forwards since the last step."""
+
+    def __init__(self) -> None:
+        self._latest = 0
+        self._seen: set[int] = set()
+
+    def note(self) -> None:
+        """This one runs a pruned forward."""
+        self._latest = threading.get_ident()
+        self._seen.add(self._latest)
+
+    def clear(self) -> None:
+        """A step ended."""
+        self._seen.clear()
+
+    def check(self) -> None:
+        """The decision at hand must be of the thread that asks for it, if that has run any.
+
+        Raises:
+            RuntimeError: another thread has run the model since.
+        """
+        asking = threading.get_ident()
+        if self._latest != asking and asking in self._seen:
+            raise RuntimeError(
+                "this model is run by two threads within one step, and the latest decision is the other's. Give every "
+                "thread a model and a blocker of its own."
             )

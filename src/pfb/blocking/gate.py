@@ -1,5 +1,5 @@
 """The decision at the cut: from a layer's output to the samples that go on. No hooks here; see
-``reuse`` and ``recompute``.
+``reuse``.
 
 The code below also runs inside ``torch.compile``: while compiling it only reads whole numbers and
 flags that stay fixed within a ratio level, and does not count.
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from pfb.blocking.diagnostics import Hints
+from pfb.blocking.diagnostics import Diagnostics, Threads
 from pfb.blocking.replay import Replays, in_backward
-from pfb.blocking.threads import Threads
 from pfb.density.kernels import Density
-from pfb.features.cut import Features, batched_tensor, fingerprint
-from pfb.selection.rules import Importance, Uniform, reads_of
-from pfb.selection.sampling import Draw, drawn
-from pfb.selection.selection import Selection, keep_count_of_parts, keep_largest
+from pfb.features.cut import CutFeatures, batched_tensor, fingerprint
+from pfb.selection.choice import choose, collect
+from pfb.selection.rules import RuleCall
+from pfb.selection.selection import Selection
 from pfb.selection.views import Views
 
 UNKNOWN_SHARE = -1  # until `total_steps` is
@@ -34,47 +33,39 @@ class Gate:
     fields.
 
     Args:
-        importance: the rule.
-        estimator: the density it reads.
-        reader: from the cut's output, or the model's input, to features.
+        rule: gives the importance.
+        density: what the rule reads.
+        reader: from the cut's output to features.
         views: which rows belong together.
 
     Attributes:
-        sees_input: whether the rule judges by the model's input, which needs no scoring pass.
-        scores: whether it judges by what the model computes.
-        armed: whether the forward now running prunes; set when it enters the model.
-        scoring: whether a pass is running that only scores.
+        armed: whether the forward at hand prunes.
         reached, entered, decided: whether any forward since the last step met the cut, entered the
             model, was pruned.
         selection: the latest forward's decision; ``None`` if it pruned nothing.
         features: ``[N, D]`` of the latest pruned batch; ``None`` before it.
         latest: kept and all rows of the latest forward in training; ``None`` if it pruned nothing.
         blocked_forwards: pruned forwards since the last step.
-        hints: what the user is told, each thing once.
-        lists: what has been learned of lists in batches, see :func:`pfb.selection.nested.select`.
+        diagnostics: what the user is warned of, each once.
+        lists: what has been learned of lists in batches, see :func:`pfb.selection.select.select`.
     """
 
-    def __init__(
-        self, importance: Importance, estimator: Density, reader: Features, views: Views | None = None
-    ) -> None:
-        self.importance, self.estimator, self.reader = importance, estimator, reader
+    def __init__(self, rule: RuleCall, density: Density, reader: CutFeatures, views: Views | None = None) -> None:
+        self.rule, self.density, self.reader = rule, density, reader
         self.views = Views() if views is None else views
-        self.reads = reads_of(importance)
-        self.sees_input = self.reads != "nothing" and reader.of == "input"
-        self.scores = self.reads != "nothing" and not self.sees_input
-        self.armed = self.scoring = self.reached = self.entered = self.decided = False
+        self.armed = self.reached = self.entered = self.decided = False
         self.blocked_forwards = 0
         self.features: Tensor | None = None
         self.latest: tuple[int, int] | None = None
         self.lists: dict[str, bool] = {}
+        self.blocker: Any = None  # whoever owns this gate lives as long as the hooks
         self.replays = Replays()
-        self.hints = Hints()
+        self.diagnostics = Diagnostics()
         self._pruned_parts = 0
         self._is_paused = self._was_paused = self._saw_no_grad = False
         self._met = False  # has this forward met the cut?
         self._with_grad = False
         self._indices: Tensor | None = None
-        self._draw: Draw | None = None
         self._batch_size = 0
         self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
         self._inputs: list[tuple[TensorWeakRef, int]] = []  # of pruned forwards since the last step, those alive
@@ -86,19 +77,6 @@ class Gate:
     @property
     def selection(self) -> Selection | None:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
-
-    def weights(self) -> Tensor:
-        """What each kept sample counts for, ``[K]``; see :attr:`pfb.Blocker.weights`."""
-        if self._indices is None:
-            return torch.ones(())
-        if isinstance(self.importance, Uniform):
-            return torch.ones_like(self._indices, dtype=torch.float32)
-        if self._draw is None:
-            raise ValueError(
-                f"{type(self.importance).__name__} does not draw by known weights, so there is no 1 / probability: use "
-                "pfb.InverseDensity(), pfb.Uniform(), or a rule with a method `log_weights`"
-            )
-        return self._draw.weights(self.views.groups(self._indices, self._batch_size))
 
     @property
     def stopped_any(self) -> bool:
@@ -154,6 +132,7 @@ class Gate:
         self._inputs.clear()
         self.reached = self.entered = self.decided = self._was_paused = self._saw_no_grad = False
         self._threads.clear()
+        self.diagnostics.end_step()
         self.blocked_forwards = 0
 
     def idle_cause(self) -> str | None:
@@ -162,7 +141,7 @@ class Gate:
             return None
         if not self.reached:
             left_out = "the cut did not run in it: the forward left it out (LayerDrop, a branch not taken)"
-            return f'{left_out}. shallow="recompute" scores in evaluation mode, where no layer is dropped'
+            return f"{left_out}. pfb.BatchPruner(features=pfb.Shallow(model)) scores where no layer is dropped"
         if self._saw_no_grad:
             return "gradients were disabled in its forwards"
         return "the model was in evaluation mode: call model.train(); its frozen layers may stay in .eval()"
@@ -180,8 +159,6 @@ class Gate:
         self.armed = training and self._with_grad and self.prunes
         if self.armed and _is_tracing():
             raise RuntimeError("a model that prunes cannot be traced: call blocker.detach() or model.eval() first")
-        if training and self._with_grad and not self.armed and not in_backward():
-            self.reader.passed_by(trained=not self._is_paused)
         self._met = False
         self.entered = True
         if self._is_paused:
@@ -200,7 +177,7 @@ class Gate:
             return
         self._threads.note()
         if x.requires_grad and x.is_leaf:
-            self.hints.tell(
+            self.diagnostics.warn(
                 "leaf",
                 "the model's input requires gradients; those of stopped samples are zero. For attacks, penalties and "
                 "saliency use `with blocker.paused():`, or average over `blocker.selection.indices` only.",
@@ -208,7 +185,7 @@ class Gate:
         self._inputs = [(seen, version) for seen, version in self._inputs if seen() is not None]
         this = TensorWeakRef(x), 0 if x.is_inference() else x._version  # a buffer may be filled anew
         if self._once is None and any(seen() is x and version == this[1] for seen, version in self._inputs):
-            self.hints.tell(
+            self.diagnostics.warn(
                 "again",
                 "one batch was run twice within a step (SAM, LBFGS, two calls of a siamese net), and each run decides "
                 "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
@@ -220,14 +197,6 @@ class Gate:
         if self._indices is not None:
             self._threads.check()
 
-    @contextlib.contextmanager
-    def scoring_pass(self) -> Iterator[None]:
-        self.scoring = True  # the cut ends the pass
-        try:
-            yield
-        finally:
-            self.scoring = False
-
     def meet_cut(self, training: bool) -> bool:
         """The forward meets the cut; whether one that prunes did so before."""
         self.armed = self.armed and training and self.prunes  # a KeyboardInterrupt leaves it armed
@@ -236,42 +205,32 @@ class Gate:
             self._count_idle()
         return again
 
-    @torch.no_grad()
-    def sight(self, given: Any) -> Tensor | None:
-        """Features of the model's first input, for a rule that judges by it; else ``None``."""
-        if self.decided_once and not self.reader.repeatable:
-            return self.features
-        return self.reader(given) if self.sees_input else None
-
-    def decide(self, output: Any, sight_ND: Tensor | None = None) -> Tensor:
-        """Indices of the samples that go on, given the cut's output (or what has as many rows), and
-        what :meth:`sight` returned.
-        """
+    def decide(self, output: Any) -> Tensor:
+        """Indices of the samples that go on, given the cut's output."""
         with torch.no_grad():
-            known_by = self.read(output)
-            features_ND = known_by if sight_ND is None else sight_ND
-            n = known_by.size(0)
+            features_ND = self.read(output)
+            n = features_ND.size(0)
             if self._once and n != self._once[0][1]:
                 raise ValueError(f"decide_once() began with a batch of {self._once[0][1]} rows and now got {n}")
-            if features_ND.size(0) != n:
-                raise ValueError(
-                    f"samples are judged by features of {features_ND.size(0)} rows, but the cut's output has {n}: "
-                    "`features`, or what is shown to pfb.Originals, must have a row for each. If the model folds other "
-                    "dimensions into its batch, cut where it does not."
-                )
-            indices_K = self._once[0][0] if self._once else self._chosen(features_ND)
+            if not torch.compiler.is_compiling():
+                self.diagnostics.look_at_features(features_ND, self.views)
+            if self._once:
+                indices_K = self._once[0][0]
+            else:
+                indices_K = choose(features_ND, self.rule, self.density, self.views, self._pruned_parts).indices
+                collect(features_ND, indices_K, self.rule, self.density, self.views)
             if self._once == []:
                 self._once.append((indices_K, n))
+        again = self._once is not None and len(self._once) == 1
         self._indices, self._batch_size = indices_K, n
-        self.features = None if self.reads == "nothing" else features_ND
+        self.features = None if self.rule.reads == "nothing" else features_ND
         self.latest = (len(indices_K), n)
         self.decided = True
         if not torch.compiler.is_compiling():
             self._threads.note()
             self.blocked_forwards += 1
-            self.replays.note(known_by, indices_K)
-            if self.active:
-                self.hints.count(kept=len(indices_K), of=n)
+            self.replays.note(features_ND, indices_K)
+            self.diagnostics.decided(kept=len(indices_K), of=n, is_repeat=again)
         return indices_K
 
     def let_pass(self, output: Any) -> None:
@@ -299,12 +258,10 @@ class Gate:
 
     @torch.no_grad()
     def read(self, output: Any) -> Tensor:
-        """Float32 features ``[N, D]`` of the cut's output, without graph.
-
-        ``[N, 1]``, nothing to choose by but enough to know a batch again, of the cut's output or of
-        the model's input, for a rule that reads none or judges by the input.
+        """Float32 features ``[N, D]`` of the cut's output, without graph; for a rule that reads none
+        ``[N, 1]``, enough to know a batch again.
         """
-        if not self.scores:
+        if self.rule.reads == "nothing":
             x = output if isinstance(output, Tensor) else batched_tensor(output)
             return fingerprint(x.movedim(self.reader.batch_dim, 0))
         return self.reader(output)
@@ -316,27 +273,6 @@ class Gate:
         except Exception:  # a user's callable may raise anything
             return None
 
-    def _chosen(self, rows_ND: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            self.hints.look_at_features(rows_ND, self.views)
-        features_GD = self.views.pooled(rows_ND)
-        g = features_GD.size(0)
-        given = (features_GD, self.estimator) if self.reads == "density" else (features_GD,)
-        weigh = getattr(self.importance, "log_weights", None)
-        log_weights_G = weigh(*given) if weigh else None
-        importance_G = self.importance(*given) if log_weights_G is None else drawn(log_weights_G)
-        if not isinstance(importance_G, Tensor) or importance_G.shape != (g,):
-            got = tuple(importance_G.shape) if isinstance(importance_G, Tensor) else type(importance_G).__name__
-            raise ValueError(f"`importance` must return one value per sample, shape ({g},) (got {got})")
-        if self.reads != "nothing":  # whatever the rule makes of them: broken samples are kept
-            importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
-        groups_K = keep_largest(importance_G, keep_count_of_parts(g, self._pruned_parts))
-        self._draw = None if log_weights_G is None else Draw(log_weights_G, importance_G, groups_K)
-        if self.reads == "density":
-            everything = self.estimator.collects == "all"
-            self.estimator.accumulate(features_GD if everything else features_GD.index_select(0, groups_K))
-        return self.views.rows(groups_K, rows_ND.size(0))
-
     def _count_idle(self) -> None:
         if self.decided or self._was_paused or not (torch.is_grad_enabled() and self.prunes) or in_backward():
             self._idle = 0
@@ -344,7 +280,7 @@ class Gate:
         self._idle += 1
         if self._idle == IDLE_FORWARDS and self.latest is None:
             cause = "the model is in evaluation mode" if self.entered else "the model itself was not called"
-            self.hints.tell(
+            self.diagnostics.warn(
                 "nothing",
                 f"{IDLE_FORWARDS} forwards with gradients and a share above 0 passed the cut and none was pruned, "
                 f"since {cause}. Call the model itself (not its `.forward` or its parts), in training mode.",

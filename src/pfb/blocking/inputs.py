@@ -1,4 +1,4 @@
-"""What a model is called with: where its samples are, and what looks like rows but is none."""
+"""Locate the batch in the arguments of a forward."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pfb.features.sketch import are_images
 from pfb.selection import nested as tree
-
-LEAST_FLAT = 4  # rows; of fewer it cannot be told whether their first column counts images
 
 
 def argument_names(model: nn.Module, n: int) -> list[str]:
@@ -70,15 +66,6 @@ def batches_in(value: Any) -> list[Tensor]:
     return [value.data] if isinstance(value, PackedSequence) else [x for x in tree.leaves(value) if x.dim() > 0]
 
 
-def main_input(model: nn.Module, places: list[tuple[str, Any]]) -> Any:
-    """Of the inputs that hold samples the one to judge them by: that which the model names as
-    ``main_input_name`` (as those of transformers do), else the first in its forward's signature.
-    """
-    known = dict(places)
-    names = [getattr(model, "main_input_name", None), *inspect.signature(model.forward).parameters]
-    return next((known[name] for name in names if name in known), places[0][1])
-
-
 def possible_rows(places: list[tuple[str, Any]], batch_dim: int) -> tuple[int, ...]:
     """How many samples there may be by the first input: its first dimension, or ``batch_dim``; of a
     list, its length or what its first tensor says. Empty: it does not tell.
@@ -104,38 +91,9 @@ def check_rows(cut: str, output: Tensor, batch_dim: int, rows: tuple[int, ...], 
         raise ValueError(
             f"the cut {cut!r} has an output of shape {tuple(output.shape)}, whose dimension {batch_dim} is not the "
             f"model's batch of {rows[0] if rows else '?'}. If another dimension holds the samples, say which: "
-            "`batch_dim=1` for [T, N, C], and pfb.Recompute(batch_dim=1) where the model's inputs are such. If the "
+            "`batch_dim=1` for [T, N, C]. If the "
             "model folds others into its batch (frames, crops, windows), cut where it does not."
         )
-
-
-def check_features(features: Tensor, value: Any, batch_dim: int) -> None:
-    """Features that are not of the cut's output, ``[N, D]``, must be of the samples of the model's
-    input.
-
-    Raises:
-        ValueError: they have another number of rows.
-    """
-    if isinstance(value, Tensor):
-        rows: tuple[int, ...] = (value.size(batch_dim),) if batch_dim < value.dim() else ()
-    else:
-        rows = (len(value),) if are_images(value) else possible_rows([("", value)], batch_dim)
-    if rows and features.size(0) not in rows:
-        raise ValueError(
-            f"samples are judged by features of {features.size(0)} rows, but the model's batch has {rows[0]}: "
-            "`features`, or what is shown to pfb.Originals, must have a row for each"
-        )
-
-
-def check_input(value: Any, doubt: str) -> None:
-    """Where nothing is scored at the cut, its layers' doubt is that of an input which may have its
-    samples in dimension 1, too: tokens ``[T, N]`` or sequences ``[T, N, F]``.
-
-    Raises:
-        ValueError: it may; the message is the doubt.
-    """
-    if isinstance(value, Tensor) and (value.dim() == 3 or (value.dim() == 2 and not value.is_floating_point())):
-        raise ValueError(f"{doubt} Where the model's inputs are such, shallow=pfb.Recompute(batch_dim=1).")
 
 
 def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
@@ -148,27 +106,6 @@ def doubt_of_batch_dim(cut: str, module: nn.Module) -> str | None:
                 "...]."
             )
     return None
-
-
-def looks_flat(value: Any, batch_size: int) -> bool:
-    """Whether a tensor is a flat list of targets whose first column says which image each is in.
-
-    ``[M, 2 or more]`` with M = N by chance: a sorted column of whole numbers below N, of which at
-    least half occur. Synchronises the device.
-
-    Example:
-        >>> looks_flat(torch.tensor([[0, 7], [0, 9], [2, 7], [3, 1]]), 4)
-        True
-    """
-    if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != batch_size or value.size(1) < 2:
-        return False
-    if batch_size < LEAST_FLAT or value.is_complex() or value.dtype == torch.bool:
-        return False
-    first = value.reshape(batch_size, -1)[:, 0].detach().double()
-    whole = bool((first == first.round()).all() and (first.diff() >= 0).all())
-    return (
-        whole and float(first[0]) >= 0 and float(first[-1]) < batch_size and len(set(first.tolist())) * 2 >= batch_size
-    )
 
 
 def checked_dim(dim: int) -> int:

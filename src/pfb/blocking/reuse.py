@@ -1,13 +1,12 @@
-"""The paper's wiring: the cut's forward hook returns the kept part of the cut's output, graph and
-all.
+"""Stop samples at a cut: its forward hook returns the kept part of the cut's output, graph and
+all, so that the shallow pass is reused.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,41 +18,40 @@ from pfb.blocking.inputs import (
     batched_places,
     batches_in,
     check_rows,
-    checked_names,
     lists_without_tensors,
     possible_rows,
 )
 from pfb.blocking.replay import in_backward
 from pfb.features.cut import batched_tensor
-from pfb.selection import nested as tree
+from pfb.selection.select import select
 
 
-@dataclass(frozen=True)
-class Reuse:
-    """One shallow pass, whose kept features go on: the paper's wiring, ``shallow="reuse"``.
+def before(cut: str) -> str:
+    """What prunes before the model, where something bypasses the cut."""
+    return f"pfb.BatchPruner(features=pfb.Shallow(model, {cut!r}), rule=pfb.RareFirst())"
 
-    Attributes:
+
+def wire(
+    model: nn.Module,
+    cut: nn.Module,
+    cut_name: str,
+    gate: Gate,
+    shared: tuple[str, ...],
+    doubt: str | None,
+    dim: int,
+) -> list[RemovableHandle]:
+    """Register the hooks and return their handles.
+
+    Args:
+        model, cut, cut_name: where.
+        gate: what decides.
         shared: names of inputs, beside the one that the cut sees, of which nothing after the cut
-            takes rows. Any other is refused: it would be paired with the wrong samples.
-
-    Raises:
-        TypeError: ``shared`` is one name instead of a tuple.
+            takes rows.
+        doubt: see :func:`~pfb.blocking.inputs.check_rows`.
+        dim: where the cut's output, and the input, have their samples.
     """
-
-    name: ClassVar[Literal["reuse"]] = "reuse"
-    shared: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shared", checked_names(self.shared))
-
-    def wire(
-        self, model: nn.Module, cut: nn.Module, cut_name: str, gate: Gate, doubt: str | None = None, dim: int = 0
-    ) -> list[RemovableHandle]:
-        """Register the hooks and return their handles. ``doubt``: see :func:`check_rows`; the cut's
-        output, and the input, have their samples in ``dim``.
-        """
-        enter = _Enter(gate, cut_name, self.shared, dim)
-        return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt, dim), _Leave(gate, cut_name))
+    enter = _Enter(gate, cut_name, shared, dim)
+    return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt, dim), _Leave(gate, cut_name))
 
 
 class _Enter(Hook):
@@ -67,7 +65,6 @@ class _Enter(Hook):
         self.lists: list[tuple[str, int]] = []  # inputs that may have one item per sample, and their lengths
         self.batches: tuple[str, int] | None = None  # a list, its length, that may hold several batches
         self.of_all: set[str] = set()  # lists that were seen to be of another length than a batch
-        self.sight: Tensor | None = None  # features of the model's input, until the cut is met
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
@@ -85,10 +82,6 @@ class _Enter(Hook):
             self.gate.look_at_input(batches[0])
             if not isinstance(value, Tensor) and len(batches) > 1:
                 self.batches = name, len(value)
-        if self.gate.sees_input and not in_backward():
-            if not places:
-                raise ValueError(f"the inputs of {type(model).__name__} hold no batch of tensors to judge samples by")
-            self.sight = self.gate.sight(places[0][1])
 
     def check_bypass(self, batch_size: int) -> None:
         """Now that the number of samples is known, what else has one item or row for each?
@@ -106,13 +99,13 @@ class _Enter(Hook):
                 if not torch.compiler.is_compiling():
                     self.of_all.add(name)
             elif length > 2 and name not in self.of_all:  # of two samples both go on
-                self.gate.hints.tell("list", self._bypass("the model", name, "its batch"))
+                self.gate.diagnostics.warn("list", self._bypass("the model", name, "its batch"))
 
     def _bypass(self, model: str, second: str, first: str) -> str:
         return (
-            f"{model} takes {second!r} beside {first}, and with reuse it still holds the whole batch after the cut, "
-            'where it would be paired with the wrong samples. Use shallow="recompute", which selects both; or name it '
-            f"in pfb.Reuse(shared=({second!r},)) if nothing after the cut takes rows of it."
+            f"{model} takes {second!r} beside {first}, which still holds the whole batch after the cut, where it would "
+            f"be paired with the wrong samples. Prune before the model, where both are selected: {before(self.cut_name)}; or "
+            f"attach with shared=({second!r},) if nothing after the cut takes rows of it."
         )
 
     def training(self) -> bool:
@@ -135,8 +128,7 @@ class _Leave(Hook):
             error.add_note(
                 f"pfb: samples were stopped at the cut {self.cut_name!r} before this. If the sizes clash, something "
                 "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the "
-                'forward, a remembered batch size): use pfb.attach(..., shallow="recompute"), which selects the '
-                "inputs instead."
+                f"forward, a remembered batch size): prune before the model, {before(self.cut_name)}."
             )
 
 
@@ -156,16 +148,15 @@ class _Stop(Hook):
         if gate.meet_cut(self.enter.training()):
             raise RuntimeError(
                 f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that "
-                'runs once, use `shallow="recompute"`, and call the model itself rather than its parts.'
+                f"runs once, call the model itself rather than its parts, or prune before it: {before(self.cut_name)}."
             )
         if not gate.armed:
             return gate.let_pass(output)
         x = batched_tensor(output)
         check_rows(self.cut_name, x, self.dim, self.enter.rows, self.doubt)
         self.enter.check_bypass(x.size(self.dim))
-        sight, self.enter.sight = self.enter.sight, None
-        return self._kept(output, gate.decide(output, sight))
+        return self._kept(output, gate.decide(output))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:
         n = batched_tensor(output).size(self.dim)
-        return tree.select(output, indices, n, f"output of {self.cut_name}", self.dim, self.gate.lists)
+        return select(output, indices, n, f"output of {self.cut_name}", self.dim, self.gate.lists)

@@ -1,8 +1,8 @@
 """Adaptive distribution estimation: a few moving centers stand for all features that training has
 seen lately.
 
-Reading (:meth:`DensityEstimator.log_density`), collecting (:meth:`~DensityEstimator.accumulate`)
-and writing (:meth:`~DensityEstimator.apply`) are separate, so that every forward within one
+Reading (:meth:`MovingCenters.log_density`), collecting (:meth:`~MovingCenters.accumulate`)
+and writing (:meth:`~MovingCenters.apply`) are separate, so that every forward within one
 optimizer step scores against the same estimate, and ranks talk at one known moment. Shape suffixes:
 N samples, C centers, D feature dimensions.
 """
@@ -22,7 +22,7 @@ STEPS_APART = 1024  # ranks compare their steps modulo this, so that the sum is 
 NAMES = ("centers", "counts", "mean", "variance", "pending")
 
 
-class DensityEstimator:
+class MovingCenters:
     """Kernel density of a drifting stream of features (section "Adaptive Distribution Estimation",
     arXiv 2506.23674).
 
@@ -53,7 +53,7 @@ class DensityEstimator:
     Example:
         >>> import torch
         >>> _ = torch.manual_seed(0)
-        >>> estimator = DensityEstimator(n_centers=8)
+        >>> estimator = MovingCenters(n_centers=8)
         >>> for _ in range(20):
         ...     estimator.accumulate(torch.randn(32, 3))
         ...     estimator.apply()
@@ -206,7 +206,7 @@ class DensityEstimator:
         if state["n_centers"] != self.n_centers:
             raise ValueError(
                 f"the saved density has {state['n_centers']} centers, this one {self.n_centers}: "
-                f"attach with `estimator=pfb.DensityEstimator(n_centers={state['n_centers']})`"
+                f"attach with `estimator=pfb.MovingCenters(n_centers={state['n_centers']})`"
             )
         updates, seeds = state["updates"], state["seeds"]
         tensors = {name: state[name] for name in NAMES}

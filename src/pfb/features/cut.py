@@ -1,75 +1,30 @@
-"""From the output of any layer to one feature vector per sample.
+"""From the output of any layer to one feature vector per sample: what the paper judges by.
 
 Shape suffixes: N samples, T tokens, C channels, H W space, D feature dimensions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pfb.density.kernels import full_precision
+from pfb.features.base import checked_features
 from pfb.selection.nested import leaves
 
 
-class Features:
-    """What samples are judged by: ``[N, D]`` float32, without graph.
-
-    Attributes:
-        name: ``"cut"``, ``"cut-spread"``, ``"momentum"``, ``"sketch"``, ``"originals"`` or
-            ``"callable"``; a state belongs to one of them.
-        of: what it is called with: the cut's output, or the model's first input, which needs no
-            scoring pass.
-        batch_dim: where that has its samples.
-        repeatable: whether what it is called with tells the same again.
-    """
-
-    name = "callable"
-    of: Literal["cut", "input"] = "cut"
-    batch_dim = 0
-    repeatable = True
-
-    def __call__(self, given: Any) -> Tensor:
-        raise NotImplementedError
-
-    def as_scored(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Inside, the model is what the scoring pass of ``recompute`` runs."""
-        return contextlib.nullcontext()
-
-    def passed_by(self, trained: bool) -> None:
-        """A forward in training begins that asks for no features; ``trained`` unless paused."""
-
-    def step(self, model: nn.Module, talk: bool) -> None:
-        """An optimizer step is done; with ``talk`` ranks may tell each other."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs; references."""
-        return {}
-
-    def check_state(self, state: dict[str, Tensor], model: nn.Module) -> None:
-        """Whether a state is one of this model's.
-
-        Raises:
-            ValueError: it is not; the message says by what.
-        """
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where the state was taken."""
-
-
-class FeatureReader(Features):
+class CutFeatures:
     """Features ``[N, D]`` of a cut's output, in float32 and without graph; reads only.
 
     Args:
         layers: what :func:`channel_layers` says of the cut.
-        features: callable to ``[N, D]``, instead of averaging over all but samples and channels; of
-            the cut's output, or of the model's first input if its attribute ``of`` is ``"input"``.
+        features: callable from the cut's output to ``[N, D]``, instead of averaging over all but
+            samples and channels.
         feature_dim: reduce wider features to so many dimensions by :func:`random_projection`.
         channel_dim: where the output has its channels; ``None``: inferred at the first one.
         batch_dim: where the output has its samples.
@@ -78,7 +33,7 @@ class FeatureReader(Features):
 
     Example:
         >>> import torch
-        >>> FeatureReader(layers=())(torch.ones(2, 5, 8)).shape  # tokens [N, T, C]
+        >>> CutFeatures(layers=())(torch.ones(2, 5, 8)).shape  # tokens [N, T, C]
         torch.Size([2, 8])
     """
 
@@ -98,7 +53,6 @@ class FeatureReader(Features):
         if channel_dim is not None and (isinstance(channel_dim, bool) or not isinstance(channel_dim, int)):
             raise ValueError(f"`channel_dim` must be None or a whole number, such as 1 or -1 (got {channel_dim!r})")
         self.name = "callable" if features is not None else "cut-spread" if spread else "cut"
-        self.of = _given_to(features)
         self.batch_dim, self._spread = batch_dim, spread
         self._layers, self._features, self._feature_dim = layers, features, feature_dim
         self._channel_dim = channel_dim
@@ -129,18 +83,6 @@ class FeatureReader(Features):
             return wide_NC
         with full_precision(wide_NC.device):
             return wide_NC @ random_projection(wide_NC.size(1), self._feature_dim, wide_NC.device)
-
-
-def checked_features(returned: Any, function: str) -> Tensor:
-    """What a function of the user's returned, ``[N, D]`` float32 without graph.
-
-    Raises:
-        ValueError: it is no tensor ``[N, D]``; the message names the function.
-    """
-    if not isinstance(returned, Tensor) or returned.dim() != 2:
-        got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise ValueError(f"{function} must return a tensor [N, D] (got {got})")
-    return returned.detach().float()
 
 
 def batched_tensor(output: Any) -> Tensor:
@@ -282,13 +224,6 @@ def infer_channel_dim(shape: torch.Size | tuple[int, ...], layers: tuple[tuple[i
         f"cannot tell which dimension of the cut's output {tuple(shape)} holds the channels. Pass `channel_dim=1` for "
         "[N, C, H, W] or `channel_dim=-1` for [N, H, W, C] and [N, T, C]."
     )
-
-
-def _given_to(features: Callable[[Any], Tensor] | None) -> Literal["cut", "input"]:
-    of = getattr(features, "of", "cut")
-    if of not in ("cut", "input"):
-        raise ValueError(f'`of` of features must be "cut" or "input" (got {of!r})')
-    return cast(Literal["cut", "input"], of)
 
 
 def _axis_and_channels(module: nn.Module) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ def output_of(
     handle = cut.register_forward_hook(catch, prepend=True)
     try:
         with torch.set_grad_enabled(grad), as_in_training():
-            model.forward(*args, **kwargs)
+            model._call_impl(*args, **kwargs)  # hooks and all, but never compiled code
     except Reached as reached:
         return reached.args[0]
     finally:
@@ -42,25 +42,16 @@ def output_of(
 
 
 @contextlib.contextmanager
-def scoring_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Evaluation mode for the scoring pass, then every module's own mode again.
-
-    With ``batch_statistics`` the BatchNorms normalise by the batch at hand instead of their running
-    statistics. Either way no running statistic moves here: it moves once per step, in the forward
-    proper.
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the scoring pass, then every module's own mode again. So no running
+    statistic of a BatchNorm moves here: it moves once per step, in the forward proper.
     """
     modules = list(model.modules())
     was_training = [m.training for m in modules]
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)] if batch_statistics else []
-    norms = [m for m in norms if m.training and m.track_running_stats]
     try:
         for m in modules:
             m.training = False
-        for m in norms:
-            m.training, m.track_running_stats = True, False
         yield
     finally:
         for m, training in zip(modules, was_training, strict=True):
             m.training = training
-        for m in norms:
-            m.track_running_stats = True

@@ -1,5 +1,4 @@
-"""The scoring pass must leave no trace: what it writes to inputs, buffers and modules is taken
-back.
+"""Undo what a scoring pass writes to inputs, buffers and attributes of modules.
 
 It runs the user's forward on the user's own objects. Nothing is copied that need not be: the first
 passes look at everything, and from then on only what was seen to change is saved before each pass.
@@ -25,7 +24,7 @@ OWN = {"training", "track_running_stats", "_parameters", "_buffers", "_modules"}
 CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
 
 
-class Trace:
+class SideEffects:
     """What the scoring pass of one model writes. Nothing is done inside ``torch.compile``."""
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class Trace:
         self._written_modules: set[nn.Module] = set()
 
     @contextlib.contextmanager
-    def taken_back(self, model: nn.Module, arguments: Any) -> Iterator[Any]:
+    def undone(self, model: nn.Module, arguments: Any) -> Iterator[Any]:
         """Arguments for a pass inside this context, after which model and arguments are what they
         were.
 
@@ -65,9 +64,9 @@ class Trace:
             unknown = self._restore_buffers(buffers, saved)
             if unknown:
                 raise RuntimeError(
-                    f"pfb: the scoring pass of recompute wrote to {', '.join(unknown)}, which it had left alone until "
-                    "now, so this step would see it twice. Write in the model's training forward only, under "
-                    '`if torch.is_grad_enabled():`, or use `shallow="reuse"`.'
+                    f"pfb: the scoring pass wrote to {', '.join(unknown)}, which it had left alone until now, so this "
+                    "step would see it twice. Write in the model's training forward only, under "
+                    "`if torch.is_grad_enabled():`, or use pfb.attach(model), which runs no pass of its own."
                 )
 
     def _restore_buffers(

@@ -8,15 +8,18 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfb.density.kernels import full_precision
-from pfb.features.cut import Features, fixed_normal, mean_and_deviation, mean_and_spread
+from pfb.features.base import Features
+from pfb.features.cut import fixed_normal, mean_and_deviation, mean_and_spread
+from pfb.features.judged import are_images, as_tensor, candidates
+from pfb.selection.select import is_array
 
 FILTERS = 16  # of images; as many again tell copies no better
 PROJECTIONS = 8  # of sequences, beside as many filters as of images
@@ -31,7 +34,7 @@ BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product l
 
 
 class Sketch(Features):
-    """Features ``[N, D]`` of a model's input, float32, ``features="sketch"``.
+    """Features ``[N, D]`` of a model's input, float32: what :class:`pfb.BatchPruner` judges by.
 
     Images ``[N, C, H, W]``, or a list of them of whatever sizes (``[N, H, W, C]`` where one, three
     or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations
@@ -46,9 +49,6 @@ class Sketch(Features):
     the deviations sees a column of any scale as one of many; of more than 256 values as many random
     projections, in which columns of large scale rule.
 
-    Args:
-        batch_dim: where the input has its samples.
-
     Example:
         >>> import torch
         >>> sketch = Sketch()
@@ -57,10 +57,12 @@ class Sketch(Features):
     """
 
     name = "sketch"
-    of: Literal["cut", "input"] = "input"
 
-    def __init__(self, batch_dim: int = 0) -> None:
-        self.batch_dim = batch_dim
+    def candidates(self, batch: Any) -> Iterator[tuple[str, Any]]:
+        yield from candidates(batch)
+
+    def refusal(self, batch: Any) -> str:
+        return _refusal(batch)
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
@@ -69,11 +71,12 @@ class Sketch(Features):
         Raises:
             TypeError: no tensor, or one of which nothing is known; the message names the way out.
         """
+        x = as_tensor(x) if is_array(x) else x
         if are_images(x):
             return torch.cat([self(image[None]) for image in x])
         if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
             raise TypeError(_refusal(x))
-        x = x.detach().movedim(self.batch_dim, 0)
+        x = x.detach()
         if x.dim() == 2 and not x.is_floating_point():
             return of_tokens(x)
         with full_precision(x.device):
@@ -84,14 +87,6 @@ class Sketch(Features):
             if x.dim() == 2 and x.is_floating_point():
                 return of_vectors(x.float())
         raise TypeError(_refusal(x))
-
-
-def are_images(items: object) -> TypeGuard[Sequence[Tensor]]:
-    """Whether this is a list of one image per sample, of whatever sizes, as detectors take them."""
-    if not isinstance(items, (list, tuple)):
-        return False
-    channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
-    return len(channels) == 1 and channels <= {1, 3, 4}
 
 
 def _has_channels_last(x: Tensor) -> bool:
@@ -162,7 +157,6 @@ def of_vectors(x_NF: Tensor) -> Tensor:
 def _refusal(x: object) -> str:
     got = f"shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
     return (
-        'features="sketch" knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] '
-        f"and vectors [N, F] (got {got}). Pass `features=` a function of the model's input with the attribute "
-        '`of = "input"` that returns [N, D]; or features="cut".'
+        "a sketch knows images [N, C, H, W] or a list of them, token numbers [N, T], sequences [N, T, F] and vectors "
+        f"[N, F] (got {got}). Pass `by=`, the tensor or key to judge by, or `features=`, a function that returns [N, D]"
     )

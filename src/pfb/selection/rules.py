@@ -3,25 +3,27 @@ the same form will do.
 
 A rule takes features ``[N, D]`` and returns importance ``[N]``, larger is kept. What it ``reads``
 decides what is done for it: ``"density"`` (it is given the run's density as second argument, which
-is maintained for it), ``"features"`` alone, or ``"nothing"`` but the number of samples
-(``recompute`` then runs no scoring pass). Of a plain function its arguments tell: a second one that
-has no default, or is called ``estimator``, is given the density; any other is a setting of its own.
+is maintained for it), ``"features"`` alone, or ``"nothing"`` but the number of samples. Of a plain
+function its arguments tell: a second one that has no default, or is called ``density``, is given
+the density; one called ``generator`` the random numbers to draw from, and one called ``own`` the
+features ``[N, D]`` of each sample's own, slightly changed view.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
 from pfb.density.kernels import Density, log_importance
-from pfb.selection.sampling import drawn
+from pfb.selection.sampling import drawn, random_like
 
-Importance = Callable[..., Tensor]
+Rule = Callable[..., Tensor]
 Reads = Literal["density", "features", "nothing"]
 
 
@@ -31,7 +33,7 @@ class RareFirst:
     are redundant.
 
     ``r_i = alpha_i * max f`` over the batch with one draw ``alpha_i ~ U(0, alpha)`` per sample
-    (arXiv 2506.23674). Returns ``log I``; draws from the global generator of the features' device.
+    (arXiv 2506.23674). Returns ``log I``.
 
     Attributes:
         alpha: upper end of the random term, as a share of the batch's largest density; 0 is strict
@@ -39,9 +41,9 @@ class RareFirst:
 
     Example:
         >>> import torch, pfb
-        >>> estimator = pfb.DensityEstimator(n_centers=4)
-        >>> estimator.accumulate(torch.randn(64, 2)); estimator.apply()
-        >>> RareFirst()(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), estimator).argmax()
+        >>> centers = pfb.MovingCenters(n_centers=4)
+        >>> centers.accumulate(torch.randn(64, 2)); centers.apply()
+        >>> RareFirst()(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), centers).argmax()
         tensor(1)
     """
 
@@ -51,9 +53,9 @@ class RareFirst:
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"`alpha` must be a finite number >= 0 (got {self.alpha!r}); the paper uses 0.01")
 
-    def __call__(self, features: Tensor, estimator: Density) -> Tensor:
-        log_density_N = estimator.log_density(features)
-        return log_importance(log_density_N, self.alpha * torch.rand_like(log_density_N))
+    def __call__(self, features: Tensor, density: Density, generator: torch.Generator | None = None) -> Tensor:
+        log_density_N = density.log_density(features)
+        return log_importance(log_density_N, self.alpha * random_like(log_density_N, generator))
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class InverseDensity:
     ``f ~ d ** -D``, this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn
     instead of ranked: 81 copies of one thing come by about as often as one single sample, and where
     no sample is another's copy the draw is nearly uniform. Returns the logarithms of the weights
-    plus Gumbel noise, whose largest are such a draw; draws from the global generator of the
-    features' device.
+    plus Gumbel noise, whose largest are such a draw.
 
     Attributes:
         gamma: how strongly copies are left out; 0 is uniform.
@@ -88,20 +89,24 @@ class InverseDensity:
         if not 0 <= self.gamma < float("inf"):
             raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
 
-    def log_weights(self, features: Tensor, estimator: Density) -> Tensor:
+    def log_weights(self, features: Tensor, density: Density, own: Tensor | None = None) -> Tensor:
         """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
-        return self.gamma * estimator.isolation(features).log()
+        isolation_N = density.isolation(features) if own is None else density.isolation(features, own)
+        return self.gamma * isolation_N.log()
 
-    def __call__(self, features: Tensor, estimator: Density) -> Tensor:
-        return drawn(self.log_weights(features, estimator))
+    def __call__(
+        self,
+        features: Tensor,
+        density: Density,
+        own: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return drawn(self.log_weights(features, density, own), generator)
 
 
 @dataclass(frozen=True)
 class Uniform:
     """Every sample equally likely: the baseline a rule has to beat at the same pruned share.
-
-    With ``shallow="recompute"`` no scoring pass is run, so a step costs what one on the kept
-    samples costs.
 
     Example:
         >>> import torch
@@ -111,30 +116,99 @@ class Uniform:
 
     reads: ClassVar[Reads] = "nothing"
 
-    def __call__(self, features: Tensor) -> Tensor:
-        return torch.rand(features.size(0), device=features.device)
+    def __call__(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.rand(features.size(0), device=features.device, generator=generator)
 
 
-def reads_of(importance: Importance) -> Reads:
-    """What a rule reads: what its attribute ``reads`` says, else by its number of arguments.
+@dataclass(frozen=True)
+class RuleCall:
+    """A rule, and what it is to be given.
 
-    Raises:
-        ValueError: ``reads`` is something else.
-
-    Example:
-        >>> reads_of(RareFirst()), reads_of(lambda features: features[:, 0])
-        ('density', 'features')
+    Attributes:
+        rule: the callable.
+        reads: what it reads: what its attribute ``reads`` says, else by its number of arguments.
+        takes: which of ``"own"`` and ``"generator"`` it has an argument for.
     """
-    said = getattr(importance, "reads", None)
-    if said is not None:
+
+    rule: Rule
+    reads: Reads
+    takes: frozenset[str]
+
+    @classmethod
+    def of(cls, rule: Rule) -> RuleCall:
+        """Look at a rule.
+
+        Raises:
+            ValueError: its attribute ``reads`` is something else.
+
+        Example:
+            >>> RuleCall.of(RareFirst()).reads, RuleCall.of(lambda features: features[:, 0]).reads
+            ('density', 'features')
+        """
+        try:
+            parameters = list(inspect.signature(rule).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        takes = frozenset({"own", "generator"} & {p.name for p in parameters})
+        said = getattr(rule, "reads", None)
+        if said is None:
+            positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            second = [p for p in positional if p.name not in takes][1:2]
+            anything = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+            dense = anything or any(p.default is p.empty or p.name == "density" for p in second)
+            said = "density" if dense else "features"
         if said not in ("density", "features", "nothing"):
             raise ValueError(f'`reads` of a rule must be "density", "features" or "nothing" (got {said!r})')
-        return cast(Reads, said)
-    try:
-        parameters = inspect.signature(importance).parameters.values()
-    except (TypeError, ValueError):
-        return "features"
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return "density"
-    second = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:2]
-    return "density" if any(p.default is p.empty or p.name == "estimator" for p in second) else "features"
+        return cls(rule, cast(Reads, said), takes)
+
+    def __call__(
+        self,
+        features_ND: Tensor,
+        density: Density,
+        own_ND: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Importance ``[N]``.
+
+        Raises:
+            ValueError: the rule returns something else than one value per sample.
+        """
+        given: dict[str, Any] = {"own": own_ND, "generator": generator}
+        named = {name: value for name, value in given.items() if name in self.takes and value is not None}
+        arguments = (features_ND, density) if self.reads == "density" else (features_ND,)
+        importance_N = self.rule(*arguments, **named)
+        n = len(features_ND)
+        if not isinstance(importance_N, Tensor) or importance_N.shape != (n,):
+            got = tuple(importance_N.shape) if isinstance(importance_N, Tensor) else type(importance_N).__name__
+            raise ValueError(f"`rule` must return one value per sample, shape ({n},) (got {got})")
+        return importance_N
+
+    def log_weights(self, features_ND: Tensor, density: Density, own_ND: Tensor | None = None) -> Tensor | None:
+        """Logarithms of the weights ``[N]`` that a rule with a method of this name draws by."""
+        weigh = getattr(self.rule, "log_weights", None)
+        if weigh is None:
+            return None
+        own = {"own": own_ND} if own_ND is not None and "own" in self.takes else {}
+        found: Tensor = weigh(features_ND, density, **own)
+        return found
+
+
+RULES = {"rarefirst": "RareFirst", "inversedensity": "InverseDensity", "uniform": "Uniform"}
+
+
+def checked_rule(rule: Rule | None, default: Rule) -> RuleCall:
+    """What a user gave as ``rule=``.
+
+    Raises:
+        TypeError: no callable, or a class instead of one of its objects.
+    """
+    if rule is None:
+        return RuleCall.of(default)
+    if isinstance(rule, type) or not callable(rule):
+        said = rule.__name__ if isinstance(rule, type) else str(rule)
+        near = difflib.get_close_matches(said.lower().replace("-", ""), RULES, n=1)
+        raise TypeError(
+            f"`rule` must be a callable such as `pfb.RareFirst()` or a function of features [N, D] (got {rule!r})."
+            + (f" Did you mean `pfb.{RULES[near[0]]}()`?" if near else "")
+        )
+    return RuleCall.of(rule)

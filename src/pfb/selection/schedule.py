@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from dataclasses import dataclass
 
 ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, whatever its quotient rounds to
@@ -53,6 +54,60 @@ class Schedule:
         if inside < 0.5 and self.ramp:
             return self.ramp[int(inside * 2 * len(self.ramp))]
         return self.prune
+
+
+class Progress:
+    """Where a training stands, and the share that is pruned there.
+
+    Args:
+        prune: a share in [0, 1), or a :class:`Schedule`.
+        total_steps: of the whole training; needed by a schedule that has a window.
+
+    Attributes:
+        schedule: the share over training.
+        steps: how many are done.
+    """
+
+    def __init__(self, prune: float | Schedule, total_steps: int | None = None) -> None:
+        self.schedule = prune if isinstance(prune, Schedule) else constant(prune)
+        self.steps = 0
+        self._total_steps = checked_total_steps(total_steps)
+
+    @property
+    def total_steps(self) -> int | None:
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int | None) -> None:
+        self._total_steps = checked_total_steps(value)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the share can be told yet."""
+        return self.total_steps is not None or not self.schedule.needs_total_steps
+
+    @property
+    def share(self) -> float:
+        """The share at the coming step; 0 while it cannot be told."""
+        return self.share_after(0)
+
+    def share_after(self, steps: int) -> float:
+        """The share so many steps later."""
+        if not self.is_known:
+            return 0.0
+        at = self.steps + steps
+        at = at if self.total_steps is None else min(at, self.total_steps)  # beyond the end as at the end
+        return self.schedule.share(at, self.total_steps)
+
+    def step(self) -> None:
+        """One more is done; warns once where that is more than there were to be."""
+        self.steps += 1
+        if self.schedule.needs_total_steps and self.steps == (self.total_steps or 0) + 1:
+            warnings.warn(
+                f"pfb: there were more steps than total_steps={self.total_steps}, so the schedule is over. It counts "
+                "steps, not epochs: len(loader) * epochs.",
+                stacklevel=3,
+            )
 
 
 def constant(prune: float) -> Schedule:

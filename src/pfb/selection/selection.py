@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfb.selection import nested as tree
-
-T = TypeVar("T")
+from pfb.selection import select as tree
 
 PRECISION = 10**12  # shares are held as whole parts of this, so that 0.29 of 100 is 29 and not 28
 
@@ -43,14 +40,6 @@ class Selection:
             for i, t in enumerate(trees)
         )
         return kept[0] if len(kept) == 1 else kept
-
-    def select_list(self, samples: Sequence[T]) -> list[T]:
-        """The kept items of a sequence with one item per sample, such as detection targets.
-        Synchronises the device.
-        """
-        if len(samples) != self.batch_size:
-            raise ValueError(f"`samples` must hold one item per sample: {self.batch_size} (got {len(samples)})")
-        return [samples[i] for i in self.indices.tolist()]
 
 
 def parts(prune: float) -> int:

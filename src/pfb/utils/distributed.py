@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def among(group: Any) -> Iterator[None]:
+    """Inside, this thread talks to the ranks of this process group only; ``None``: to all."""
+    before = getattr(_local, "group", None)
+    _local.group = group
+    try:
+        yield
+    finally:
+        _local.group = before
+
+
+def group() -> Any:
+    """The process group in force; ``None`` is the default one."""
+    return getattr(_local, "group", None)
+
+
+def is_running() -> bool:
+    """Whether there is a process group at all."""
+    return dist.is_available() and dist.is_initialized()
+
 
 def world_size() -> int:
-    """Number of ranks in the default process group; 1 without one."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of ranks in the group; 1 without one."""
+    return dist.get_world_size(group()) if is_running() else 1
+
+
+def rank() -> int:
+    """This process' place in the group; 0 without one."""
+    return dist.get_rank(group()) if is_running() else 0
+
+
+def everybodys(value: Any) -> list[Any]:
+    """This small value of each rank, in their order: one collective that waits for the device."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=group())
+    return values
 
 
 def sum_over_ranks(flat: Tensor) -> None:
@@ -16,7 +58,7 @@ def sum_over_ranks(flat: Tensor) -> None:
     rank.
     """
     if world_size() > 1:
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=group())
 
 
 def concatenated(rows: Tensor) -> Tensor:
@@ -27,7 +69,7 @@ def concatenated(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     everything = rows.new_empty(world_size() * rows.size(0), rows.size(1))
-    dist.all_gather_into_tensor(everything, rows.contiguous())
+    dist.all_gather_into_tensor(everything, rows.contiguous(), group=group())
     return everything
 
 
@@ -40,11 +82,31 @@ def rows_of_all_ranks(rows: Tensor, n: int) -> Tensor:
     """
     if world_size() == 1:
         return rows[:n]
-    ranks, rank = world_size(), dist.get_rank()
+    ranks, mine = world_size(), rank()
     offered = min(len(rows), n)
     slots = rows.new_zeros(ranks, n, rows.size(1) + 1)  # the last column marks the rows in use
-    slots[rank, :offered, :-1] = rows[:offered]
-    slots[rank, :offered, -1] = 1
-    dist.all_reduce(slots)
+    slots[mine, :offered, :-1] = rows[:offered]
+    slots[mine, :offered, -1] = 1
+    dist.all_reduce(slots, group=group())
     in_turn = slots.transpose(0, 1).flatten(0, 1)
     return in_turn[in_turn[:, -1] > 0][:n, :-1]
+
+
+def check_settings(settings: list[dict[str, str]], way_out: str) -> None:
+    """The settings of all ranks, by name, must be those of rank 0.
+
+    Raises:
+        RuntimeError: they are not; the message names the first that differs.
+
+    Example:
+        >>> check_settings([{"prune": "0.4"}, {"prune": "0.5"}], "make it with the same on all ranks")
+        Traceback (most recent call last):
+        RuntimeError: the ranks have different settings: `prune` is 0.4 on rank 0 and 0.5 on rank 1; make it with the same on all ranks
+    """
+    for place, theirs in enumerate(settings):
+        for name, value in settings[0].items():
+            if theirs.get(name) != value:
+                raise RuntimeError(
+                    f"the ranks have different settings: `{name}` is {value} on rank 0 and {theirs.get(name)} on rank "
+                    f"{place}; {way_out}"
+                )

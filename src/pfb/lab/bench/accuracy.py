@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import pfb
-from pfb.blocking.cost import shallow_share, step_cost
+from pfb.features.cost import shallow_share, step_cost
 from pfb.lab.bench import checks, comparison
 from pfb.lab.bench.methods import METHODS
 from pfb.lab.bench.setup import first_block

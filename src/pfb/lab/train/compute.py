@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pfb.blocking.cost import step_cost
+from pfb.features.cost import step_cost
 from pfb.lab.train.settings import SKETCHED
 
 
@@ -12,14 +12,14 @@ def operations(run: dict[str, Any], shallow: float) -> float:
     """FLOPs of a run's training steps, in full steps of one sample; a backward counts as two
     forwards.
 
-    A step costs what :func:`pfb.blocking.cost.step_cost` says, with a quarter of the shallow part where the
+    A step costs what :func:`pfb.features.cost.step_cost` says, with a quarter of the shallow part where the
     pass that scores is at half the resolution, and none where there is no such pass. A forward of
     the whole model without gradients, as selective backprop makes, costs 1 / 3 per sample. A sketch
     of the input and the choice itself count for nothing.
 
     Args:
         run: its ``config``, ``cut``, ``processes`` and counts, as ``summary.json`` has them.
-        shallow: part of the model's forward FLOPs up to the cut, :func:`pfb.blocking.cost.shallow_share`.
+        shallow: part of the model's forward FLOPs up to the cut, :func:`pfb.features.cost.shallow_share`.
 
     Example:
         >>> config = {"method": "uniform", "shallow": "recompute", "batch_size": 10}

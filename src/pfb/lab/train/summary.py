@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pfb
-from pfb.blocking.cost import shallow_share
+from pfb.features.cost import shallow_share
 from pfb.lab.baselines import PerClass
 from pfb.lab.origin import processor
 from pfb.lab.train import methods, optim, task

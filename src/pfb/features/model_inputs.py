@@ -1,6 +1,4 @@
-"""From what a loader gives to what a model takes, its labels, and the tensor that samples are
-judged by.
-"""
+"""From what a loader gives to what a model takes, and its labels."""
 
 from __future__ import annotations
 
@@ -13,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.blocking.inputs import batched_places, main_input
+from pfb.features.judged import LABELS
 from pfb.selection import nested as tree
 from pfb.utils.errors import first_line
 
-LABELS = ("labels", "label", "targets", "target", "y")
 Prepare = Callable[[Any], Any]
 """From a batch to ``(input, labels)`` or ``(input, labels, index)``."""
 
@@ -76,22 +73,6 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def without_labels(x: Any) -> Any:
     """An input without the labels that it may carry."""
     return {name: value for name, value in x.items() if name not in LABELS} if isinstance(x, Mapping) else x
-
-
-def judged(model: nn.Module, x: Any) -> Any:
-    """The part of an input that samples are judged by: the model's first, or main, batched input.
-
-    Raises:
-        ValueError: it holds no tensor with samples.
-    """
-    args, kwargs = arguments(x)
-    places = batched_places(model, args, kwargs, ())
-    if not places:
-        raise ValueError(
-            f"the loader's batches hold no tensor of samples (got {_kind(x)}): pass `prepare=`, a function of the "
-            "batch that returns (input, labels) as tensors"
-        )
-    return main_input(model, places)
 
 
 def try_out(model: nn.Module, x: Any) -> None:

@@ -21,7 +21,7 @@ def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
         0.25
     """
     # In training no layer takes PyTorch's fused paths, whose operations are not counted.
-    with scoring_mode(model, batch_statistics=False), torch.no_grad(), as_in_training():
+    with scoring_mode(model), torch.no_grad(), as_in_training():
         with FlopCounterMode(display=False) as whole:
             model(*inputs)
         with FlopCounterMode(display=False) as part:

@@ -1,0 +1,92 @@
+"""Which part of a batch samples are judged by: the first that a sketch knows, pictures before
+others.
+
+Shape suffixes: N samples, C channels, T time, F values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from pfb.selection.nested import children, is_list, key_of
+from pfb.selection.select import is_array
+
+LABELS = ("labels", "label", "targets", "target", "y")
+SAYS_LITTLE = ("mask", "type_ids", "position", "label", "target", "length", "index", "idx")
+"""Parts of names of what lies beside a sample and does not tell it from others."""
+FEW_FIELDS = 8  # a longer list holds samples, not the fields of a batch
+
+
+def candidates(batch: Any, path: str = "batch") -> list[tuple[str, Any]]:
+    """Path and value of each part of a batch that a sketch knows: images and volumes first, then
+    sequences, tokens, vectors; of one kind in the batch's order.
+
+    Example:
+        >>> batch = {"gps": torch.rand(4, 2), "frame": torch.rand(4, 3, 8, 8), "label": torch.arange(4)}
+        >>> [path for path, _ in candidates(batch)]
+        ["batch['frame']", "batch['gps']"]
+    """
+    found = [(kind, path, value) for path, value in _known(batch, path, 0) if (kind := kind_of(value)) is not None]
+    return [(path, value) for _, path, value in sorted(found, key=lambda one: one[0])]
+
+
+def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if any(part in key_of(path).lower() for part in SAYS_LITTLE):
+        return
+    if is_array(value):
+        value = as_tensor(value)
+    if kind_of(value) is not None:
+        yield path, value
+        return
+    if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and not any(isinstance(x, Tensor) for x in value))):
+        return
+    for place, inner in children(value) or ():
+        yield from _known(inner, path + place, depth + 1)
+
+
+def kind_of(x: Any) -> int | None:
+    """0 for images and volumes, 1 for sequences, 2 for tokens, 3 for vectors; ``None`` for what no
+    sketch is known of.
+    """
+    if are_images(x):
+        return 0
+    if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
+        return None
+    whole = not x.is_floating_point()
+    return {2: 2 if whole else 3, 3: None if whole else 1, 4: 0, 5: 0}.get(x.dim())
+
+
+def are_images(items: object) -> TypeGuard[Sequence[Tensor]]:
+    """Whether this is a list of one image per sample, of whatever sizes, as detectors take them."""
+    if not isinstance(items, (list, tuple)):
+        return False
+    channels = {x.size(0) if isinstance(x, Tensor) and x.dim() == 3 else 0 for x in items}
+    return len(channels) == 1 and channels <= {1, 3, 4}
+
+
+def as_tensor(array: Any) -> Any:
+    """A NumPy array of numbers as a tensor, without a copy where that is possible; any other as it
+    is.
+    """
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError):
+        return array
+
+
+def labels_of(batch: Any, n: int) -> Tensor | None:
+    """The classes of n samples, whole numbers ``[N]``, where a batch names or places them as usual:
+    a key or field such as ``"label"``, else the second of ``(input, labels)``.
+    """
+    inside = dict(children(batch) or ())
+    named = [value for place, value in inside.items() if key_of(place) in LABELS]
+    second = [batch[1]] if not named and isinstance(batch, (tuple, list)) and len(batch) >= 2 else []
+    for value in (*named, *second):
+        x = as_tensor(value) if is_array(value) else value
+        if isinstance(x, Tensor) and x.shape == (n,) and not (x.is_floating_point() or x.is_complex()):
+            return x if x.dtype != torch.bool else None
+    return None

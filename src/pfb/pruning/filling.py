@@ -1,0 +1,137 @@
+"""Gather kept samples until a batch has its full size again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfb.selection.nested import children, is_list, key_of, rebuilt
+from pfb.selection.select import SHARED, Declared, is_array, is_tensordict, select
+
+
+class Pool:
+    """Kept parts of batches, in the order in which they came: none is lost, and none given twice.
+
+    Args:
+        declared: what the user says of places in a batch.
+
+    Attributes:
+        size: of a full batch; that of the first batch, once there was one.
+        held: samples that wait for a full batch.
+    """
+
+    def __init__(self, declared: Declared) -> None:
+        self.declared = declared
+        self.size: int | None = None
+        self.held = 0
+        self._rest: Any = None  # a batch of as many samples as are held
+
+    def add(self, batch: Any, kept: int, size: int) -> Iterator[Any]:
+        """Take in a batch of so many kept samples, and give every batch that is now full.
+
+        Args:
+            batch: what was kept.
+            kept: samples in it.
+            size: samples that it had before.
+
+        Raises:
+            ValueError: it cannot be joined with what waits; the message names the place.
+        """
+        self.size = size if self.size is None else self.size
+        if kept:
+            self._rest = batch if self.held == 0 else joined(self._rest, self.held, batch, kept, self.declared)
+            self.held += kept
+        while self.held >= self.size:
+            first, n = torch.arange(self.size), self.held
+            rest, self.held = torch.arange(self.size, n), n - self.size
+            full = self._part(first, n)
+            self._rest = self._part(rest, n) if len(rest) else None
+            yield full
+
+    def state_dict(self) -> dict[str, Any]:
+        """What waits; references."""
+        return {"size": self.size, "held": self.held, "rest": self._rest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Wait with what was saved.
+
+        Raises:
+            ValueError: not a state of what waits.
+        """
+        if not isinstance(state, dict) or not state.keys() >= {"size", "held", "rest"}:
+            raise ValueError("the state of the samples held back by `fill` is damaged")
+        if type(state["held"]) is not int or state["held"] < 0 or (state["held"] > 0 and state["rest"] is None):
+            raise ValueError(
+                f"the state's `held` must be a whole number of samples that are there (got {state['held']!r})"
+            )
+        self.size, self.held, self._rest = state["size"], state["held"], state["rest"]
+
+    def _part(self, indices: Tensor, n: int) -> Any:
+        batch, lists = self._rest, {}
+        if isinstance(batch, (tuple, list)) and not hasattr(batch, "_make"):
+            parts = [
+                value
+                if key_of(place) in self.declared.shared
+                else select(value, indices, n, f"batch{place}", 0, lists, self.declared)
+                for place, value in children(batch) or ()
+            ]
+            return parts if isinstance(batch, list) else tuple(parts)
+        return select(batch, indices, n, "batch", 0, lists, self.declared)
+
+
+def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batch") -> Any:
+    """Two batches of n and m samples as one of n + m.
+
+    Raises:
+        ValueError: their parts do not belong together, such as texts padded to different lengths;
+            the message names the place.
+
+    Example:
+        >>> joined({"x": torch.zeros(2, 3), "id": ["a", "b"]}, 2, {"x": torch.ones(1, 3), "id": ["c"]}, 1, Declared())
+        {'x': tensor([[0., 0., 0.],
+                [0., 0., 0.],
+                [1., 1., 1.]]), 'id': ['a', 'b', 'c']}
+    """
+    name = key_of(path)
+    dim = declared.dims.get(name, 0)
+    shared = name in declared.shared
+    try:
+        if shared or a is None or isinstance(a, SHARED) or (isinstance(a, Tensor) and a.dim() == 0):
+            return _the_same(a, b, path)
+        if isinstance(a, Tensor):
+            return torch.cat([a, b], dim)
+        if is_tensordict(a):
+            return torch.cat([a, b])
+        if is_array(a):
+            import numpy as np
+
+            return a if a.ndim == 0 else np.concatenate([a, b], dim)
+        one_per_sample = is_list(a) and len(a) == n and len(b) == m and (path != "batch" or n + m > len(a) + len(b))
+        if one_per_sample and not any(isinstance(x, Tensor) and len(x.shape) and len(x) == n for x in a):
+            return a + b
+        inside_a, inside_b = children(a), children(b)
+        if inside_a is None or inside_b is None or [p for p, _ in inside_a] != [p for p, _ in inside_b]:
+            raise ValueError("it has other parts than in the batch before")
+        pairs = zip(inside_a, inside_b, strict=True)
+        values = [joined(x, n, y, m, declared, path + place) for (place, x), (_, y) in pairs]
+        return rebuilt(a, [place for place, _ in inside_a], values)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if str(error).startswith("`batch"):
+            raise
+        raise ValueError(
+            f"`{path}` cannot be gathered to full batches ({str(error).splitlines()[0]}). Give samples of one shape "
+            "(pad to a fixed length), or leave out `fill=True`."
+        ) from error
+
+
+def _the_same(a: Any, b: Any, path: str) -> Any:
+    equal = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+    if not equal:
+        raise ValueError(
+            f"`{path}` belongs to a batch as a whole and differs between batches ({a!r}, then {b!r}), so they cannot be "
+            "gathered to full ones. Make it a tensor with one value per sample, or leave out `fill=True`."
+        )
+    return a

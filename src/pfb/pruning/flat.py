@@ -1,0 +1,65 @@
+"""Flat lists of targets: as many rows as samples by chance, and no row per sample.
+
+Detection data give ``[M, 5]`` targets of a whole batch whose first column counts the images, or
+``batch_idx [M]`` beside ``boxes [M, 4]``; point clouds give ``[M, 3]`` points and the cloud of each.
+Where M is the number of samples by chance, a selection would pair them with the wrong ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfb.features.judged import LABELS
+from pfb.selection.nested import key_of, places
+from pfb.selection.select import Declared
+
+LEAST = 4  # rows; of fewer it cannot be told whether they count samples
+COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
+"""Names by which libraries call the sample that each row belongs to."""
+
+
+def refuse(batch: Any, judged: str, n: int, declared: Declared) -> None:
+    """Look at a batch of n samples; waits for the device.
+
+    Raises:
+        ValueError: a tensor with n rows tells by its name or its values that a row is no sample.
+    """
+    for path, x in places(batch):
+        name = key_of(path)
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != n or path == judged:
+            continue
+        if name in declared.names or name in LABELS:
+            continue
+        if (name in COUNTERS and x.dim() == 1) or looks_flat(x, n):
+            raise ValueError(
+                f"`{path}` of shape {tuple(x.shape)} looks like a flat list that says which sample each row belongs "
+                "to: selecting its rows would pair them with the wrong samples. Give one tensor per sample in a list; "
+                f"or, if it has one row per sample, say so: `items=({name!r},)`."
+            )
+
+
+def looks_flat(x: Tensor, n: int) -> bool:
+    """Whether a tensor of n rows says which sample each row belongs to: a first column, or the
+    whole, of whole numbers below n, sorted; of a column at least half occur, of a vector those up to
+    the last, most of them more than once.
+
+    Example:
+        >>> looks_flat(torch.tensor([[0, 7], [0, 9], [2, 7], [3, 1]]), 4)
+        True
+        >>> looks_flat(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), 8), looks_flat(torch.tensor([1, 0, 0, 2]), 4)
+        (True, False)
+    """
+    if n < LEAST or x.is_complex() or x.dtype == torch.bool or x.dim() > 2 or (x.dim() == 2 and x.size(1) < 2):
+        return False
+    if x.dim() == 1 and x.is_floating_point():
+        return False
+    first = x.reshape(n, -1)[:, 0].detach().double()
+    if not bool((first == first.round()).all() and (first.diff() >= 0).all()):
+        return False
+    low, high, different = int(first[0]), int(first[-1]), int((first.diff() > 0).sum()) + 1
+    if x.dim() == 1:
+        return low == 0 and different == high + 1 and 2 <= different <= n // 2
+    return low >= 0 and high < n and different * 2 >= n

@@ -1,0 +1,202 @@
+"""A loader whose batches are pruned: one line before the training loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pfb.pruning.batch_pruner import BatchPruner
+from pfb.pruning.filling import Pool
+from pfb.selection.nested import copied
+from pfb.selection.schedule import Schedule
+from pfb.selection.selection import keep_count
+
+
+class PrunedLoader:
+    """What :func:`prune_batches` returns: iterate it as the loader it wraps, whose attributes it
+    has.
+
+    Attributes:
+        loader: what is wrapped.
+        pruner: the :class:`pfb.BatchPruner` that its batches pass; pause it, read its ``stats``.
+    """
+
+    def __init__(self, loader: Any, pruner: BatchPruner, fill: bool, device: torch.device | None) -> None:
+        self.loader, self.pruner = loader, pruner
+        self._device = device
+        self._pool = Pool(pruner.declared) if fill else None
+        self._skip = 0  # batches that an interrupted epoch had given before, when it is resumed
+        self._given = 0  # batches taken from the loader in this epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        skip, self._skip = self._skip, 0
+        self._given = skip
+        for batch in itertools.islice(batches, skip, None):
+            self._given += 1
+            if self._device is not None:
+                batch = copied(batch, lambda x: x.to(self._device, non_blocking=True))
+            if self._pool is None:
+                yield self.pruner(batch)
+            else:
+                kept = self.pruner(batch)
+                n, k = self.pruner.latest_sizes(batch)
+                yield from self._pool.add(kept, k, n)
+        self._given = 0
+
+    def __len__(self) -> int:
+        """Batches of the coming epoch; with ``fill`` those that will be full, exactly.
+
+        Raises:
+            TypeError: the wrapped loader has no length; or, with ``fill``, the sizes of its batches
+                cannot be told (no ``batch_size`` and data set).
+        """
+        batches = len(self.loader)
+        if self._pool is None:
+            return batches
+        sizes = batch_sizes(self.loader, batches)
+        kept = [keep_count(n, self.pruner.share_after(i)) for i, n in enumerate(sizes)]
+        return (self._pool.held + sum(kept)) // (self._pool.size or sizes[0]) if sizes else 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("loader", "__setstate__") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loader, or its sampler or data set, which epoch begins."""
+        for place in (self.loader, *(getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))):
+            if hasattr(place, "set_epoch"):
+                place.set_epoch(epoch)
+                return
+        inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
+        place = next((x for x in (inner, getattr(self.loader, "dataset", None)) if hasattr(x, "set_epoch")), None)
+        if place is not None:
+            place.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how many
+        batches this epoch has taken, samples held back with ``fill``, and the loader's own state,
+        if it has one.
+        """
+        own = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+        held = None if self._pool is None else self._pool.state_dict()
+        return {"pruner": self.pruner.state_dict(), "batches": self._given, "held": held, "loader": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the state was taken: a loader without a state of its own gives the batches
+        of that epoch again, in the same order (seed its generator, ``set_epoch``), and those that
+        had been given are skipped.
+
+        Raises:
+            ValueError: not a state of a pruned loader, or with another ``fill``. Nothing is changed
+                then.
+        """
+        if not isinstance(state, dict) or not state.keys() >= {"pruner", "batches", "held", "loader"}:
+            raise ValueError("this is not a state of pfb.prune_batches: pass what its `state_dict()` returned")
+        if (state["held"] is None) != (self._pool is None):
+            raise ValueError(
+                f"the state was saved with fill={state['held'] is not None}: make the loader with the same"
+            )
+        if type(state["batches"]) is not int or state["batches"] < 0:
+            raise ValueError(f"the state's `batches` must be a whole number >= 0 (got {state['batches']!r})")
+        self.pruner.load_state_dict(state["pruner"])
+        if self._pool is not None:
+            self._pool.load_state_dict(state["held"])
+        if state["loader"] is not None and hasattr(self.loader, "load_state_dict"):
+            self.loader.load_state_dict(state["loader"])
+            self._skip = 0
+        else:
+            self._skip = state["batches"]
+
+    def __repr__(self) -> str:
+        return f"PrunedLoader({type(self.loader).__name__}, {self.pruner!r}, fill={self._pool is not None})"
+
+
+def prune_batches(
+    loader: Iterable[Any],
+    prune: float | Schedule = 0.5,
+    *,
+    fill: bool = False,
+    device: torch.device | str | None = None,
+    pruner: BatchPruner | None = None,
+    **settings: Any,
+) -> PrunedLoader:
+    """Each batch of a loader without the samples that resemble others seen lately.
+
+    Args:
+        loader: any iterable of batches: a DataLoader, Accelerate's, timm's, webdataset's, a Hugging
+            Face data set's. Its length, attributes and ``set_epoch`` are those of what is returned.
+        prune: share of each batch that is left out, in [0, 1), or :func:`pfb.window`.
+        fill: gather what is kept until a batch has its full size again: constant batches and cost
+            of a step, ``1 - prune`` times as many steps, as many on all ranks. What does not fill a
+            batch at an epoch's end opens the next epoch.
+        device: move each batch there before it is judged.
+        pruner: a :class:`pfb.BatchPruner` of your own, in place of ``prune`` and its settings.
+        settings: of :class:`pfb.BatchPruner`: ``rule``, ``features``, ``density``, ``total_steps``,
+            ``views``, ``seed``, ``group``, ``shared``, ``items``, ``dims``, ``on_left_out``.
+
+    Raises:
+        TypeError, ValueError: as :class:`pfb.BatchPruner`; or the loader cannot be iterated.
+
+    Example:
+        >>> import torch, pfb
+        >>> data = torch.utils.data.TensorDataset(torch.randn(100, 3, 8, 8), torch.arange(100))
+        >>> loader = pfb.prune_batches(torch.utils.data.DataLoader(data, batch_size=10), prune=0.5)
+        >>> len(loader), {len(x) for x, y in loader}
+        (10, {5})
+        >>> full = pfb.prune_batches(torch.utils.data.DataLoader(data, batch_size=10), prune=0.5, fill=True)
+        >>> len(full), {len(x) for x, y in full}
+        (5, {10})
+    """
+    if isinstance(loader, PrunedLoader):
+        raise TypeError("this loader is pruned already, and would be pruned twice; wrap the plain one")
+    if not hasattr(loader, "__iter__"):
+        raise TypeError(f"`loader` must be an iterable of batches (got {type(loader).__name__})")
+    if isinstance(loader, Iterator):
+        raise TypeError("`loader` is an iterator, which ends after one epoch: pass the loader itself")
+    if pruner is None:
+        pruner = BatchPruner(prune, **settings)
+    elif settings or prune != 0.5:
+        raise TypeError("`pruner` has its own settings: leave out `prune` and the others, or `pruner`")
+    wrapped = PrunedLoader(loader, pruner, bool(fill), None if device is None else torch.device(device))
+    _tell_epoch(loader, pruner)
+    return wrapped
+
+
+def batch_sizes(loader: Any, batches: int) -> list[int]:
+    """How many samples each batch of an epoch holds.
+
+    Raises:
+        TypeError: that cannot be told.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+    order = getattr(sampler, "sampler", None) or getattr(loader, "sampler", None)
+    drops = getattr(sampler, "drop_last", getattr(loader, "drop_last", False))
+    try:
+        samples = len(order) if order is not None else len(loader.dataset)
+    except (TypeError, AttributeError):
+        samples = None
+    if size is None or samples is None:
+        raise TypeError(
+            "the length with `fill=True` needs a loader that knows its data set and batch size: leave `fill` out, or "
+            "count the batches of an epoch yourself"
+        )
+    if drops:
+        return [size] * batches
+    return [min(size, max(0, samples - i * size)) or size for i in range(batches)]
+
+
+def _tell_epoch(loader: Any, pruner: BatchPruner) -> None:
+    """Tell a memory how many samples an epoch has, where the loader knows."""
+    if not hasattr(pruner.density, "epoch") or pruner.density.epoch is not None:
+        return
+    try:
+        sizes = batch_sizes(loader, len(loader))
+    except TypeError:
+        return
+    pruner.density.epoch = sum(sizes) * pruner.ranks

@@ -1,0 +1,79 @@
+"""From features to the samples that are kept: one function for both tools.
+
+Shape suffixes: N samples, G groups of rows that go on together, K kept rows, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pfb.density.kernels import Density
+from pfb.selection.rules import RuleCall
+from pfb.selection.sampling import drawn
+from pfb.selection.selection import keep_count_of_parts, keep_largest
+from pfb.selection.views import Views
+
+
+class Choice(NamedTuple):
+    """Which rows are kept, and why.
+
+    Attributes:
+        indices: ``[K]`` int64, ascending.
+        log_weights: ``[G]``, what a drawing rule drew in proportion to; ``None`` for others.
+    """
+
+    indices: Tensor
+    log_weights: Tensor | None
+
+
+def choose(
+    features_ND: Tensor,
+    rule: RuleCall,
+    density: Density,
+    views: Views,
+    pruned_parts: int,
+    own_ND: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Choice:
+    """Choose the rows that go on; reads only. Samples whose features are not finite are kept, so
+    that the loss shows them.
+
+    Args:
+        features_ND: what the samples are judged by.
+        rule: gives the importance.
+        density: what the rule reads.
+        views: rows that go on together or not at all.
+        pruned_parts: the share, see :func:`~pfb.selection.selection.parts`.
+        own_ND: features of each sample's own view, for a rule that takes them.
+        generator: for a rule that draws; without one from the global stream.
+
+    Raises:
+        ValueError: the rule returns no value per sample, or the rows are no whole number of groups.
+    """
+    features_GD = views.pooled(features_ND)
+    own_GD = None if own_ND is None else views.pooled(own_ND)
+    log_weights_G = rule.log_weights(features_GD, density, own_GD)
+    if log_weights_G is None:
+        importance_G = rule(features_GD, density, own_GD, generator)
+    else:
+        importance_G = drawn(log_weights_G, generator)
+    if rule.reads != "nothing":
+        importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
+    groups_K = keep_largest(importance_G, keep_count_of_parts(len(features_GD), pruned_parts))
+    return Choice(views.rows(groups_K, len(features_ND)), log_weights_G)
+
+
+def collect(features_ND: Tensor, indices_K: Tensor, rule: RuleCall, density: Density, views: Views) -> None:
+    """Give the density, where the rule reads it, what it asks for: the features of all samples, or
+    of those that were kept.
+    """
+    if rule.reads != "density":
+        return
+    features_GD = views.pooled(features_ND)
+    if density.collects != "all":
+        groups_K = indices_K if views.count == 1 else views.groups(indices_K, len(features_ND)).unique()
+        features_GD = features_GD.index_select(0, groups_K)
+    density.accumulate(features_GD)

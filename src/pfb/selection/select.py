@@ -1,0 +1,271 @@
+"""Keep some samples of a nested batch.
+
+Every tensor or array whose first dimension is the batch is indexed by sample, and so is a list that
+holds one item per sample; scalars, strings and ``None`` are shared by all samples and pass through
+untouched. What cannot be told is refused, with its place in the batch and the way out.
+"""
+
+from __future__ import annotations
+
+import enum
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pfb.selection.nested import DESCEND, children, is_list, key_of, leaves, mapped
+
+PLAIN = (str, bytes, numbers.Number, torch.dtype, torch.device, enum.Enum, Path)
+SHARED = (*PLAIN, slice, range)
+FEW = 4  # plain values in a list: sizes, means per channel; of longer ones a batch's length is no accident
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the user says of places of a batch that cannot be told by looking at them.
+
+    Names are keys, fields or positions (``"position_ids"``, ``"1"``), the innermost if they are
+    nested.
+
+    Attributes:
+        shared: belong to the batch as a whole, and pass through untouched.
+        items: hold one item or row per sample, whatever they look like.
+        dims: where tensors have their samples that do not have them first, such as
+            ``{"position_ids": 1}`` for ``[3, N, T]``.
+    """
+
+    shared: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, shared: Any = (), items: Any = (), dims: Any = None) -> Declared:
+        """Checked, with positions as texts.
+
+        Raises:
+            TypeError: no names, or no mapping from names to whole numbers.
+        """
+        dims = {} if dims is None else dims
+        if not isinstance(dims, Mapping) or not all(type(dim) is int and dim >= 0 for dim in dims.values()):
+            raise TypeError(f'`dims` must map names to dimensions, such as {{"position_ids": 1}} (got {dims!r})')
+        return cls(_names("shared", shared), _names("items", items), {str(name): dim for name, dim in dims.items()})
+
+    @property
+    def names(self) -> set[str]:
+        return {*self.shared, *self.items, *self.dims}
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, (str, int)) and not isinstance(given, bool) else given
+    if not isinstance(names, (tuple, list, set)) or not all(type(name) in (str, int) for name in names):
+        raise TypeError(f"`{argument}` must be names of places in the batch: keys, fields or positions (got {given!r})")
+    return tuple(map(str, names))
+
+
+def select(
+    tree: Any,
+    indices: Tensor,
+    batch_size: int,
+    path: str = "batch",
+    dim: int = 0,
+    seen: dict[str, bool] | None = None,
+    declared: Declared | None = None,
+) -> Any:
+    """Return ``tree`` with only the samples ``indices`` of every batched value in it.
+
+    A list or tuple of N items that holds no batched tensor has one item per sample (captions,
+    images of different sizes, one dict of boxes per image): its kept items are returned. That, and
+    a NumPy array, waits for the device if the indices lie on one.
+
+    Args:
+        tree: tensor or array, or tuple, list, mapping, dataclass or TensorDict of trees.
+        indices: ``[K]`` int64, the samples to keep; nothing is touched if these are all.
+        batch_size: the number of samples N that every batched value must have.
+        path: what errors call the tree.
+        dim: the batch's dimension in its tensors.
+        seen: remembers from one batch to the next which lists hold one item per sample, for the
+            batch that happens to be as long as a list of something else.
+        declared: what the user says of places that cannot be told.
+
+    Returns:
+        The same structure with K of N samples. Memory format (``channels_last``) and autograd graph
+        are kept.
+
+    Raises:
+        ValueError: a tensor or array of another size than ``batch_size``; the message names its
+            place.
+        TypeError: what cannot be indexed by sample, or a list of which it cannot be told.
+
+    Example:
+        >>> import torch
+        >>> mixup = torch.arange(4), torch.arange(4), 0.3
+        >>> batch = {"image": torch.zeros(4, 3, 8, 8), "mixup": mixup}
+        >>> kept = select(batch, torch.tensor([0, 2]), 4)
+        >>> kept["image"].shape, kept["mixup"]
+        (torch.Size([2, 3, 8, 8]), (tensor([0, 2]), tensor([0, 2]), 0.3))
+    """
+    if len(indices) == batch_size:
+        return tree
+    seen = {} if seen is None else seen
+    given = Declared() if declared is None else declared
+
+    def visit(node: Any, path: str) -> Any:
+        name = key_of(path)
+        if name in given.shared or node is None or isinstance(node, SHARED):
+            return node
+        if isinstance(node, Tensor):
+            where = given.dims[name] if name in given.dims else _dim_of(node, batch_size, path, dim, seen)
+            return _select_tensor(node, indices, batch_size, path, where, declared is not None)
+        if is_array(node):
+            if node.ndim == 0:
+                return node
+            where = given.dims.get(name, 0)
+            _check_size(node, batch_size, path, where, declared is not None)
+            return node.take(indices.cpu().numpy(), axis=where)
+        if is_tensordict(node):
+            _check_size(node, batch_size, path, 0, declared is not None)
+            return node[indices if node.device is None else indices.to(node.device)]
+        if is_list(node) and _is_one_per_sample(node, batch_size, path, dim, seen, name in given.items, given):
+            items = [node[i] for i in indices.tolist()]
+            return items if isinstance(node, list) else tuple(items)
+        return DESCEND
+
+    return mapped(tree, visit, path)
+
+
+def is_array(node: Any) -> bool:
+    """Whether this is a NumPy array; NumPy need not be there."""
+    return type(node).__module__.partition(".")[0] == "numpy" and hasattr(node, "ndim") and hasattr(node, "take")
+
+
+def is_tensordict(node: Any) -> bool:
+    """Whether this is a TensorDict, which is indexed as a whole; tensordict need not be there."""
+    return isinstance(getattr(node, "batch_size", None), torch.Size) and hasattr(node, "__getitem__")
+
+
+def _check_size(x: Any, batch_size: int, path: str, dim: int, can_declare: bool) -> None:
+    if len(x.shape) > dim and x.shape[dim] == batch_size:
+        return
+    ways = (
+        f"Name it in `shared=` if all samples share it, or say where its samples are: `dims={{{key_of(path)!r}: 1}}`; "
+        "targets of all samples in one flat list go in a list with one tensor per sample."
+        if can_declare
+        else "Pass what belongs to the batch of the latest forward; make a value that all samples share a Python "
+        "number or a 0-d tensor."
+    )
+    raise ValueError(
+        f"`{path}` must have the batch of {batch_size} samples as its {_ordinal(dim)} dimension (got shape "
+        f"{tuple(x.shape)}). {ways}"
+    )
+
+
+def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str, dim: int, can_declare: bool) -> Tensor:
+    if x.dim() == 0:
+        return x
+    if x.is_nested:
+        raise TypeError(f"`{path}` is a nested tensor, which cannot be indexed by sample. Pad it, or pass a list.")
+    _check_size(x, batch_size, path, dim, can_declare)
+    if indices.device != x.device:
+        indices = indices.to(x.device)
+    # index_select always writes a contiguous result: take the layout in which samples lie densely.
+    if dim == 0 and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+    if dim == 0 and x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return x.permute(0, 2, 3, 4, 1).index_select(0, indices).permute(0, 4, 1, 2, 3)
+    return x.index_select(dim, indices)
+
+
+def _ordinal(dim: int) -> str:
+    return ("first", "second", "third")[dim] if dim < 3 else f"{dim + 1}th"
+
+
+def _is_one_per_sample(
+    node: Any, batch_size: int, path: str, dim: int, seen: dict[str, bool], said: bool, given: Declared
+) -> bool:
+    """Whether a list holds one item per sample.
+
+    Raises:
+        TypeError: it is as long as the batch, and it cannot be told.
+        ValueError: until now it was, or is said to, and it is not as long as the batch.
+    """
+    kind = _kind(node, path)
+    batched = [x.size(dim) == batch_size for x in leaves(node) if x.dim() > dim]
+    if len(node) != batch_size:
+        if said or (seen.get(kind) and not (batched and all(batched))):
+            raise ValueError(
+                f"`{path}` {'must hold' if said else 'held'} one item per sample{'' if said else ' until now'}, and "
+                f"has {len(node)} for {batch_size} samples. Pass the list that belongs to this batch."
+            )
+        _remember(seen, kind, False)
+        return False
+    if said or kind in seen:
+        return said or seen[kind]
+    if any(key_of(path + place) in given.names for place, _ in children(node) or ()):
+        return False  # the user speaks of places inside
+    if all(isinstance(item, PLAIN) for item in node) and batch_size <= FEW:
+        raise TypeError(
+            f"`{path}` holds {batch_size} plain values for {batch_size} samples, so it is not clear whether they are "
+            f"one per sample. Make it a tensor, or, with a BatchPruner, say which: `items=({key_of(path)!r},)` or "
+            f"`shared=({key_of(path)!r},)`."
+        )
+    alike = len({type(item) for item in node if item is not None}) <= 1
+    if batched and all(batched) and not _are_images(node):
+        if not alike or any(item is None for item in node):
+            return False
+        raise TypeError(
+            f"`{path}` holds {batch_size} items with tensors of {batch_size} rows for {batch_size} samples, so it is "
+            "not clear whether it has one item per sample or items for all. Stack them into one tensor."
+        )
+    if any(batched) and not alike:
+        return False
+    _remember(seen, kind, True)
+    return True
+
+
+def _are_images(node: Any) -> bool:
+    """Three images ``[3, H, W]`` look like three batches of three; nobody batches those."""
+    return all(isinstance(x, Tensor) and x.dim() == 3 and x.is_floating_point() and len(x) == 3 for x in node)
+
+
+def _kind(node: Any, path: str) -> str:
+    """Place and kind of a list: two of one place but of different kinds tell nothing of each
+    other.
+    """
+    return f"{path}: {type(node).__name__} of {', '.join(sorted({type(item).__name__ for item in node}))}"
+
+
+def _dim_of(x: Tensor, batch_size: int, path: str, dim: int, seen: dict[str, bool]) -> int:
+    """Where a tensor has its samples: in ``dim``, or first, as masks ``[N, T]`` beside sequences
+    ``[T, N, C]`` have them.
+    """
+    if dim == 0 or x.dim() == 0:
+        return dim
+    place = f"{path}: samples first"
+    here, first = x.dim() > dim and x.size(dim) == batch_size, x.size(0) == batch_size
+    if here != first:
+        _remember(seen, place, first)
+        return 0 if first else dim
+    return 0 if first and seen.get(place, x.dtype == torch.bool and x.dim() == 2) else dim
+
+
+def _remember(seen: dict[str, bool], what: str, value: bool) -> None:
+    """For good: the first batch that tells decides."""
+    if not torch.compiler.is_compiling():
+        seen.setdefault(what, value)
+
+
+def check_is_batch(node: Any, path: str) -> None:
+    """Refuse what no selection can be made from, whatever its size.
+
+    Raises:
+        TypeError: a packed or nested tensor.
+    """
+    if isinstance(node, PackedSequence):
+        raise TypeError(
+            f"`{path}` is a PackedSequence, whose rows are steps of several samples: pack it after the selection"
+        )
