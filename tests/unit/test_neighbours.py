@@ -167,7 +167,7 @@ def test_a_state_goes_on_bit_by_bit_also_within_a_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 9}, r"holds 9 features, this one 32: attach with `density=pfb.NeighbourMemory\(9\)`"),
+        ({"size": 9}, r"holds 9 features, this one 32: make it with `density=pfb.NeighbourMemory\(9\)`"),
         ({"updates": -1}, "whole number >= 0"),
         ({"rows": [1]}, "must be tensors or None"),
         ({"rows": torch.zeros(3, 3)}, "do not belong together"),

@@ -214,8 +214,8 @@ class NeighbourMemory:
             raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
         if state["size"] != self.size:
             raise ValueError(
-                f"the saved memory holds {state['size']} features, this one {self.size}: attach with "
-                f"`estimator=pfb.NeighbourMemory({state['size']})`"
+                f"the saved memory holds {state['size']} features, this one {self.size}: make it with "
+                f"`density=pfb.NeighbourMemory({state['size']})`"
             )
         if type(state["updates"]) is not int or state["updates"] < 0:
             raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
