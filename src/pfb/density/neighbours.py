@@ -15,7 +15,15 @@ from torch import Tensor
 
 from pfb.density.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density.kernels import COPY, Collects, checked_width, median
-from pfb.density.search import in_deviations, least_squares, to_nearest, to_those_before, usual_square
+from pfb.density.search import (
+    dimension,
+    in_deviations,
+    least_squares,
+    median_of_positive,
+    to_nearest,
+    to_those_before,
+    usual_square,
+)
 from pfb.utils import distributed as sync
 
 MOST_PER_STEP = 2048  # rows of one rank
@@ -24,8 +32,10 @@ MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
 CLOSE = 0.3  # part of the distance between any two samples
-DIMENSIONS = 8  # how fast the nearest of more rows comes nearer; images of CIFAR-10 and digits: 7 to 8
+LEAST_DIMENSIONS, MOST_DIMENSIONS = 8.0, 64.0  # how fast the nearest of more rows comes nearer; CIFAR-10: 5 to 8
+TELLS = 64  # rows, of fewer the dimension is not told
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
+OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
 FIRST_CHECK = 64  # step
 NEARLY_ALL = 0.9
 NAMES = ("rows", "counts", "frame", "pending")
@@ -96,7 +106,7 @@ class NeighbourMemory:
         return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
 
     @torch.no_grad()
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
         extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
 
@@ -105,20 +115,38 @@ class NeighbourMemory:
         around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
         is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
         are seen even if they are two in five of all samples), or three tenths of the mean distance
-        between two samples if that is more, times ``(4 / M) ** (1 / 8)``, as in eight dimensions,
-        which images fill. Where data fill fewer than about five, all have near neighbours, and all
-        are alike.
+        between two samples if that is more, times ``(4 / M) ** (1 / d)``. d is the dimension that
+        the rows around the samples seem to have, from 8, as of images, to 64, as of text.
+
+        With ``own``, usual is at most three times the distance from a sample to its own slightly
+        changed view: a copy is what is nearer than the sample's own views, and a group that is
+        merely more alike than the rest, whose views are more alike, too, is none.
+
+        Args:
+            x: ``[N, D]``.
+            own: ``[N, D]``, features of a slightly changed view of each sample, as
+                :meth:`pfb.Sketch.own_view` gives them; a row that is not finite sets no limit.
 
         Raises:
-            ValueError: another feature width than that of the remembered ones.
+            ValueError: another feature width than that of the remembered ones, or ``own`` of
+                another shape than ``x``.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> memory, alike = NeighbourMemory(200), torch.zeros(1, 8)
+            >>> memory.accumulate(torch.cat([torch.randn(180, 8), 0.1 * torch.randn(20, 8)]))
+            >>> memory.apply()
+            >>> memory.isolation(alike), memory.isolation(alike, own=alike + 0.01)
+            (tensor([0.3333]), tensor([1.]))
         """
-        x_ND = self._checked(x)
-        if self._counts is None or self._frame is None:
-            return x_ND.new_ones(x_ND.size(0))
-        z_ND, distance_N, usual_N = self._look(x_ND)
-        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
-        part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
-        return torch.where(self._counts[1] > 0, part_N, 1.0)
+        return self._part(x, own) / MOST
+
+    @torch.no_grad()
+    def looks_like_copy(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+        """Whether each row of ``x`` counts in full as a copy, ``[N]`` bool: its isolation is the
+        least there is. Reads only, arguments and errors as of :meth:`isolation`.
+        """
+        return self._part(x, own) <= LEAST
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -236,6 +264,21 @@ class NeighbourMemory:
 
     # Inside
 
+    def _part(self, x: Tensor, own: Tensor | None) -> Tensor:
+        """The distance to the nearest as a part of the usual one, from 0.2 to 0.6, ``[N]``."""
+        x_ND = self._checked(x)
+        if own is not None and own.shape != x.shape:
+            raise ValueError(f"`own` must have the shape of the features {tuple(x.shape)} (got {tuple(own.shape)})")
+        if self._counts is None or self._frame is None:
+            return x_ND.new_full((x_ND.size(0),), MOST)
+        z_ND, distance_N, usual_N = self._look(x_ND)
+        if own is not None:
+            moved_N = in_deviations(own.detach().float(), self._frame).sub_(z_ND).square_().sum(1).sqrt()
+            usual_N = torch.where(moved_N.isfinite(), torch.minimum(usual_N, OWN_VIEWS * moved_N), usual_N)
+        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
+        part_N = (nearest_N / usual_N.clamp_min(COPY)).clamp(LEAST, MOST)
+        return torch.where(self._counts[1] > 0, part_N, MOST)
+
     def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features in deviations ``[N, D]``, their distance to the nearest row ``[N]``, and what is
         usual around there ``[N]``.
@@ -244,10 +287,13 @@ class NeighbourMemory:
         filled, group, z_ND = self._counts[1], self._group, in_deviations(x_ND, self._frame)
         least_NG = least_squares(z_ND, self._rows, self._frame, filled, group)
         distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, group)
-        usual_N = usual_square(least_NG, filled, group) + z_ND.square().sum(1)
+        squares_N = z_ND.square().sum(1)
+        usual_N = usual_square(least_NG, filled, group) + squares_N
         apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / DIMENSIONS)
+        d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
+        d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
+        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / d)
         none = filled == 0
         return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
 
@@ -280,7 +326,7 @@ class NeighbourMemory:
         n = filled.clamp_min(1)
         mean_D = near_MD.mul_(there_M1).sum(0) / n
         std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
-        alive_D = std_D > DEAD_CHANNEL * _median_of_positive(std_D)  # of the widest, one column would blind all
+        alive_D = std_D > DEAD_CHANNEL * median_of_positive(std_D)  # of the widest, one column would blind all
         self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
 
     def _tell_if_too_long(self) -> None:
@@ -310,12 +356,6 @@ class NeighbourMemory:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
         return x_ND
-
-
-def _median_of_positive(x_D: Tensor) -> Tensor:
-    """The lower median of the values above 0, ``[1]``; infinite if there is none."""
-    sorted_D = torch.where(x_D > 0, x_D, math.inf).sort().values
-    return sorted_D.index_select(0, ((x_D > 0).sum(0, keepdim=True) - 1).clamp_min(0) // 2)
 
 
 def most_per_step(size: int, ranks: int) -> int:

@@ -66,8 +66,8 @@ class InverseDensity:
     ``f ~ d ** -D``, this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn
     instead of ranked: 81 copies of one thing come by about as often as one single sample, and where
     no sample is another's copy the draw is nearly uniform. Returns the logarithms of the weights
-    plus Gumbel noise, whose largest are such a draw; draws from the global generator of the
-    features' device.
+    plus Gumbel noise, whose largest are such a draw; draws from the generator given, or the
+    global one of the features' device.
 
     Attributes:
         gamma: how strongly copies are left out; 0 is uniform.
@@ -88,12 +88,26 @@ class InverseDensity:
         if not 0 <= self.gamma < float("inf"):
             raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
 
-    def log_weights(self, features: Tensor, estimator: Density) -> Tensor:
-        """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
-        return self.gamma * estimator.isolation(features).log()
+    def log_weights(self, features: Tensor, density: Density, own: Tensor | None = None) -> Tensor:
+        """``gamma * log d``, ``[N]``: what the draw is in proportion to.
 
-    def __call__(self, features: Tensor, estimator: Density) -> Tensor:
-        return drawn(self.log_weights(features, estimator))
+        Args:
+            features: ``[N, D]``.
+            density: what they are judged by.
+            own: ``[N, D]``, of a slightly changed view of each sample, see
+                :meth:`pfb.NeighbourMemory.isolation`.
+        """
+        isolation_N = density.isolation(features) if own is None else density.isolation(features, own)
+        return self.gamma * isolation_N.log()
+
+    def __call__(
+        self,
+        features: Tensor,
+        density: Density,
+        own: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return drawn(self.log_weights(features, density, own), generator)
 
 
 @dataclass(frozen=True)
@@ -137,4 +151,4 @@ def reads_of(importance: Importance) -> Reads:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return "density"
     second = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:2]
-    return "density" if any(p.default is p.empty or p.name == "estimator" for p in second) else "features"
+    return "density" if any(p.default is p.empty or p.name in ("estimator", "density") for p in second) else "features"

@@ -12,11 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def drawn(log_weights_N: Tensor) -> Tensor:
-    """Importance whose largest are a draw without replacement with these weights: Gumbel noise is
-    added. Draws from the global generator of their device.
+def drawn(log_weights_N: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Importance ``[N]`` whose largest are a draw without replacement with these weights: Gumbel
+    noise is added.
+
+    Args:
+        log_weights_N: logarithms, floating point.
+        generator: draws from it, on the weights' device; default: that device's global one.
+
+    Example:
+        >>> import torch
+        >>> drawn(torch.tensor([0.0, -40.0, 0.0]), torch.Generator().manual_seed(0)).argmin()
+        tensor(1)
     """
-    return log_weights_N - torch.empty_like(log_weights_N).exponential_().log()
+    return log_weights_N - torch.empty_like(log_weights_N).exponential_(generator=generator).log()
 
 
 def inverse_probability(log_weights_N: Tensor, importance_N: Tensor, kept_K: Tensor) -> Tensor:
