@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pfb.density import epochs
 from pfb.density.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density.kernels import COPY, Collects, checked_width, median
 from pfb.density.search import (
@@ -36,9 +37,9 @@ LEAST_DIMENSIONS, MOST_DIMENSIONS = 8.0, 64.0  # how fast the nearest of more ro
 TELLS = 64  # rows, of fewer the dimension is not told
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
-FIRST_CHECK = 64  # step
+FIRST_LOOK, FIRST_CHECK = 32, 64  # steps
 NEARLY_ALL = 0.9
-NAMES = ("rows", "counts", "frame", "pending")
+NAMES = ("rows", "counts", "frame", "pending", "noted")
 
 
 class NeighbourMemory:
@@ -51,21 +52,24 @@ class NeighbourMemory:
     therefore puts it in proportion to what is usual around there.
 
     **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
-    is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
-    an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
-    like a copy of itself.
+    is seen from about three on, so ``size`` should be at least ``3 S / c``. A memory that is longer
+    than a third of an epoch would meet the samples of the epoch before, and every sample would look
+    like a copy of itself; so it uses fewer rows then. It is told the length of an epoch, or finds
+    out by how old the rows are that samples meet.
 
     A step costs matrix products of ``[N, D]`` and ``[D, M + N]``, of which, for long memories, a
     third is held at a time, and with several ranks one collective, so that copies are seen on
-    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 64,
-    128, 256, ..., where a memory that is too long is told. Of one rank and step at most 2,048 rows
-    are remembered.
+    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 32,
+    48, 64, 96, 128, ..., where a memory that is too long becomes shorter. Of one rank and step at
+    most 2,048 rows are remembered.
 
     Args:
         size: M, number of features remembered, of all ranks together.
 
     Attributes:
         collects: ``"all"``: it is given the features of stopped samples, too.
+        epoch: samples of an epoch, on all ranks together, if the caller knows it: at most a third
+            as many rows are used. ``None``, the default: found out.
 
     Example:
         >>> import torch
@@ -81,7 +85,10 @@ class NeighbourMemory:
         if not isinstance(size, int) or isinstance(size, bool) or size < 2:
             raise ValueError(f"`size` must be a whole number of at least 2 (got {size!r}); the default is 4096")
         self.size = size
+        self.epoch: int | None = None
         self.updates = 0
+        self._limit = size  # rows in use
+        self._noted: Tensor | None = None  # [B], what probes met since the last look at it
         self._group = min(GROUP, max(1, size // 8))
         self._told = False
         self._rows: Tensor | None = None  # [M, D]
@@ -199,22 +206,24 @@ class NeighbourMemory:
                 "Give every rank at least one training batch per step, if only an empty one."
             )
         self.updates += 1
+        self._shorten()
         self._tell_if_too_long()
         new_RD = self._rows_of_all_ranks()
         if self._rows is None or self._counts is None or self._frame is None:
             self._rows = new_RD.new_zeros(self.size, new_RD.size(1) - 1)
             self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
             self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
+            self._noted = new_RD.new_zeros(epochs.COUNTED + 2)
         given_R = new_RD[:, -1] > 0
         # More ranks than places: of the rows, the first that find one.
-        first_R = given_R.argsort(descending=True, stable=True)[: self.size]
+        first_R = given_R.argsort(descending=True, stable=True)[: self._limit]
         new_RD = new_RD.index_select(0, first_R)[:, :-1]
         head, filled = self._counts.unbind()
         turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
-        place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
+        place_R = (head + turn_R) % self._limit  # each one once, so that only these rows are touched
         written_RD = torch.where((turn_R < n)[:, None], new_RD, self._rows.index_select(0, place_R))
         self._rows.index_copy_(0, place_R, written_RD)
-        self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
+        self._counts.copy_(torch.stack([(head + n) % self._limit, (filled + n).clamp_max(self._limit)]))
         self._pending.zero_()
         self._measure()
 
@@ -226,7 +235,8 @@ class NeighbourMemory:
         """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
         references.
         """
-        return {"size": self.size, "updates": self.updates, **{name: getattr(self, f"_{name}") for name in NAMES}}
+        numbers = {"size": self.size, "updates": self.updates, "limit": self._limit}
+        return {**numbers, **{name: getattr(self, f"_{name}") for name in NAMES}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; its tensors are copied, and moved to the features' device at the next
@@ -236,7 +246,7 @@ class NeighbourMemory:
             ValueError: not a state of a memory, of another size, or of parts that do not belong
                 together. Nothing is changed then.
         """
-        wanted = {"size", "updates", *NAMES}
+        wanted = {"size", "updates", "limit", *NAMES}
         if not isinstance(state, dict) or not wanted <= state.keys():
             lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
             raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
@@ -247,17 +257,19 @@ class NeighbourMemory:
             )
         if type(state["updates"]) is not int or state["updates"] < 0:
             raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
+        if type(state["limit"]) is not int or not 2 <= state["limit"] <= self.size:
+            raise ValueError(f"the memory's `limit` must be from 2 to {self.size} (got {state['limit']!r})")
         tensors = {name: state[name] for name in NAMES}
         if any(x is not None and not isinstance(x, Tensor) for x in tensors.values()):
             raise ValueError(f"the memory's {', '.join(NAMES)} must be tensors or None")
         shapes = {name: None if x is None else tuple(x.shape) for name, x in tensors.items()}
         d = 0 if shapes["pending"] is None else shapes["pending"][-1] - 1
-        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d)}
+        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d), "noted": (epochs.COUNTED + 2,)}
         if {name: shapes[name] for name in filled} not in (filled, dict.fromkeys(filled)):
             raise ValueError(f"the shapes of the memory's state do not belong together (got {shapes})")
         for name, x in tensors.items():
             setattr(self, f"_{name}", None if x is None else x.detach().clone())
-        self.updates = state["updates"]
+        self.updates, self._limit = state["updates"], state["limit"]
         if self._pending is not None:  # of a run on another number of ranks
             none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), d + 1)
             self._pending = torch.cat([none, self._pending])[-len(none) :]
@@ -284,18 +296,24 @@ class NeighbourMemory:
         usual around there ``[N]``.
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled, group, z_ND = self._counts[1], self._group, in_deviations(x_ND, self._frame)
-        least_NG = least_squares(z_ND, self._rows, self._frame, filled, group)
-        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, group)
+        filled, z_ND = self._counts[1], in_deviations(x_ND, self._frame)
+        least_NG, usual_N = self._usual(z_ND)
+        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, self._group)
+        none = filled == 0
+        return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+
+    def _usual(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """What :func:`least_squares` says ``[N, G]``, and the distance that is usual ``[N]``."""
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        filled, group = self._counts[1], self._group
+        least_NG = least_squares(z_ND, self._rows[: self._limit], self._frame, filled, group)
         squares_N = z_ND.square().sum(1)
         usual_N = usual_square(least_NG, filled, group) + squares_N
         apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
         usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
         d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
         d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
-        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / d)
-        none = filled == 0
-        return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+        return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
 
     def _rows_of_all_ranks(self) -> Tensor:
         assert self._pending is not None
@@ -328,6 +346,38 @@ class NeighbourMemory:
         std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
         alive_D = std_D > DEAD_CHANNEL * median_of_positive(std_D)  # of the widest, one column would blind all
         self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
+
+    def _shorten(self) -> None:
+        """Use fewer rows, the latest, if they are more than a third of an epoch. The host waits at
+        steps 32, 48, 64, 96, 128, ... alone.
+        """
+        if self._rows is None or self._counts is None or self._noted is None or self._pending is None:
+            return
+        limit = self._limit if self.epoch is None else min(self._limit, max(2, self.epoch // epochs.PART))
+        if self.epoch is None:
+            self._note()
+            if self.updates in (2 ** (self.updates.bit_length() - 1), 3 * 2 ** (self.updates.bit_length() - 2)):
+                if self.updates >= FIRST_LOOK:
+                    found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))
+                    limit = limit if found is None else min(limit, found)
+                self._noted.zero_()
+        if limit < self._limit:
+            head, filled = self._counts.unbind()
+            turn_M = torch.arange(limit, device=head.device)
+            left = filled.clamp_max(limit)
+            self._rows[:limit] = self._rows.index_select(0, (head - left + turn_M) % self._limit)
+            self._counts.copy_(torch.stack([left % limit, left]))
+            self._limit = limit
+
+    def _note(self) -> None:
+        """What a few rows of this rank that were collected meet."""
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        assert self._noted is not None and self._pending is not None
+        probes = self._pending[-epochs.PROBES :]
+        z_ND = in_deviations(probes[:, :-1], self._frame)
+        least_NG, usual_N = self._usual(z_ND)
+        least_NG = least_NG + z_ND.square().sum(1, keepdim=True)
+        self._noted += epochs.noted(least_NG, usual_N, probes[:, -1] > 0, *self._counts.unbind(), self._group)
 
     def _tell_if_too_long(self) -> None:
         """At steps 64, 128, 256, ..., the only ones at which the host waits."""

@@ -20,14 +20,14 @@ from pfb.features import own_views
 from pfb.features.cut import Features, fixed_normal, mean_and_deviation, mean_and_spread
 
 FILTERS = 16  # of images; as many again tell copies no better
-RIM = 16  # the side of an image over that of its rim which does not count: a frame, a border of an augmentation
+RIM = 32  # the side of an image over that of its rim which does not count: a frame, a border of an augmentation
 PROJECTIONS = 8  # of sequences, beside as many filters as of images
 STEPS = 5  # in time that a filter of sequences spans
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
 BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
 VECTOR = 256  # dimensions of the sketch of a vector: shorter ones keep their columns, each in its own units
-GRAMS = 4  # longest run of tokens that is counted
-BUCKETS = 64  # counts of the runs of one length
+BUCKETS = 256  # counts of tokens and of their pairs
+PAIRS = 0.35  # weight of pairs, of which a changed token changes two; few tokens fill few buckets, so there they count
 PRIME = 2**31 - 1
 BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product leaves int64
 
@@ -43,8 +43,9 @@ class Sketch(Features):
     and deviation, so that pictures by night differ from each other as those by day do; and a change
     of all inputs' offset or scale changes nothing that a density in units of the features'
     deviations sees. A rim of a sixteenth of the sides does not count. Tokens ``[N, T]`` (whole
-    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
-    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
+    numbers): the tokens, and with a third of the weight the pairs of neighbours, counted in 256
+    hashed buckets with random signs; so one token in ten may differ between near-copies, and the
+    order tells little. A token that repeats the one before it counts for nothing, so
     padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
     random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
     one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density in units of
@@ -165,18 +166,18 @@ def of_tokens(x_NT: Tensor) -> Tensor:
     x_NT = x_NT.long() % PRIME
     news_NT = torch.ones_like(x_NT, dtype=torch.float32)
     news_NT[:, 1:] = (x_NT[:, 1:] != x_NT[:, :-1]).float()
-    hash_NT = torch.zeros_like(x_NT)
-    parts = []
-    for length in range(1, GRAMS + 1):
-        counts = x_NT.new_zeros(len(x_NT), BUCKETS, dtype=torch.float32)
-        if x_NT.size(1) >= length:
-            before = hash_NT if length == 1 else hash_NT[:, :-1]
-            hash_NT = (before * BASE + x_NT[:, length - 1 :] + 1) % PRIME
-            place_NT = hash_NT * SPREAD % PRIME
-            sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
-            counts = counts.scatter_add(1, place_NT % BUCKETS, sign_NT * news_NT[:, length - 1 :])
-        parts.append(F.normalize(counts, dim=1))
-    return torch.cat(parts, 1)
+    one_NT = (x_NT + 1) % PRIME
+    two_NT = (one_NT[:, :-1] * BASE + x_NT[:, 1:] + 1) % PRIME
+    pairs = _counted(two_NT, news_NT[:, 1:])
+    return F.normalize(_counted(one_NT, news_NT) + PAIRS * pairs, dim=1)
+
+
+def _counted(hash_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """Counts in hashed buckets with random signs, ``[N, 256]``, of length 1."""
+    place_NT = hash_NT * SPREAD % PRIME
+    sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
+    counts = weights_NT.new_zeros(len(hash_NT), BUCKETS).scatter_add(1, place_NT % BUCKETS, sign_NT * weights_NT)
+    return F.normalize(counts, dim=1)
 
 
 def of_sequences(x_NTF: Tensor) -> Tensor:
