@@ -1,0 +1,53 @@
+"""Nobody is starved, copies are stopped: each kind of data of the study of groups, small."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from studies.group_data import GROUPS, Pictures
+from studies.groups import SCALES, shares, stream
+
+OWN = list(SCALES)[1]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    digits = load_digits()
+    coarse = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    fine = torch.nn.functional.interpolate(coarse, 16, mode="bilinear")
+    tint = torch.rand(len(fine), 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    return Pictures((255 * fine * (0.3 + 0.7 * tint)).to(torch.uint8), torch.tensor(digits.target))
+
+
+def kept(name, pictures, samples=1536):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    data = GROUPS[name](samples, pictures, generator)
+    told = stream(data, samples // 3, 64, 1, generator, torch.device("cpu"))
+    return shares(data, told[OWN], generator)
+
+
+@pytest.mark.parametrize("name", ["cluster", "sky", "night", "site", "rare level", "fraud", "faults", "chirps"])
+def test_a_group_without_copies_is_not_starved(name, pictures):
+    assert kept(name, pictures)["group"] > LIMITS.get(name, 0.4)
+
+
+LIMITS = {"chirps": 0.25}
+"""A limit: a sketch tells spectrograms of a single tone apart by few things, beside noise."""
+
+
+@pytest.mark.parametrize("name", ["events", "defects"])
+def test_what_is_rare_and_matters_is_kept_above_the_rest(name, pictures):
+    found = kept(name, pictures)
+    assert found["group"] > found["rest"] - (0.05 if name == "defects" else 0)
+
+
+@pytest.mark.parametrize(("name", "auc"), [("clips", 0.95), ("far clusters", 0.95), ("templates", 0.95)])
+def test_copies_are_told_from_singles(name, auc, pictures):
+    found = kept(name, pictures)
+    assert found["auc"] > auc
+    assert found["group"] < 0.35 < 0.65 < found["rest"]
+
+
+def test_no_class_of_distinct_pictures_is_starved(pictures):
+    assert kept("distinct", pictures)["group"] > 0.4
