@@ -9,7 +9,7 @@ from studies.group_data import GROUPS
 
 
 def test_old_beside_new(tmp_path):
-    flags = ["--data", "digits", "--samples", "640", "--memory", "192", "--batch-size", "32", "--seeds", "0"]
+    flags = ["--data", "digits", "--samples", "320", "--memory", "96", "--batch-size", "32", "--seeds", "0"]
     place = tmp_path / "groups.json"
     studies.main(["groups", *flags, "--epochs", "1", "--repeats", "2", "--out", str(place)])
     numbers = json.loads(place.read_text())

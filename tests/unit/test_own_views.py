@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from pfb.features import own_views
 from pfb.features.sketch import Sketch
 
+
+def pictures(n, *sides):
+    return torch.nn.functional.interpolate(torch.rand(n, 3, 6, 6), sides, mode="bicubic").clamp(0, 1)
+
+
 KINDS = {
-    "images": lambda: torch.nn.functional.interpolate(torch.rand(64, 3, 6, 6), 32, mode="bicubic"),
+    "images": lambda: pictures(64, 32, 32),
     "volumes": lambda: torch.nn.functional.interpolate(torch.rand(64, 3, 2, 6, 6), (4, 32, 32)),
-    "channels last": lambda: torch.randint(256, (64, 20, 20, 3), dtype=torch.uint8),
-    "list": lambda: [torch.rand(3, 20 + i, 30) for i in range(8)],
+    "channels last": lambda: (255 * pictures(64, 20, 20)).to(torch.uint8).permute(0, 2, 3, 1),
+    "list": lambda: [pictures(1, 20 + i % 8, 30)[0] for i in range(32)],
     "tokens": lambda: torch.randint(1000, (64, 40)),
     "sequences": lambda: torch.randn(64, 50, 3).cumsum(1),
     "vectors": lambda: torch.randn(64, 20) * torch.logspace(-3, 5, 20),

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from pfb.features.cut import mean_and_deviation
+
 # Swept on draws other than those that the study of groups publishes.
 SHIFT = 16  # the side of an image over that of its shift, so of 32 pixels two
 LIGHT = 0.03  # of an image's contrast, and of its deviation
@@ -33,7 +35,7 @@ def of_images(x: Tensor, generator: Generator | None = None) -> Tensor:
         shift = max(1, side // SHIFT)
         before, after = (_reflected(place + by, side) for by in (-shift, shift))
         x = torch.where(_signs(alone, x, generator) > 0, x.index_select(dim, before), x.index_select(dim, after))
-    deviation = x.flatten(1).std(1, correction=0).view(alone)
+    deviation = mean_and_deviation(x, list(range(1, x.dim())))[1]
     contrast, light = (1 + LIGHT * _signs(alone, x, generator)), LIGHT * _signs(alone, x, generator)
     return x * contrast + light * deviation
 
@@ -46,7 +48,7 @@ def of_vectors(x_NF: Tensor, generator: Generator | None = None) -> Tensor:
         >>> of_vectors(torch.randn(2, 5)).shape
         torch.Size([2, 5])
     """
-    return x_NF + ROWS * x_NF.std(0, keepdim=True, correction=0) * _normal(x_NF.shape, x_NF, generator)
+    return x_NF + ROWS * mean_and_deviation(x_NF, [0])[1] * _normal(x_NF.shape, x_NF, generator)
 
 
 def of_sequences(x_NTF: Tensor, generator: Generator | None = None) -> Tensor:
@@ -65,8 +67,7 @@ def of_sequences(x_NTF: Tensor, generator: Generator | None = None) -> Tensor:
     last_NT1 = steps_T1.where(~repeats_NT1, 0).cummax(1).values  # the step that this one repeats
     noise_NTF = _normal(x_NTF.shape, x_NTF, generator).gather(1, last_NT1.expand_as(x_NTF))
     offset_N1F = _normal((len(x_NTF), 1, x_NTF.size(2)), x_NTF, generator)
-    deviation_F = x_NTF.flatten(0, 1).std(0, correction=0)
-    return x_NTF + ROWS * deviation_F * (noise_NTF + offset_N1F)
+    return x_NTF + ROWS * mean_and_deviation(x_NTF, [0, 1])[1] * (noise_NTF + offset_N1F)
 
 
 def of_tokens(x_NT: Tensor, generator: Generator | None = None) -> Tensor:
