@@ -69,8 +69,8 @@ def attach(
         density: default :class:`pfb.MovingCenters`, the paper's; :class:`pfb.NeighbourMemory` for
             :class:`pfb.InverseDensity`.
         features: what samples are judged by: ``"cut"``, by default, averages of the cut's output
-            over all but the channels (the paper); ``"cut-spread"``, standard deviations beside them; or a
-            callable from the cut's output to ``[N, D]``.
+            over all but the channels (the paper); ``"cut-spread"``, standard deviations beside
+            them; or a callable from the cut's output to ``[N, D]``.
         total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection (the
             paper's release: 128); ``None``: never.

@@ -119,7 +119,8 @@ class MovingCenters:
 
     def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at
-        which one neighbour alone would make the density what it is. Reads only.
+        which one neighbour alone would make the density what it is. Reads only; ``own`` views make
+        no difference to it.
         """
         return torch.exp(-self.log_density(x) / x.size(1))
 
