@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pfb.blocking.blocker import Blocker
     from pfb.blocking.recompute import Recompute
     from pfb.blocking.reuse import Reuse
+    from pfb.copies.acting import Copies
+    from pfb.copies.files import read_groups
+    from pfb.copies.near_duplicates import find_copies
     from pfb.density.moving_centers import DensityEstimator
     from pfb.density.neighbours import NeighbourMemory
     from pfb.features.originals import Originals
@@ -29,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Advice",
     "Blocker",
+    "Copies",
     "DensityEstimator",
     "InverseDensity",
     "NeighbourMemory",
@@ -44,7 +48,9 @@ __all__ = [
     "advise",
     "attach",
     "batch_size_for",
+    "find_copies",
     "plan",
+    "read_groups",
     "window",
 ]
 
@@ -56,6 +62,9 @@ _PLACES = {
     "blocking.blocker": ("Blocker",),
     "blocking.recompute": ("Recompute",),
     "blocking.reuse": ("Reuse",),
+    "copies.acting": ("Copies",),
+    "copies.files": ("read_groups",),
+    "copies.near_duplicates": ("find_copies",),
     "density.moving_centers": ("DensityEstimator",),
     "density.neighbours": ("NeighbourMemory",),
     "features.originals": ("Originals",),
