@@ -19,7 +19,7 @@ from pfb.copies.reach import FEWEST_GROUPS, GROUPS, USUAL, in_reach, reach
 
 BLOCK = 8192  # rows that are looked up at a time
 LED = 512  # ... that are made followers or leaders
-NEIGHBOURS = 16  # found of each
+NEIGHBOURS = 32  # found of each
 LEADERS = 4  # looked at for each
 LISTS = 4  # times the square root of the samples: lists of the inverted file
 TRAINED, ROUNDS = 64, 8  # samples of each list by which it is placed, in so many rounds
