@@ -4,10 +4,13 @@ imagededup, CleanVision, fastdup, datasketch and SemHash, each at its defaults.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +33,8 @@ from studies.own_process import taken
 from studies.pairs import of_pairs
 
 Pairs = list[tuple[int, int]]
+Look = Callable[[Any], Pairs]
+Tools = dict[str, tuple[Look, str]]
 MIB = 2**20
 TICKETS = "tickets"
 SHINGLE = 3  # words, for MinHash
@@ -38,8 +43,8 @@ HASHED = 256  # dimensions of hashed words, SemHash's encoder
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    """Write each set of images to a folder, and have each tool look at it in a process of its own;
-    texts are given as they are. A tool that is not installed is told.
+    """Write each set of images to a folder, and have each tool look at all of them in a process of
+    its own; texts are given as they are. A tool that is not installed is told.
     """
 
     data: str = "cifar10"
@@ -58,14 +63,15 @@ def run(config: ToolsConfig) -> Path:
     train = load(TrainConfig(data=config.data)).train
     if not isinstance(train, InMemory) or train.images.dtype != torch.uint8:
         raise RunError(f"--data must hold small images (got {config.data!r})")
-    rows: list[dict[str, Any]] = []
-    for name in SETS:
-        images, scene_N = images_of(name, train.images)
-        with tempfile.TemporaryDirectory() as folder:
+    sets = {name: images_of(name, train.images) for name in SETS}
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in sets]
+        for folder, (images, _) in zip(folders, sets.values(), strict=True):
             write(images, Path(folder))
-            rows += _looks(name, IMAGE_TOOLS, folder, scene_N, config.on.threads)
+        scenes = {name: scene_N for name, (_, scene_N) in sets.items()}
+        rows = _rows(IMAGE_TOOLS, scenes, folders, config.on.threads)
     words, scene_N = tickets()
-    rows += _looks(TICKETS, TEXT_TOOLS, words, scene_N, config.on.threads)
+    rows += _rows(TEXT_TOOLS, {TICKETS: scene_N}, [words], config.on.threads)
     packages = {package: _version(package) for tools in (IMAGE_TOOLS, TEXT_TOOLS) for _, package in tools.values()}
     settings = asdict(config) | {"data": config.data.rsplit("/", 1)[-1]}
     numbers = output.origin(settings, torch.device("cpu"))
@@ -91,20 +97,35 @@ def _mib(size: float) -> str:
     return f"{size / MIB:,.0f}"
 
 
-def _looks(
-    data: str, tools: dict[str, tuple[Callable[[Any], Pairs], str]], given: Any, scene_N: Tensor, threads: int | None
-) -> Iterator[dict[str, Any]]:
+def _rows(tools: Tools, scenes: dict[str, Tensor], given: list[Any], threads: int | None) -> list[dict[str, Any]]:
+    """A row for each set and tool; the sets are those of ``scenes``, given in their order."""
+    found = {}
     for tool, (look, package) in tools.items():
-        row = {"data": data, "samples": len(scene_N), "tool": tool, "missing": ""}
-        if _version(package) is None:
-            yield {**row, "missing": "not installed"}
-            continue
-        took = taken(look, given, threads=threads)
-        if took.error:
-            yield {**row, "missing": "failed" if "URLError" not in took.error else "needs weights that are downloaded"}
-            continue
-        measured = {"seconds": took.seconds, "cpu_seconds": took.cpu_seconds, "peak_bytes": took.peak_bytes}
-        yield {**row, **of_pairs(took.result, scene_N), **measured}
+        missing = "not installed" if _version(package) is None else ""
+        took = None if missing else taken(looks, look, package, given, threads=threads)
+        if took is not None and took.error:
+            missing = "needs weights that are downloaded" if "URLError" in took.error else "failed"
+        found[tool] = missing, took
+    rows = []
+    for number, (data, scene_N) in enumerate(scenes.items()):
+        for tool, (missing, took) in found.items():
+            row = {"data": data, "samples": len(scene_N), "tool": tool, "missing": missing}
+            if took is not None and not missing:
+                pairs, seconds = took.result[number]
+                row |= {**of_pairs(pairs, scene_N), "cpu_seconds": seconds, "peak_bytes": took.peak_bytes}
+            rows.append(row)
+    return rows
+
+
+def looks(look: Look, package: str, given: list[Any]) -> list[tuple[Pairs, float]]:
+    """What a tool finds in each of the sets, and CPU seconds for that."""
+    importlib.import_module(package)
+    found = []
+    for one in given:
+        begin = time.process_time()
+        pairs = look(one)
+        found.append((pairs, time.process_time() - begin))
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -233,7 +254,7 @@ def _in_groups(groups: Sequence[Sequence[int]]) -> Pairs:
     return [(one, two) for group in groups for place, one in enumerate(group) for two in group[place + 1 :]]
 
 
-IMAGE_TOOLS: dict[str, tuple[Callable[[Any], Pairs], str]] = {
+IMAGE_TOOLS: Tools = {
     "`find_copies`": (ours, "torch"),
     "equal files": (equal_files, "torch"),
     "imagededup, PHash": (imagededup_phash, "imagededup"),
@@ -242,7 +263,7 @@ IMAGE_TOOLS: dict[str, tuple[Callable[[Any], Pairs], str]] = {
     "CleanVision": (cleanvision, "cleanvision"),
     "fastdup": (fastdup, "fastdup"),
 }
-TEXT_TOOLS: dict[str, tuple[Callable[[Any], Pairs], str]] = {
+TEXT_TOOLS: Tools = {
     "`find_copies`": (ours_text, "torch"),
     "datasketch, MinHash": (datasketch, "datasketch"),
     "SemHash, hashed words": (semhash, "semhash"),

@@ -41,10 +41,9 @@ def test_find_copies_and_equal_files_find_what_they_should(tmp_path):
         assert found["precision"] > 0.95
 
 
-def test_what_is_not_installed_and_what_fails_is_told(monkeypatch):
-    monkeypatch.setattr(tools, "taken", lambda look, given, threads: taken(look, given))
+def test_what_is_not_installed_and_what_fails_is_told():
     odd = {"a": (tools.ours_text, "no-such-package"), "b": (tools.ours_text, "torch")}
-    rows = list(tools._looks("tickets", odd, "no words", torch.tensor([0, 0]), None))
+    rows = tools._rows(odd, {"tickets": torch.tensor([0, 0])}, ["no words"], None)
     assert [row["missing"] for row in rows] == ["not installed", "failed"]
     table = tools.render({"rows": json.loads(json.dumps(rows))})
     assert "| tickets | 2 | a | not installed |" in table
@@ -52,7 +51,7 @@ def test_what_is_not_installed_and_what_fails_is_told(monkeypatch):
 
 def test_a_row_of_a_tool_and_of_a_scale():
     words, scene = known_copies.tickets()
-    (row,) = tools._looks("tickets", {"ours": (tools.ours_text, "torch")}, words, scene, 1)
+    (row,) = tools._rows({"ours": (tools.ours_text, "torch")}, {"tickets": scene}, [words], 1)
     assert row["precision"] == 1
     assert row["peak_bytes"] > 0
     assert "| ours | 1.000 | 0." in tools.render({"rows": [row]})
