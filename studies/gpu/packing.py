@@ -1,8 +1,8 @@
 """CIFAR-10 small enough to travel.
 
 60,000 images as arrays are 184 MB; the JPEG files that they come in, behind each other and
-compressed once more, since their headers are alike, 19 MB. So they are packed as these, and decoded,
-in seconds, where they are used.
+compressed once more, since their headers are alike, 19 MB. So they are packed as these, and
+decoded, in seconds, where they are used.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ def pack(folder: Path, data: Path) -> Path:
 
 
 def decode(data: Path, threads: int = 8) -> Path:
-    """Decode what :func:`pack` wrote into a temporary folder, unless it lies there, and return
-    that: ``images.npy``, uint8 ``[N, 3, 32, 32]``, and ``labels.npz`` with ``labels`` and ``train``, how
-    many of them, the first ones, are for training.
+    """Decode what :func:`pack` wrote into a temporary folder, unless it lies there.
+
+    Returns:
+        That folder: ``images.npy``, uint8 ``[N, 3, 32, 32]``; ``labels.npz`` with ``labels`` and
+        ``train``, how many of them, the first ones, are for training.
 
     Raises:
         FileNotFoundError: nothing was packed there.

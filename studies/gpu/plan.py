@@ -120,11 +120,11 @@ ARMS = {
 """By the kind of data.
 
 ``full``: all samples. ``uniform``, ``copies``: left out before the model by ``pfb.BatchPruner``,
-from 2/90 to 79/90 of training. ``paper``: ``pfb.attach`` with ``pfb.paper``, whose share rises over the
-first half of that window. ``short``: all samples, but as few steps as have the compute of
+from 2/90 to 79/90 of training. ``paper``: ``pfb.attach`` with ``pfb.paper``, whose share rises over
+the first half of that window. ``short``: all samples, but as few steps as have the compute of
 ``uniform``. ``oracle``: drawn with weight 1 / number of frames. ``removed-true``: as ``short``, on
-one frame of each clip and the single images. ``hardest``: those with the largest loss, by a pass of
-its own over the whole batch, in evaluation mode. On ``few`` images samples are left out from the
+one frame of each clip and the single images. ``hardest``: those with the largest loss, by a pass
+of its own over the whole batch, in evaluation mode. On ``few`` images samples are left out from the
 first step to the last.
 """
 ORDER = (

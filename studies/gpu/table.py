@@ -153,9 +153,9 @@ def _trainings(data: str, runs: list[Line]) -> str:
         "few": f"{sizes['few']:,} images, samples left out from the first step to the last",
     }[data]
     title = (
-        f"ResNet-18 on {what}: accuracy in % on {sizes['test']:,} test images after {s['epochs']} epochs, the last one, "
-        f"batches of {s['batch']}, {100 * s['prune']:g} % pruned. Differences are in pairs of equal seeds, with their 95 % "
-        "interval."
+        f"ResNet-18 on {what}: accuracy in % on {sizes['test']:,} test images after the last of {s['epochs']} epochs "
+        f"in batches of {s['batch']}, {100 * s['prune']:g} % pruned. Differences are in pairs of equal seeds, with "
+        "their 95 % interval."
     )
     header = [
         "arm",
