@@ -57,14 +57,14 @@ def plan(config: GpuConfig) -> Plan:
     found = Plan()
     common = {"seed": 0, "tiny": config.tiny, "size": 32 if config.tiny else 224, "batch": 8 if config.tiny else 256}
     small = {**common, "batch": 8 if config.tiny else 64}
-    found.alone.append(Item("waits", "waits", {**small, "model": "resnet50"}, 15))
+    found.alone.append(Item("waits", "waits", {**small, "model": "resnet50"}, 1 if config.tiny else 15))
     for model, prune in itertools.product(("resnet50", "swin_t"), PRUNES):
         found.alone.append(_steps(config, common, model, "eager", prune, VARIANTS, 25))
     # Behind the first model, which matters most.
     sizes = (64, 256) if config.tiny else (4096, 65_536)
     calls = {"seconds": 0.1, "block": 1} if config.tiny else {"seconds": 1.0, "block": 20}
     found.alone[3:3] = [
-        Item(f"judging/{what}/{memory}", "judging", {**common, **of, **calls, "memory": memory}, 5)
+        Item(f"judging/{what}/{memory}", "judging", {**common, **of, **calls, "memory": memory}, 1 if config.tiny else 5)
         for what, of, memory in (
             ("images", {"model": "resnet50"}, sizes[0]),
             ("images", {"model": "resnet50"}, sizes[1]),
@@ -76,11 +76,11 @@ def plan(config: GpuConfig) -> Plan:
         seconds = {"resnet50": 60, "swin_t": 70}[model]
         item = _steps(config, common, model, "compiled", 0.4, VARIANTS, seconds)
         found.last.append(item)
-        found.caches.append(Item(f"cache/{model}", "steps", {**item.settings, "only_warm_up": True}, 100))
+        found.caches.append(Item(f"cache/{model}", "steps", {**item.settings, "only_warm_up": True}, 1 if config.tiny else 100))
     found.beside += trainings(config)
     if config.only:
         for items in (found.alone, found.beside, found.caches, found.last):
-            items[:] = [item for item in items if item.name.startswith(config.only)]
+            items[:] = [item for item in items if item.name.startswith(tuple(config.only.split(",")))]
     return found
 
 
@@ -107,7 +107,7 @@ def _steps(
         "seconds": 0.1 if config.tiny else 12.0,
         "block": 1 if config.tiny else 3,
     }
-    return Item(f"steps/{model}/{mode}/{prune:g}", "steps", settings, seconds)
+    return Item(f"steps/{model}/{mode}/{prune:g}", "steps", settings, 1 if config.tiny else seconds)
 
 
 # Trainings

@@ -27,7 +27,7 @@ class GpuConfig:
     render: bool = False
     """Write the tables from the results that are there."""
     only: str = ""
-    """Items whose name begins so: steps/resnet50, train/clips, ..."""
+    """Items whose name begins so, several with commas: steps/resnet50,train/clips."""
     workers: int = 4
     """Trainings at once; 0: everything one by one in this process."""
     device: str = "cuda"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
+from studies.gpu.networks import model_of
 
 Step = Callable[[], Any]
 Settings = dict[str, Any]
@@ -32,39 +33,6 @@ LEAST_ROUNDS = 5
 def kept_of(n: int, prune: float) -> int:
     """Samples that a share leaves of ``n``."""
     return n - math.floor(prune * n + 1e-9)
-
-
-# Models
-
-
-class Writer(nn.Module):
-    """GPT-2 small, from tokens ``[N, T]`` to logits ``[N, T, V]``."""
-
-    def __init__(self, tiny: bool) -> None:
-        super().__init__()
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        sizes = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 256} if tiny else {}
-        self.net = GPT2LMHeadModel(GPT2Config(**sizes))
-
-    def forward(self, tokens_NT: Tensor) -> Tensor:
-        logits: Tensor = self.net(input_ids=tokens_NT, use_cache=False).logits
-        return logits
-
-
-def model_of(settings: Settings, device: torch.device) -> nn.Module:
-    """A new one, in training mode."""
-    torch.manual_seed(settings["seed"])
-    name, tiny = settings["model"], settings["tiny"]
-    if name == "gpt2":
-        return Writer(tiny).to(device).train()
-    import torchvision
-
-    if tiny and name == "swin_t":
-        model = torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=10)
-    else:
-        model = getattr(torchvision.models, "resnet18" if tiny else name)(num_classes=10 if tiny else 1000)
-    return model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[no-any-return]
 
 
 def batches_of(settings: Settings, device: torch.device) -> list[tuple[Tensor, Tensor]]:
@@ -155,9 +123,9 @@ class Training:
 
     def __call__(self) -> None:
         x, labels = next(self.batches)
-        if self.pruner is not None:
-            x, labels = (self.pruner(x),) * 2 if labels is x else self.pruner(x, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            if self.pruner is not None:
+                x, labels = (self.pruner(x),) * 2 if labels is x else self.pruner(x, labels)
             output = self.model(x)
         if self.blocker is not None:
             labels = self.blocker.select(labels)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import pfb
 from pfb.selection.sampling import drawn
 from studies.gpu import images
 from studies.gpu.images import Images
+from studies.gpu.networks import for_cifar
 
 Settings = dict[str, Any]
 
@@ -50,16 +50,6 @@ class Hardest:
 
     def __call__(self, features: Tensor) -> Tensor:
         return self.losses_N
-
-
-def network(tiny: bool) -> nn.Module:
-    """ResNet-18 with a 3x3 convolution in the place of its first two layers, as is usual for CIFAR;
-    ``tiny``: four layers of it.
-    """
-    blocks = [1, 1, 1, 1] if tiny else [2, 2, 2, 2]
-    net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, blocks, num_classes=10)
-    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return net
 
 
 @functools.lru_cache(maxsize=2)
@@ -94,7 +84,7 @@ class Run:
         is_short = arm in ("short", "removed-true")
         self.steps = round(self.full_steps * (1 - prune * (stop - start))) if is_short else self.full_steps
         torch.manual_seed(settings["seed"])
-        self.model = network(settings["tiny"]).to(device).to(memory_format=torch.channels_last)
+        self.model = for_cifar(settings["tiny"]).to(device).to(memory_format=torch.channels_last)
         share: Any = prune if settings["always"] else pfb.window(prune, start, stop)
         self.rules = {"uniform": pfb.Uniform(), "oracle": Oracle(), "hardest": Hardest(), "copies": None}
         self.pruner = self.blocker = None
