@@ -97,6 +97,9 @@ class InProcess:
     def __init__(self, data: Path, device: str) -> None:
         import torch
 
+        from studies.gpu import worker
+
+        worker.prepare()
         self.data, self.device = data, torch.device(device)
 
     def ask(self, item: Item, until: float) -> Answer:

@@ -64,7 +64,9 @@ def plan(config: GpuConfig) -> Plan:
     sizes = (64, 256) if config.tiny else (4096, 65_536)
     calls = {"seconds": 0.1, "block": 1} if config.tiny else {"seconds": 1.0, "block": 20}
     found.alone[3:3] = [
-        Item(f"judging/{what}/{memory}", "judging", {**common, **of, **calls, "memory": memory}, 1 if config.tiny else 5)
+        Item(
+            f"judging/{what}/{memory}", "judging", {**common, **of, **calls, "memory": memory}, 1 if config.tiny else 5
+        )
         for what, of, memory in (
             ("images", {"model": "resnet50"}, sizes[0]),
             ("images", {"model": "resnet50"}, sizes[1]),
@@ -76,7 +78,9 @@ def plan(config: GpuConfig) -> Plan:
         seconds = {"resnet50": 60, "swin_t": 70}[model]
         item = _steps(config, common, model, "compiled", 0.4, VARIANTS, seconds)
         found.last.append(item)
-        found.caches.append(Item(f"cache/{model}", "steps", {**item.settings, "only_warm_up": True}, 1 if config.tiny else 100))
+        found.caches.append(
+            Item(f"cache/{model}", "steps", {**item.settings, "only_warm_up": True}, 1 if config.tiny else 100)
+        )
     found.beside += trainings(config)
     if config.only:
         for items in (found.alone, found.beside, found.caches, found.last):

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,12 +71,12 @@ def pruner_of(variant: str, model: nn.Module, prune: float) -> pfb.BatchPruner:
     return pfb.BatchPruner(prune)
 
 
-def steps_of(settings: Settings, device: torch.device) -> dict[str, Step]:
+def steps_of(settings: Settings, device: torch.device) -> dict[str, Training]:
     """A whole training step of each variant, by its name."""
-    found: dict[str, Step] = {}
+    found: dict[str, Training] = {}
     plain = model_of(settings, device)
-    attached = model_of(settings, device) if "paper" in settings["variants"] else None
-    blocker = None if attached is None else pfb.attach(attached, prune=settings["prune"])
+    attached = model_of(settings, device)
+    blocker = pfb.attach(attached, prune=settings["prune"])
     batches = batches_of(settings, device)
     fewer = [tuple(part[: kept_of(len(x), settings["prune"])] for part in (x, y)) for x, y in batches]
     pruners = {
@@ -84,17 +84,19 @@ def steps_of(settings: Settings, device: torch.device) -> dict[str, Step]:
         for name in settings["variants"]
         if name in ("copies", "uniform", "paper-before")
     }
-    for model in (plain, attached):
-        if model is not None and settings["mode"] == "compiled":
-            model.compile(dynamic=False, backend=settings["backend"])
     optimizer = optimizer_of(plain, settings)
     for name in settings["variants"]:
         if name == "paper":
-            assert attached is not None
             found[name] = Training(attached, optimizer_of(attached, settings), batches, device, blocker=blocker)
         else:
             given = fewer if name == "ideal" else batches
             found[name] = Training(plain, optimizer, given, device, pruner=pruners.get(name))
+    if settings["mode"] == "compiled":
+        while not blocker.density.ready:  # what a blocker learns from its first batches would compile it again
+            found["paper"]()
+        found["paper"]()
+        for model in (plain, attached):
+            model.compile(dynamic=False, backend=settings["backend"])
     return found
 
 
@@ -120,6 +122,7 @@ class Training:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.pruner, self.blocker = pruner, blocker
         self.batches = itertools.cycle(batches)
+        self.samples = 0
 
     def __call__(self) -> None:
         x, labels = next(self.batches)
@@ -127,6 +130,7 @@ class Training:
             if self.pruner is not None:
                 x, labels = (self.pruner(x),) * 2 if labels is x else self.pruner(x, labels)
             output = self.model(x)
+        self.samples = len(output)
         if self.blocker is not None:
             labels = self.blocker.select(labels)
         loss_of(output, labels).backward()  # type: ignore[no-untyped-call]
@@ -154,18 +158,21 @@ def step_times(settings: Settings, device: torch.device) -> dict[str, Any]:
             step()
     wait(device)
     warm_up = time.monotonic() - begun
+    n, kept = settings["batch"], kept_of(settings["batch"], settings["prune"])
+    samples = {name: step.samples for name, step in steps.items()}
+    if samples != {name: n if name == "full" else kept for name in steps}:
+        raise RuntimeError(f"of {n} samples {kept} should go on, and what went on is {samples}")
     if settings.get("only_warm_up"):
         return {"warm_up_seconds": round(warm_up, 1)}
     peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
     times, host = in_turns(steps, device, settings["seconds"], settings["block"])
-    n = settings["batch"]
     return {
         "warm_up_seconds": round(warm_up, 1),
-        "kept": kept_of(n, settings["prune"]),
+        "kept": kept,
         "step_seconds": times,
         "launch_seconds": host,
         "peak_bytes": peaks,
-        "state_bytes": next(step.state_bytes() for step in steps.values() if isinstance(step, Training)),
+        "state_bytes": steps["full"].state_bytes(),
     }
 
 
@@ -220,7 +227,7 @@ def _where_it_waits(call: Step, device: torch.device) -> str | None:
 
 
 def in_turns(
-    steps: dict[str, Step], device: torch.device, seconds: float, block: int
+    steps: Mapping[str, Step], device: torch.device, seconds: float, block: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each step, one number per round, which is the mean of a block of steps; and of
     those the median that the host took to launch it.
