@@ -125,3 +125,16 @@ def test_compiled_they_are_the_same():
         draw = blocker._gate._draw
         assert torch.equal(blocker.weights, inverse_probability(draw.log_weights, draw.importance, draw.kept))
         blocker.step()
+
+
+def test_a_draw_by_own_views_comes_from_the_generator_given():
+    torch.manual_seed(0)
+    memory, x = pfb.NeighbourMemory(64), torch.randn(9, 4)
+    memory.accumulate(torch.cat([x + 0.05, torch.randn(50, 4)]))
+    memory.apply()
+    rule, own, state = pfb.InverseDensity(), x + 0.01, torch.get_rng_state()
+    first, again = (rule(x, memory, own, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (rule.log_weights(x, memory, own) >= rule.log_weights(x, memory)).all()
+    assert rule.log_weights(x, memory, own).sum() > rule.log_weights(x, memory).sum()
