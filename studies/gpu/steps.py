@@ -7,6 +7,7 @@ Shape suffixes: N samples, T tokens.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import statistics
@@ -194,8 +195,7 @@ def waits(settings: Settings, device: torch.device) -> dict[str, Any]:
     blocker = pfb.attach(attached, prune=0.4)
     calls: dict[str, Step] = {}
     for name in ("copies", "uniform", "paper-before"):
-        pruner = pruner_of(name, model, 0.4)
-        calls[name] = lambda pruner=pruner: pruner(x, labels)
+        calls[name] = functools.partial(pruner_of(name, model, 0.4), x, labels)
 
     def stop_inside() -> None:
         attached(x)
