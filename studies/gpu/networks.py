@@ -25,14 +25,16 @@ def model_of(settings: dict[str, Any], device: torch.device) -> nn.Module:
         model = torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=10)
     else:
         model = for_cifar(tiny)
-    return model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload, no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last).train()
 
 
 def for_cifar(tiny: bool) -> nn.Module:
     """ResNet-18 with a 3x3 convolution in the place of its first two layers, as is usual for CIFAR;
     ``tiny``: the first five of its layers.
     """
-    net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1 if tiny else 2] * 4, num_classes=10)
+    net: nn.Module = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1 if tiny else 2] * 4, num_classes=10
+    )
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if tiny:
         net.conv1.stride = (2, 2)
