@@ -4,7 +4,6 @@ copies.
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch.utils.data import DataLoader
 
 import pfb
 from pfb.lab import files
-from pfb.lab.errors import RunError
 from pfb.lab.report import advice as page
 from pfb.lab.train import task
 from pfb.lab.train.config import TrainConfig, in_flags
@@ -43,24 +41,22 @@ def advise(
             ``kept``.
 
     Raises:
-        RunError: bad settings or data, a model that does not fit them, or a place that cannot be
-            written.
+        RunError: bad settings or data, or a model that does not fit them.
     """
-    if samples < 2:
-        raise RunError(f"--samples must be at least 2 (got {samples})")
-    _check_place("out", out, ".html")
-    if export is not None:
-        _check_place("export", export, ".csv")
     source = load(config)
     found = _look(config, source, samples, plan)
     print(found)
     _say_how_to_go_on(found, config, isinstance(source.train, OnDisk), export)
     groups = page.pictured(found.groups, source)
-    with files.replacing(out) as draft:
-        draft.write_text(page.html(found, f"{config.data}, {config.model}", groups), encoding="utf-8")
+    files.write_text(out, page.html(found, f"{config.data}, {config.model}", groups), errors="replace")
     print(f"wrote {out}")
     if export is not None:
-        _export(found, source.names, export)
+        rows = [
+            [i, source.names[i] if source.names else "", number, "yes" if i == group[0] else "no"]
+            for number, group in enumerate(found.groups, start=1)
+            for i in group
+        ]
+        files.write_table(export, [["index", "file", "group", "kept"], *rows])
         print(
             f"wrote {export}: {sum(map(len, found.groups)):,} samples with near-copies, {len(found.to_drop):,} to drop"
         )
@@ -133,22 +129,3 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, cropped: bool, exp
         )
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, and which to keep")
-
-
-def _check_place(flag: str, place: Path, ending: str) -> None:
-    """Before minutes are spent on what cannot be written."""
-    if place.suffix != ending:
-        raise RunError(f"--{flag} must end in {ending} (got {place})")
-    try:
-        files.check_writable(place)
-    except OSError as error:
-        raise RunError(f"--{flag} {place} cannot be written ({error.strerror or error})") from error
-
-
-def _export(found: pfb.Advice, names: list[str] | None, place: Path) -> None:
-    with files.replacing(place) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "file", "group", "kept"])
-        for number, group in enumerate(found.groups, start=1):
-            for i in group:
-                table.writerow([i, names[i] if names else "", number, "yes" if i == group[0] else "no"])

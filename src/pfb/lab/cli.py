@@ -9,24 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
 import pfb
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, from_outside, printable
+from pfb.lab.train import early
 from pfb.lab.train.command import whole
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
+PLANNED_AT_MOST = 10**6
+"""Samples, pixels of a side, classes."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -69,6 +74,11 @@ def train(
             batches, at that compute. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
+    if resume is None:
+        early.check_free(run.out, run.overwrite)
+        early.check_tracker(run.track)
+    elif os.environ.get("RANK", "0") == "0":  # the others' launcher ends them
+        early.check_idle(resume)
     from pfb.lab.train import control as runs
     from pfb.lab.train.folder import RunFolder
 
@@ -93,6 +103,10 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
             time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
     """
+    for place in (place for place in runs if place.suffix != ".json"):
+        early.folders_of_runs(place)
+    if out is not None:
+        early.check_output("out", out, (".html", ".png"))
     from pfb.lab.report import write
 
     print(f"wrote {write(list(runs), out)}")
@@ -129,8 +143,8 @@ def plan(
     from pfb.lab.train.terminal import Bars, console
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
-        if value < 1:
-            raise RunError(f"--{name} must be at least 1 (got {value})")
+        if not 1 <= value <= PLANNED_AT_MOST:
+            raise RunError(f"--{name} must be at least 1 and at most {PLANNED_AT_MOST:,} (got {value})")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -159,6 +173,7 @@ def advise(
     cpu: bool = False,
     out: Path = Path("advice.html"),
     export: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
     broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
@@ -178,7 +193,13 @@ def advise(
         cpu: stay on the CPU even if there is a GPU.
         out: page with pictures or text of the largest groups of near-copies.
         export: a .csv file with all near-copies: index, file, group, and whether to keep it.
+        overwrite: replace these two if they are there.
     """
+    if samples < 2:
+        raise RunError(f"--samples must be at least 2 (got {samples})")
+    early.check_output("out", out, (".html",), overwrite)
+    if export is not None:
+        early.check_output("export", export, (".csv",), overwrite)
     from pfb.lab.advise import advise as look
 
     config = TrainConfig(
@@ -244,18 +265,25 @@ def main(args: list[str] | None = None) -> None:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors that a person can act on into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
     except RunError as error:
-        print(f"pfb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(f"pfb: {error}. Free space, then try again", file=sys.stderr)
-        sys.exit(1)
+        _leave(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"pfb: {interrupt if interrupt.args else 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        _leave(str(interrupt) if interrupt.args else "interrupted", 130)
+    except Exception as error:
+        if (said := from_outside(error)) is None:
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        _leave(f"{said}. Free space, then try again" if full else said)
+
+
+def _leave(said: str, code: int = 1) -> NoReturn:
+    """End with an error, whatever names are in it; a list has a line for each."""
+    print("pfb: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
+    sys.exit(code)

@@ -7,6 +7,7 @@ must hold.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -58,7 +59,7 @@ def save(
     states = {name: part.state_dict() for name, part in parts.items()}
     if accelerator.is_main_process:
         draft = run / f"{place.name}{files.DRAFT}"
-        shutil.rmtree(draft, ignore_errors=True)
+        files.remove(draft)
         try:
             _write(draft, model, {"parts": states, "progress": progress}, {"epoch": epoch, **of})
             draft.rename(place)
@@ -72,13 +73,14 @@ def save(
 
 
 def _write(draft: Path, model: nn.Module, state: dict[str, Any], about: dict[str, Any]) -> None:
-    draft.mkdir()
+    draft.mkdir()  # a new one, so there are no links in it
     with files.as_os_error(draft):
         save_model(model, str(draft / MODEL))
-        torch.save(state, draft / STATE)
+        with files.replacing(draft / STATE) as file:
+            torch.save(state, file)
     listed = {name: files.digest(draft / name) for name in (MODEL, STATE)}
-    (draft / MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=2))
-    for path in (*draft.iterdir(), draft):
+    files.write_text(draft / MANIFEST, json.dumps({**about, "files": listed}, indent=2))
+    for path in (draft / MODEL, draft):
         files.sync(path)
 
 
@@ -91,7 +93,8 @@ def drop_before(run: Path, epoch: int) -> None:
     """Remove older checkpoints, as far as that is allowed: they do no harm."""
     for old in finished(run):
         if _epoch(old) < epoch:
-            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove(old)
 
 
 def _epoch(place: Path) -> int:
@@ -118,7 +121,7 @@ def load(
     check_origin(place, manifest, of, EXTENDED if extends else ())
     try:
         load_model(model, place / MODEL)
-        state = torch.load(place / STATE, map_location="cpu", weights_only=True)
+        state = files.read_tensors(place / STATE)
         for name, part in parts.items():
             saved = state["parts"].pop(name)
             if not (extends and name == "lr_schedule"):
@@ -138,7 +141,7 @@ def verified(place: Path) -> dict[str, Any]:
     """
     way_out = f"Remove {place} to continue from an older one, or start again with --overwrite"
     try:
-        manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
+        manifest: dict[str, Any] = files.read_json(place / MANIFEST)
         listed = {name: manifest["files"][name] for name in (MODEL, STATE)}
         if manifest["epoch"] != _epoch(place):
             raise ValueError(f"it is of epoch {manifest['epoch']}")

@@ -16,8 +16,8 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.lab.train.loaders import length
 
-console = Console()
-"""The terminal of a command."""
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+"""The terminal of a command. A line stays one wherever it goes, and a name what it is."""
 SECONDS_PER_LINE = 30
 """Between two lines that tell how far something is, where no bar can be drawn."""
 
