@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """What images are normalised by that are too large for memory, as torchvision does."""
+HASHED = re.compile(r"-([0-9a-f]{8,})\.")
+"""The name of a file with the first digits of its SHA-256."""
 
 T = TypeVar("T")
 
@@ -50,10 +52,10 @@ def _published(url: str, place: Path) -> dict[str, Tensor]:
     """The tensors of a file that lies at ``place`` or is downloaded to it, and has the digits of
     its hash in its name; no code in it is run.
     """
+    digits = HASHED.search(place.name)
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(place), progress=False)
-    digits = re.search(r"-([0-9a-f]{8,})\.", place.name)
+        torch.hub.download_url_to_file(url, str(place), None if digits is None else digits[1], progress=False)
     if digits is not None and not files.digest(place).startswith(digits[1]):
         raise ValueError(f"{place} has not the content of that name; remove it")
     state = files.read_tensors(place)
