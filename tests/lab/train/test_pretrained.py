@@ -93,9 +93,7 @@ class TestAFileInTheCache:
 
     def test_a_good_one_is_loaded(self, cache, monkeypatch):
         url = self.place(cache, WEIGHTS)
-        monkeypatch.setattr(
-            type(torchvision.models.SqueezeNet1_1_Weights.DEFAULT), "url", property(lambda _: url)
-        )
+        monkeypatch.setattr(type(torchvision.models.SqueezeNet1_1_Weights.DEFAULT), "url", property(lambda _: url))
         assert torch.equal(self.build().state_dict()["features.0.weight"], WEIGHTS["features.0.weight"])
 
 

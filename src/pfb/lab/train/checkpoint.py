@@ -26,6 +26,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.utils.errors import first_line
 
+PROGRESS = ("totals", "metrics", "best")
 MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.pt"
 EXTENDED = ("epochs", "extended_from")
 """Settings that change when a finished run is given more epochs."""
@@ -49,7 +50,8 @@ def save(
         epoch: epochs that are finished.
         model: its weights.
         parts: all else with a ``state_dict()`` of tensors and plain numbers.
-        progress: further plain numbers, which :func:`load` returns.
+        progress: further plain numbers by name, each in one of :data:`PROGRESS`, which :func:`load`
+            returns.
         of: whose checkpoint it is: its :func:`origin`.
 
     Raises:
@@ -128,7 +130,10 @@ def load(
                 part.load_state_dict(saved)
         if state["parts"]:
             raise KeyError(*state["parts"])
-        return manifest["epoch"], state["progress"]
+        progress: dict[str, Any] = state["progress"]
+        if not all(isinstance(x, (int, float)) for name in PROGRESS for x in progress[name].values()):
+            raise TypeError("its progress is in no numbers")
+        return manifest["epoch"], progress
     except Exception as error:  # whatever a foreign state makes a library raise
         raise RunError(f"{place} does not fit this run, or another version wrote it ({first_line(error)})") from error
 

@@ -25,7 +25,7 @@ from pfb.lab.train.data import Source, load
 from pfb.lab.train.extension import extended
 from pfb.lab.train.folder import SUMMARY, RunFolder
 from pfb.lab.train.loaders import length
-from pfb.lab.train.terminal import console
+from pfb.lab.train.terminal import console, show
 from pfb.lab.train.twins import ARMS, Arm, Row
 from pfb.utils.errors import first_line
 
@@ -215,7 +215,7 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
     found = twins.compare([*runs, *summaries])
     rows = found[0] if found else [twins.alone(runs)]
     _note(out, rows)
-    console.print(twins.render(rows))
+    show(twins.render(rows))
     for line in (twins.note(runs), *twins.verdicts(rows), *_hints(out, plan)):
         console.print(line, highlight=False, soft_wrap=True)
     return rows

@@ -243,15 +243,29 @@ class _Noted(dict[str, Any]):
 
 POSITIVE = ("full_samples", "samples", "train_seconds")
 NUMBERS = (*POSITIVE, "trained_samples", "test_accuracy", "train_accuracy", "compute", "peak_memory_bytes", "processes")
+MEASURED = ("time_saved", "full_train_seconds", "step_seconds", "step_ratio", "saved_for_backward_bytes")
+"""A number, or several by name, or nothing where it cannot be told."""
 
 
 def _summary(place: Path) -> _Noted:
     value = files.read_json(place)
-    TrainConfig.from_json(json.dumps(value["config"]))
-    for name in (name for name in NUMBERS if name in value):
-        if not _is_number(value[name]) or (name in POSITIVE and value[name] <= 0):
-            raise ValueError(f"{name} is {value[name]!r}")
+    config = TrainConfig.from_json(json.dumps(value["config"]))
+    for name, found in value.items():
+        if (
+            (name in NUMBERS and not _is_number(found))
+            or (name in POSITIVE and found <= 0)
+            or (name in MEASURED and not (found is None or _are_numbers(found)))
+            or (name in ("cut", "device") and not isinstance(found, str | None))
+        ):
+            raise ValueError(f"{name} is {found!r}")
+        if isinstance(found, dict):
+            value[name] = _Noted(found, place)
+    value["config"] = json.loads(config.to_json()) | value["config"]  # older versions
     return _Noted(value, place)
+
+
+def _are_numbers(value: Any) -> bool:
+    return all(map(_are_numbers, value.values())) if isinstance(value, dict) else _is_number(value)
 
 
 def _json_lines(place: Path) -> list[dict[str, Any]]:
