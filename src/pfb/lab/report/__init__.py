@@ -4,10 +4,14 @@ pruned, and what the pruned samples look like.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 
 from pfb.lab import files
 from pfb.lab.bench import speed
@@ -19,6 +23,8 @@ from pfb.lab.train import control, early
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
 STYLE |= {"text.parse_math": False}  # a class may be named $a$
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
+"""Letters that the first one lacks are taken from the others, where they are installed."""
 
 
 def write(places: list[Path], out: Path | None = None) -> Path:
@@ -43,7 +49,8 @@ def write(places: list[Path], out: Path | None = None) -> Path:
     measured = {file.stem: _measured(file) for file in places if file.suffix == ".json"}
     runs = [Run(folder) for folder in folders]
     try:
-        with mpl.rc_context(STYLE):
+        installed = set(font_manager.get_font_names())
+        with mpl.rc_context({**STYLE, "font.family": [font for font in FONTS if font in installed]}), _without_glyphs():
             sections = _sections(runs, measured)
             drawn = [section.figure for section in sections if section.figure is not None]
             content = page.png(drawn) if out.suffix == ".png" else page.html(runs, sections).encode("utf-8", "replace")
@@ -79,6 +86,14 @@ def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Sect
     for run in pruned:
         found += [samples.section(run), *copies.sections(run)]
     return found
+
+
+@contextlib.contextmanager
+def _without_glyphs() -> Iterator[None]:
+    """Letters that no font has are boxes in the figures; the page itself shows them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _measured(file: Path) -> dict[str, Any]:

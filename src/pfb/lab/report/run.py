@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, printable
 from pfb.lab.train import twins
 from pfb.lab.train.config import without_folders
 from pfb.lab.train.data import Source, load
@@ -28,7 +28,7 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.name
+        self.name = printable(folder.name)
         files = RunFolder(folder)
         self.config, self.epochs = files.config(), files.epochs()
         self.summary, self.records = files.summary(), files.records()
@@ -39,9 +39,10 @@ class Run:
         still are.
         """
         try:
-            return load(dataclasses.replace(self.config, augment=False))
-        except RunError:
+            source = load(dataclasses.replace(self.config, augment=False))
+        except (RunError, OSError):
             return None
+        return dataclasses.replace(source, classes=[printable(name) for name in source.classes])
 
     @property
     def label(self) -> str:
