@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from pfb.lab import cli
@@ -17,6 +19,7 @@ from pfb.lab.report.run import HEADINGS, Run
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
 from tests.lab.train.runs import config as small_run
+from tests.lab.train.runs import image_folder
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -150,6 +153,12 @@ class _Executed:
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
         ("config.json", b"\xff\xfe", "config.json is damaged"),
         ("config.json", b"5", "config.json was not written by this version"),
+        ("config.json", b"[" * 100_000, "config.json was not written by this version"),
+        ("summary.json", b"[" * 100_000, "summary.json is damaged"),
+        ("summary.json", b'{"config": 5}', "summary.json is damaged"),
+        ("metrics.jsonl", b'{"epoch": "7", "train_loss": 1}\n', "metrics.jsonl is damaged"),
+        ("metrics.jsonl", b'{"epoch": 7, "train_loss": 1}\n', "metrics.jsonl lacks 'pruned_share'"),
+        ("control.json", b"[" * 100_000, "control.json is damaged"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
@@ -162,6 +171,21 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
         write([run])
     assert "\n" not in str(raised.value)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Neither formulas nor letters that no font has, nor bytes that are none, end a report."""
+    names = [r"a$\q$", "$$", "b$x^{$", "犬", "caf\udce9", "e\x1b[2J"]
+    image_folder(tmp_path / "data")
+    for part in ("train", "test"):
+        for name in names:
+            shutil.copytree(tmp_path / "data" / part / "dark", tmp_path / "data" / part / name)
+    run = make_run(tmp_path / "r$\\q$", data=f"imagefolder:{tmp_path / 'data'}", train_samples=40)
+    drawn, png = [], page.png
+    monkeypatch.setattr(page, "png", lambda given: drawn.extend(given) or png(given))
+    write([run])
+    labels = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
+    assert {r"a$\q$", "$$", "b$x^{$", "犬", r"caf\udce9", r"e\x1b[2J"} <= labels
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):

@@ -48,7 +48,7 @@ def advise(
     print(found)
     _say_how_to_go_on(found, config, isinstance(source.train, OnDisk), export)
     groups = page.pictured(found.groups, source)
-    files.write_text(out, page.html(found, f"{config.data}, {config.model}", groups), errors="replace")
+    files.write_text(out, page.html(found, f"{config.data}, {config.model}", groups))
     print(f"wrote {out}")
     if export is not None:
         rows = [

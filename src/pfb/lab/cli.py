@@ -12,7 +12,6 @@ import importlib
 import io
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +76,6 @@ def train(
     if resume is None:
         early.check_free(run.out, run.overwrite)
         early.check_tracker(run.track)
-    elif os.environ.get("RANK", "0") == "0":  # the others' launcher ends them
-        early.check_idle(resume)
     from pfb.lab.train import control as runs
     from pfb.lab.train.folder import RunFolder
 

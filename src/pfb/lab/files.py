@@ -59,16 +59,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_text(path: Path, text: str, errors: str = "surrogateescape") -> None:
-    """Replace a text file in one go.
-
-    Args:
-        path: its place.
-        text: its content, in UTF-8.
-        errors: what becomes of names that are not: their own bytes, or ``replace``.
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one go, in UTF-8; what is none in it, such as an old name, is written
+    as its code.
     """
     with replacing(path) as file:
-        file.write(text.encode("utf-8", errors))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:

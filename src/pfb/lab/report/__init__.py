@@ -53,7 +53,11 @@ def write(places: list[Path], out: Path | None = None) -> Path:
         with mpl.rc_context({**STYLE, "font.family": [font for font in FONTS if font in installed]}), _without_glyphs():
             sections = _sections(runs, measured)
             drawn = [section.figure for section in sections if section.figure is not None]
-            content = page.png(drawn) if out.suffix == ".png" else page.html(runs, sections).encode("utf-8", "replace")
+            content = (
+                page.png(drawn)
+                if out.suffix == ".png"
+                else page.html(runs, sections).encode("utf-8", "backslashreplace")
+            )
         with files.replacing(out) as file:
             file.write(content)
     except OSError as error:
