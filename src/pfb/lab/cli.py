@@ -13,6 +13,7 @@ import io
 import itertools
 import logging
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -91,7 +92,11 @@ def train(
 
 
 @app.command
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path | None = None,
+    show: Annotated[bool, tyro.conf.arg(name="open")] = False,
+) -> None:
     """Write one page on one or several runs: curves, differences to their twins, pruned share,
     densities, and the samples kept most and least.
 
@@ -99,6 +104,7 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
         runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
             time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
+        show: open the page in a browser.
     """
     for place in (place for place in runs if place.suffix != ".json"):
         early.folders_of_runs(place)
@@ -106,7 +112,10 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
         early.check_output("out", out, (".html", ".png"))
     from pfb.lab.report import write
 
-    print(f"wrote {write(list(runs), out)}")
+    page = write(list(runs), out)
+    print(f"wrote {page}; --open opens it in a browser" if not show else f"wrote {page}")
+    if show:
+        webbrowser.open(page.resolve().as_uri())
 
 
 @app.command

@@ -18,13 +18,18 @@ from pfb.lab.bench import speed
 from pfb.lab.errors import RunError
 from pfb.lab.report import copies, figures, page, samples
 from pfb.lab.report.page import Section
-from pfb.lab.report.run import Run
+from pfb.lab.report.run import Run, by_settings
 from pfb.lab.train import control, early
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
 STYLE |= {"text.parse_math": False}  # a class may be named $a$
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
 """Letters that the first one lacks are taken from the others, where they are installed."""
+
+PRUNED = (
+    "Of several seeds the first. The density of a sample, a logarithm, tells how near others are that were seen "
+    "lately: copies lie on the right. Both count the part of training in which samples were stopped."
+)
 
 
 def write(places: list[Path], out: Path | None = None) -> Path:
@@ -85,8 +90,9 @@ def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Sect
     if runs:
         found.append(Section("Learning curves", figures.curves(runs)))
     pruned = [run for run in runs if run.records is not None and int(run.records["seen"].sum()) > 0]
+    pruned = [group[0] for group in by_settings(pruned)]
     if pruned:
-        found.append(Section("What was pruned", figures.pruning(pruned)))
+        found.append(Section("What was pruned", figures.pruning(pruned), PRUNED))
     for run in pruned:
         found += [samples.section(run), *copies.sections(run)]
     return found
