@@ -216,7 +216,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("flags", [["--classes", "1000000000000"], ["--image-size", "9" * 23]])
     def test_a_plan_of_nonsense(self, capsys, flags):
-        assert f"{flags[0]} must be at least 1 and at most 1,000,000" in refused(capsys, "plan", *flags)
+        assert f"{flags[0]} must be at least 1 and at most 100,000" in refused(capsys, "plan", *flags)
 
     def test_a_ramp_without_end(self, capsys):
         assert "--ramp must be a number of levels from 0 to 1,000" in refused(capsys, "train", "--ramp", 10**12)

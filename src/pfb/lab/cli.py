@@ -30,7 +30,7 @@ from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
-PLANNED_AT_MOST = 10**6
+PLANNED_AT_MOST = 10**5
 """Samples, pixels of a side, classes."""
 
 app = tyro.extras.SubcommandApp()

@@ -84,6 +84,13 @@ class TestOfAStranger:
         train(config(run, overwrite=True, epochs=1))  # removes links as links
         assert content(tmp_path / "elsewhere") == before
 
+    def test_nor_one_that_may_not_be_written(self, run, monkeypatch, capsys):
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda place, mode: place.name != "tensorboard" and access(place, mode))
+        with pytest.raises(RunError, match=r"Permission denied: '.*tensorboard'\. No epoch was finished"):
+            train(config(run, track="tensorboard"))
+        assert "Traceback" not in capsys.readouterr().err
+
     def test_a_checkpoint_that_is_a_link_is_removed_as_one(self, folder, tmp_path):
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "elsewhere" / "a").touch()
