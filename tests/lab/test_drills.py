@@ -10,6 +10,7 @@ import shutil
 import time
 import traceback
 import warnings
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,7 +31,7 @@ pytestmark = [
 
 IMAGES = 1000  # of each of the five kinds
 FOLDERS = 100
-SAVED = {
+SAVED: dict[str, list[dict[str, Any]]] = {
     "PNG": [{}, {"optimize": True}],
     "JPEG": [{}, {"progressive": True}, {"quality": 20, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}],
     "GIF": [{}, {"save_all": True, "append_images": [Image.new("P", (40, 30))] * 3}],
@@ -66,7 +67,7 @@ def _read_many(place, kind, answer):
     chance = random.Random(kind)
     originals = list(_originals(kind))
     before = psutil.Process().memory_info().rss
-    found = {"read": 0, "refused": 0, "wrong": [], "slowest": 0.0}
+    found: dict[str, Any] = {"read": 0, "refused": 0, "wrong": [], "slowest": 0.0}
     for number in range(IMAGES):
         content = _damaged(chance.choice(originals), chance)
         place.write_bytes(content)
