@@ -29,7 +29,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path, precious, name):
 def test_what_fails_leaves_what_was_there(tmp_path):
     files.write_text(tmp_path / "a", "old")
     with pytest.raises(TypeError), files.replacing(tmp_path / "a") as file:
-        file.writelines([b"new", None])  # type: ignore[list-item]
+        file.writelines([b"new", None])
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 
