@@ -6,6 +6,7 @@ Shape suffixes: N samples, C channels, T time, F values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -16,8 +17,8 @@ from pfb.selection.nested import children, is_list, key_of
 from pfb.selection.select import is_array
 
 LABELS = ("labels", "label", "targets", "target", "y")
-SAYS_LITTLE = ("mask", "type_ids", "position", "label", "target", "length", "index", "idx")
-"""Parts of names of what lies beside a sample and does not tell it from others."""
+SAYS_LITTLE = re.compile("mask|type_ids|position|label(?!l?ed)|target|length|index|idx")
+"""Names of what lies beside a sample and does not tell it from others; not "unlabelled"."""
 FEW_FIELDS = 8  # a longer list holds samples, not the fields of a batch
 
 
@@ -35,7 +36,7 @@ def candidates(batch: Any, path: str = "batch") -> list[tuple[str, Any]]:
 
 
 def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if any(part in key_of(path).lower() for part in SAYS_LITTLE):
+    if SAYS_LITTLE.search(key_of(path).lower()):
         return
     if is_array(value):
         value = as_tensor(value)
