@@ -47,8 +47,8 @@ class Diagnostics(FirstLook):
             )
 
     def read(self, labels: bool = False) -> None:
-        """The latest decision is read; to select ``labels`` by it, the usual case, there must not be
-        an earlier one that nobody read.
+        """The latest decision is read; to select ``labels`` by it, the usual case, there must not
+        be an earlier one that nobody read.
         """
         if labels and self._lost:
             self.warn(
