@@ -1,5 +1,5 @@
-"""Situations a user meets that no reading of the code suggested: each was tried by hand first, and
-went wrong.
+"""Situations inside a model, for attach and for the scoring pass of Shallow: each was tried by hand
+first, and went wrong.
 """
 
 import warnings
@@ -18,6 +18,10 @@ def two_layers(width=8):
     return nn.Sequential(nn.Linear(5, width), nn.Linear(width, 3))
 
 
+def shallow(model, cut=None, rule=None):
+    return pfb.BatchPruner(0.5, features=pfb.Shallow(model, cut), rule=pfb.RareFirst() if rule is None else rule)
+
+
 def bert():
     from transformers import BertConfig, BertModel
 
@@ -34,11 +38,11 @@ class TestTheScoringPassRegistersHooks:
     def test_layers_are_recorded_once(self):
         """transformers records hidden states so; the note was taken back, the hooks were not."""
         model = bert()
-        with pfb.attach(model, prune=0.5, shallow="recompute") as blocker:
-            for _ in range(4):
-                states = model(input_ids=torch.randint(50, (8, 6)), output_hidden_states=True).hidden_states
-                assert [len(state) for state in states] == [4] * 4  # embeddings and three layers
-                blocker.step()
+        pruner = shallow(model)
+        for _ in range(4):
+            kept = pruner({"input_ids": torch.randint(50, (8, 6))})
+            states = model(**kept, output_hidden_states=True).hidden_states
+            assert [len(state) for state in states] == [4] * 4  # embeddings and three layers
 
     def test_hooks_of_the_pass_go_with_it(self):
         class Recorder(nn.Module):
@@ -53,10 +57,9 @@ class TestTheScoringPassRegistersHooks:
                 return self.net(x)
 
         model = Recorder()
-        with pfb.attach(model, "net.0", 0.5, shallow="recompute") as blocker:
-            for _ in range(5):
-                model(torch.randn(8, 5))
-                blocker.step()
+        pruner = shallow(model, "net.0")
+        for _ in range(5):
+            model(pruner(torch.randn(8, 5)))
         assert model.seen == [4] * 5
 
 
@@ -96,13 +99,12 @@ class TestACutThatTheForwardLeavesOut:
         assert kept == [8, 4, 4, 8, 4, 4]
         assert [str(w.message) for w in told if "the cut did not run in it" in str(w.message)] == [str(told[0].message)]
 
-    @pytest.mark.parametrize("importance", [pfb.RareFirst(), pfb.Uniform()])
-    def test_recompute_prunes_all_the_same(self, importance):
+    @pytest.mark.parametrize("rule", [pfb.RareFirst(), pfb.Uniform()])
+    def test_before_the_model_all_batches_are_pruned(self, rule):
         model = LayerDrop()
-        blocker = pfb.attach(model, "first", 0.5, shallow="recompute", rule=importance)
+        pruner = shallow(model, "first", rule)
         for _ in range(6):
-            assert len(model(torch.randn(8, 5))) == 4
-            blocker.step()
+            assert len(model(pruner(torch.randn(8, 5)))) == 4
 
 
 class TestWhatTheScoringPassWritesIntoContainers:
@@ -120,10 +122,9 @@ class TestWhatTheScoringPassWritesIntoContainers:
                 return self.net(x)
 
         model = Logger()
-        with pfb.attach(model, "net.0", 0.5, shallow="recompute") as blocker:
-            for _ in range(5):
-                model(torch.randn(8, 5))
-                blocker.step()
+        pruner = shallow(model, "net.0")
+        for _ in range(5):
+            model(pruner(torch.randn(8, 5)))
         assert model.queue == deque([4] * 5)
         assert model.count == {"forwards": 5}
         assert model.log == {"batches": [4] * 5}
@@ -142,11 +143,11 @@ class TestARuleWithSettingsOfItsOwn:
         model(torch.arange(8.0)[:, None].expand(8, 5))
         assert blocker.selection.indices.tolist() == [4, 5, 6, 7]
 
-    def test_an_optional_estimator_is_still_given(self):
+    def test_an_optional_density_is_still_given(self):
         given = []
 
         def rule(features, density=None):
-            given.append(estimator)
+            given.append(density)
             return features[:, 0]
 
         model = two_layers()
@@ -176,28 +177,6 @@ class TestSchedulesAndNumbersFromElsewhere:
 
 
 class TestWhatErrorsSay:
-    def test_an_entry_of_a_dict_is_shared_by_the_name_that_the_error_gives(self):
-        """It said to name the input in ``shared=``, and then did not know the name."""
-
-        class WithPrior(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.net = two_layers()
-
-            def forward(self, batch):
-                return self.net(batch["x"]) + batch["prior"].mean(0)
-
-        model, batch = WithPrior(), {"x": torch.randn(8, 5), "prior": torch.randn(7, 3)}
-        blocker = pfb.attach(model, "net.0", 0.5, shallow="recompute")
-        with pytest.raises(ValueError, match=r"input batch\['prior'\].*name it in `shared=`"):
-            model(batch)
-        blocker.detach()
-        with pfb.attach(model, "net.0", 0.5, shallow=pfb.Recompute(shared=("prior",))) as blocker:
-            logits = model(batch)
-            torch.testing.assert_close(
-                logits, model.net(batch["x"])[blocker.selection.indices] + batch["prior"].mean(0)
-            )
-
     def test_a_batch_of_one_is_not_said_to_have_lost_samples(self):
         model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
         with (
@@ -214,9 +193,9 @@ class TestBatchesTooSmallToBePruned:
     """
 
     @pytest.mark.parametrize("size", [1, 2])
-    def test_it_is_told_once(self, size, shallow):
+    def test_it_is_told_once(self, size):
         model = two_layers()
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             for _ in range(30):
@@ -224,34 +203,9 @@ class TestBatchesTooSmallToBePruned:
                 blocker.step()
         assert [f"too small to be pruned, the last of {size}" in str(w.message) for w in told] == [True]
 
-    def test_small_last_batches_are_no_reason(self, shallow):
+    def test_small_last_batches_are_no_reason(self):
         model = two_layers()
-        with pfb.attach(model, "0", 0.4, shallow=shallow) as blocker:
+        with pfb.attach(model, "0", 0.4) as blocker:
             for size in (8, 8, 1) * 15:
                 model(torch.randn(size, 5))
                 blocker.step()
-
-
-class TestWhatClashesAfterRecompute:
-    """PyTorch's "index 4 is out of bounds for dimension 0 with size 4" does not say why."""
-
-    def test_row_numbers_of_the_whole_batch_among_the_inputs(self):
-        class ManifoldMixup(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
-
-            def forward(self, x, partner):
-                h = self.first(x)
-                return self.head(h + h[partner])
-
-        model = ManifoldMixup()
-        with pfb.attach(model, "first", 0.5, shallow="recompute"), pytest.raises(IndexError) as raised:
-            model(torch.randn(8, 5), torch.tensor([7, 6, 5, 4, 7, 6, 5, 4]))
-        assert "row numbers of the whole batch" in raised.value.__notes__[0]
-
-    def test_errors_on_full_data_are_left_alone(self):
-        model = two_layers()
-        with pfb.attach(model, "0", 0.0, shallow="recompute"), pytest.raises(RuntimeError) as raised:
-            model(torch.randn(8, 6))
-        assert not hasattr(raised.value, "__notes__")

@@ -17,6 +17,7 @@ from pfb.selection.nested import key_of, places
 from pfb.selection.select import Declared
 
 LEAST = 4  # rows; of fewer it cannot be told whether they count samples
+LEAST_PERMUTED = 16  # rows; so many are hit once each by no accident
 COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
 """Names by which libraries call the sample that each row belongs to."""
 
@@ -38,6 +39,12 @@ def refuse(batch: Any, judged: str, n: int, declared: Declared) -> None:
                 f"`{path}` of shape {tuple(x.shape)} looks like a flat list that says which sample each row belongs "
                 "to: selecting its rows would pair them with the wrong samples. Give one tensor per sample in a list; "
                 f"or, if it has one row per sample, say so: `items=({name!r},)`."
+            )
+        if is_permutation(x, n):
+            raise ValueError(
+                f"`{path}` holds the numbers 0 to {n - 1} in another order, like row numbers of the whole batch (partners "
+                "for mixup), which point to other rows, or none, once samples are left out. Draw them after pruning; "
+                f"or, if they are something else, say so: `items=({name!r},)`."
             )
 
 
@@ -65,3 +72,16 @@ def looks_flat(x: Tensor, n: int) -> bool:
     if x.dim() == 1:
         return low == 0 and different == high + 1 and 2 <= different <= n // 2
     return low >= 0 and high < n and different * 2 >= n
+
+
+def is_permutation(x: Tensor, n: int) -> bool:
+    """Whether a vector holds the numbers of all rows, in another order.
+
+    Example:
+        >>> is_permutation(torch.arange(16).flip(0), 16), is_permutation(torch.arange(16), 16)
+        (True, False)
+    """
+    if n < LEAST_PERMUTED or x.dim() != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        return False
+    row_N = torch.arange(n, device=x.device)
+    return bool((x.sort().values == row_N).all() and (x != row_N).any())
