@@ -425,7 +425,7 @@ class TestTheBatchIsNotTheFirstDimensionOfEverything:
     """K11: `position_ids [3, N, T]` beside `input_ids [N, T]`."""
 
     def batch(self, n=N):
-        rows = torch.arange(n)[:, None].expand(n, 6)
+        rows = torch.randperm(1000)[:n, None].expand(n, 6)
         return {"input_ids": torch.randint(50, (n, 6)), "position_ids": torch.stack([rows, rows, rows]), "rows": rows}
 
     def test_it_is_refused_and_the_message_says_how(self):
@@ -632,7 +632,7 @@ class TestEveryKindOfBatch:
 
     def test_nested_and_packed_are_refused(self):
         ours = pruner()
-        nested = torch.nested.nested_tensor([torch.randn(3, 5)] * N)
+        nested = torch.nested.nested_tensor([torch.randn(3, 5)] * N, layout=torch.jagged)
         packed = pack_padded_sequence(torch.randn(N, 4, 5), torch.full((N,), 4), batch_first=True)
         for part in (nested, packed):
             with pytest.raises(TypeError, match="nested|Packed"):

@@ -43,10 +43,16 @@ def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     if kind_of(value) is not None:
         yield path, value
         return
-    if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and not any(isinstance(x, Tensor) for x in value))):
+    if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and _is_one_per_sample(value))):
         return
     for place, inner in children(value) or ():
         yield from _known(inner, path + place, depth + 1)
+
+
+def _is_one_per_sample(items: Sequence[Any]) -> bool:
+    """Whether a list inside a batch holds one item per sample: no tensors, or ragged ones."""
+    lengths = {x.size(0) for x in items if isinstance(x, Tensor) and x.dim() > 0}
+    return len(lengths) != 1
 
 
 def kind_of(x: Any) -> int | None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.features.judged import LABELS
+from pfb.features.judged import LABELS, as_tensor
 from pfb.selection.nested import key_of, places
-from pfb.selection.select import Declared
+from pfb.selection.select import Declared, is_array
 
 LEAST = 4  # rows; of fewer it cannot be told whether they count samples
 LEAST_PERMUTED = 16  # rows; so many are hit once each by no accident
@@ -30,7 +30,10 @@ def refuse(batch: Any, judged: str, n: int, declared: Declared) -> None:
     """
     for path, x in places(batch):
         name = key_of(path)
-        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != n or path == judged:
+        x = as_tensor(x) if is_array(x) else x
+        if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided:
+            continue
+        if x.dim() == 0 or len(x) != n or path == judged:
             continue
         if name in declared.names or name in LABELS:
             continue

@@ -76,7 +76,7 @@ class Judge:
         features_ND = self._read(value, path)
         if self.judged_by is None and len(found) > 1:
             path, value, features_ND = self._tells_apart(found, features_ND)
-        if path != self.judged_by:
+        if path != self.judged_by and len(features_ND):
             self.judged_by = path
             log.info("pfb judges samples by %s", path)
         return path, value, features_ND
@@ -85,7 +85,9 @@ class Judge:
         """Of several parts the first by which most samples differ; waits for the device, once."""
         for path, value in found:
             features_ND = first_ND if path == found[0][0] else self._read(value, path)
-            if len(features_ND) == len(first_ND) and len(torch.unique(features_ND, dim=0)) * 2 > len(features_ND):
+            if len(features_ND) != len(first_ND) or features_ND.numel() == 0:
+                continue
+            if len(torch.unique(features_ND, dim=0)) * 2 > len(features_ND):
                 return path, value, features_ND
         return *found[0], first_ND
 
