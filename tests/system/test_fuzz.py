@@ -3,11 +3,13 @@
 A few hundred calls of each tool in every run; 20,000 of each with ``-m slow``.
 """
 
+import contextlib
 import copy
 import dataclasses
 import pickle
 import random
 import typing
+import warnings
 
 import numpy as np
 import pytest
@@ -19,8 +21,15 @@ import pfb
 
 QUICK, FULL = 300, 20_000  # calls
 amounts = pytest.mark.parametrize("calls", [QUICK, pytest.param(FULL, marks=pytest.mark.slow)])
-pytestmark = pytest.mark.filterwarnings("ignore:pfb")  # of small batches, views and copies by chance
 REFUSED = TypeError, ValueError, RuntimeError
+
+
+@contextlib.contextmanager
+def quiet():
+    """Small batches, views and copies come by chance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Fields(typing.NamedTuple):
@@ -158,6 +167,7 @@ def in_order(rows, n):
 
 
 @amounts
+@quiet()
 def test_a_pruner_keeps_rows_together(calls):
     draw, done = random.Random(0), 0
     while done < calls:
@@ -195,6 +205,7 @@ def test_a_pruner_keeps_rows_together(calls):
 
 
 @amounts
+@quiet()
 def test_a_pruned_loader_loses_nothing_and_doubles_nothing(calls):
     draw, done = random.Random(1), 0
     while done < calls:
@@ -259,6 +270,7 @@ def test_a_pruned_loader_loses_nothing_and_doubles_nothing(calls):
 
 
 @amounts
+@quiet()
 def test_a_blocker_keeps_rows_together(calls):
     draw, done = random.Random(2), 0
     while done < calls:
@@ -314,6 +326,7 @@ ARGUMENTS = ("prune", "rule", "features", "density", "total_steps", "views", "se
 
 
 @amounts
+@quiet()
 def test_wrong_arguments_are_refused_by_name_or_work(calls):
     draw = random.Random(3)
     for _ in range(calls // 10):
@@ -344,6 +357,7 @@ def mutated(state, draw):
 
 
 @amounts
+@quiet()
 def test_damaged_states_are_refused_and_change_nothing_or_work(calls):
     draw = random.Random(4)
     data = torch.randn(5, 9, 4)
