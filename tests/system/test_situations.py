@@ -677,6 +677,14 @@ class TestEveryKindOfBatch:
         with pytest.raises(RuntimeError, match="nonsense"):
             pfb.prune_batches(torch.utils.data.DataLoader(data, 8), device="nonsense")
 
+    def test_two_sequences_are_not_taken_for_two_images(self):
+        """Four samples [4, T, F] look like an image of four channels; a tuple of two like two."""
+        for sizes in ((4, 9), (9, 4, 3)):
+            ours = pruner()
+            for n in sizes:
+                a, b = ours(torch.randn(n, 8, 8), torch.randn(n, 8, 8))
+                assert len(a) == len(b) == n - n // 2
+
     def test_row_numbers_of_the_whole_batch_are_refused(self):
         x = torch.randn(N, 5)
         with pytest.raises(ValueError, match="row numbers of the whole batch.*after pruning"):

@@ -40,7 +40,8 @@ def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
         return
     if is_array(value):
         value = as_tensor(value)
-    if kind_of(value) is not None:
+    fields = depth == 0 and isinstance(value, tuple)  # what a call was given, however it looks
+    if kind_of(value) is not None and not fields:
         yield path, value
         return
     if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and _is_one_per_sample(value))):
@@ -62,6 +63,8 @@ def kind_of(x: Any) -> int | None:
     if are_images(x):
         return 0
     if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
+        return None
+    if 0 in x.shape[1:]:
         return None
     whole = not x.is_floating_point()
     return {2: 2 if whole else 3, 3: None if whole else 1, 4: 0, 5: 0}.get(x.dim())

@@ -70,6 +70,9 @@ class Judge:
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
         found = list(self.features.candidates(batch))
+        known = next((one for one in places(batch) if one[0] == self.judged_by), None)
+        if known is not None and self.judged_by not in dict(found):  # of three samples it may look like images
+            found = [known]
         if not found:
             raise TypeError(f"samples of this batch cannot be judged: {self.features.refusal(batch)}")
         path, value = next((one for one in found if one[0] == self.judged_by), found[0])
