@@ -49,7 +49,7 @@ class Judge:
         path, value, features_ND = self._found(batch) if by is None else self._named(batch, by)
         if not self._looked:
             self._look(batch, path, value, len(features_ND))
-        return path, value, features_ND
+        return path, self._samples_first(value, path), features_ND
 
     def count(self, batch: Any) -> int:
         """Samples in a batch that is not judged.
@@ -100,11 +100,14 @@ class Judge:
         if self.reads == "nothing":
             x = next((x for x in leaves(value) if x.dim() > 0), None)
             return torch.zeros(self._rows(path, value), 1, device="cpu" if x is None else x.device)
-        dim = self.declared.dims.get(key_of(path), 0)
-        features = self.features(value.movedim(dim, 0) if dim and isinstance(value, Tensor) else value)
+        features = self.features(self._samples_first(value, path))
         if features.dim() != 2:
             raise ValueError(f"features must be [N, D] (got shape {tuple(features.shape)})")
         return features
+
+    def _samples_first(self, value: Any, path: str) -> Any:
+        dim = self.declared.dims.get(key_of(path), 0)
+        return value.movedim(dim, 0) if dim and isinstance(value, Tensor) else value
 
     def _named(self, batch: Any, by: Any) -> tuple[str, Any, Tensor]:
         if isinstance(by, (str, int)) and not isinstance(by, bool):
