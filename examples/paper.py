@@ -1,5 +1,5 @@
-"""The paper's own tool, Partial Forward Blocking, with the paper's settings: three lines in the loop.
-All samples pass the shallow layers of the model itself; those whose features are dense stop there.
+"""The paper's own tool, Partial Forward Blocking, with its settings: three lines in the loop. All
+samples pass the shallow layers of the model itself; those whose features are dense stop there.
 """
 
 import torch

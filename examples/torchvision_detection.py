@@ -1,5 +1,5 @@
-"""Detection with torchvision: a list of images of different sizes, and a dict of boxes for each. Both
-lists are selected together before the model sees them.
+"""Detection with torchvision: a list of images of different sizes, and a dict of boxes for each.
+Both lists are selected together before the model sees them.
 """
 
 from typing import Any

@@ -1,5 +1,5 @@
-"""Hugging Face Trainer: a small BERT classifies texts. Texts, masks and labels are selected together
-before the model sees them; evaluation sees all samples.
+"""Hugging Face Trainer: a small BERT classifies texts. Texts, masks and labels are selected
+together before the model sees them; evaluation sees all samples.
 
 For a language model, and for trl: ``transformers_sft.py``.
 """

@@ -77,5 +77,8 @@ def test_a_single_shot_detector_judged_by_its_own_layers():
 
 def test_inside_the_model_their_targets_bypass_the_cut():
     model = faster_rcnn()
-    with pfb.attach(model, "backbone.0"), pytest.raises(ValueError, match="takes 'targets' beside 'images'.*BatchPruner"):
+    with (
+        pfb.attach(model, "backbone.0"),
+        pytest.raises(ValueError, match="takes 'targets' beside 'images'.*BatchPruner"),
+    ):
         model(*batch(5, same_size=False))

@@ -190,7 +190,11 @@ class TestLightning:
     def test_validation_is_whole(self, tmp_path):
         module, ours = Module(), pruner()
         trainer = pl.Trainer(
-            max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[PrunerCallback(ours)], **QUIET
+            max_epochs=1,
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            callbacks=[PrunerCallback(ours)],
+            **QUIET,
         )
         loader = DataLoader(TensorDataset(torch.randn(40, 20), torch.randint(2, (40,))), 20)
         trainer.fit(module, loader, loader)
@@ -390,7 +394,7 @@ class TestTransformers:
 
     @pytest.fixture(scope="class")
     def straight(self, tmp_path_factory):
-        """A run of three epochs, which leaves a checkpoint after every ten steps; an epoch has 16."""
+        """A run of three epochs of 16 steps, which leaves a checkpoint after every ten."""
         steps = {"save_strategy": "steps", "save_steps": 10}
         folder = str(tmp_path_factory.mktemp("run"))
         return example("transformers_trainer").main(folder, epochs=3, **self.options(**steps))
@@ -453,7 +457,9 @@ class TestTransformers:
         options = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
         arguments = TrainingArguments(str(folder), per_device_train_batch_size=8, **{**options, **settings})
         data = [{"input_ids": row, "labels": row} for row in torch.randint(50, (32, 8)).tolist()]
-        return kind(model_init=model_init, args=arguments, train_dataset=data, eval_dataset=data[:8], pruner=pruner(prune))
+        return kind(
+            model_init=model_init, args=arguments, train_dataset=data, eval_dataset=data[:8], pruner=pruner(prune)
+        )
 
     def test_a_training_that_begins_anew_begins_with_the_pruner_as_it_was(self, tmp_path):
         trainer = self.small(tmp_path)
@@ -464,7 +470,7 @@ class TestTransformers:
         assert torch.equal(first, torch.cat([p.flatten() for p in trainer.model.parameters()]).detach())
 
     def test_hyperparameter_search(self, tmp_path):
-        """K9: a model for each trial, one pruner; each trial begins anew and saves where it should."""
+        """K9: a model for each trial and one pruner; each begins anew and saves in its place."""
         pytest.importorskip("optuna")
         trainer = self.small(tmp_path, prune=pfb.window(0.5, stop=0.9), save_strategy="epoch")
         seen = []
@@ -475,7 +481,9 @@ class TestTransformers:
 
         trainer.add_callback(Watch())
         best = trainer.hyperparameter_search(
-            lambda trial: {"num_train_epochs": trial.suggest_int("num_train_epochs", 1, 2)}, n_trials=3, backend="optuna"
+            lambda trial: {"num_train_epochs": trial.suggest_int("num_train_epochs", 1, 2)},
+            n_trials=3,
+            backend="optuna",
         )
         assert best.run_id is not None
         assert len(seen) == 3

@@ -1,5 +1,5 @@
-"""What people do, by public reports: with a BatchPruner training equals training on the kept samples;
-with attach it is right, or refused or warned of with a way out that works.
+"""What people do, by public reports: with a BatchPruner training equals training on the kept
+samples; with attach it is right, or refused or warned of with a way out that works.
 """
 
 import copy
@@ -10,7 +10,6 @@ import typing
 import warnings
 from collections import Counter, defaultdict
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,7 +94,7 @@ class TestARowsPositionHasAMeaning:
         self.loss(two_layers(), kept).backward()
 
     def test_with_attach_parts_are_views_of_one_batch(self):
-        """A decision over all rows at once would move them: the batch is told to be in three parts."""
+        """A decision over all rows would move them: the batch is said to be in three parts."""
         (x, y), (weak, strong) = self.batch()["labelled"], self.batch()["unlabelled"]
         model = two_layers()
         with pfb.attach(model, "0", 0.5, rule=first_column, views=3) as blocker:
@@ -138,7 +137,9 @@ class TestADecisionThatNobodyReadBeforeTheNext:
             a, of_a = model(x), blocker.selection
             b, of_b = model(u), blocker.selection
             torch.testing.assert_close(a, model[1](model[0](x)[of_a.indices]))
-            torch.testing.assert_close(b, u[of_b.indices] @ (model[1].weight @ model[0].weight).T + model[1](model[0].bias))
+            torch.testing.assert_close(
+                b, u[of_b.indices] @ (model[1].weight @ model[0].weight).T + model[1](model[0].bias)
+            )
 
 
 class TestARowIsNotASample:
@@ -267,10 +268,8 @@ class TestTheModelRemembersRows:
                 F.cross_entropy(model(torch.randn(N, 5)), blocker.select(torch.randint(3, (N,)))).backward()
                 blocker.step()
 
-    def test_with_a_pruner_rows_of_a_stream_change_too_and_views_of_time_are_the_way(self):
-        """The pruner gives a smaller batch: a model that keeps state by rows resets where it is another
-        length, as here; that rows are streams only the user can know, and leaves them whole.
-        """
+    def test_rows_that_are_streams_are_left_whole(self):
+        """Only the user can know that they are."""
         model, ours = StreamState(), pruner()
         with ours.paused():
             x = torch.randn(N, 4, 5)
@@ -280,7 +279,7 @@ class TestTheModelRemembersRows:
 
 
 class TestWhatABatchHasInCommonGoesWithAStoppedSample:
-    """K6: `arange(lengths.max())` in the forward; the longest sequence was stopped (SpeechBrain)."""
+    """K6: `arange(lengths.max())` in the forward, without the longest sequence (SpeechBrain)."""
 
     class Recognizer(nn.Module):
         def __init__(self, relative):
@@ -327,19 +326,21 @@ class TestACacheByWidth:
 
 
 class TestCountsOfTheWholeBatch:
-    """K8: what is counted is counted after pruning; transformers' Trainer: test_transformers_heads."""
+    """K8: what is counted is counted after pruning. Trainers: test_transformers_heads."""
 
     def test_a_loss_divided_by_the_batchs_own_count(self):
         batch = {"x": torch.randn(N, 4, 5), "labels": torch.randint(-1, 3, (N, 4))}
 
         def loss(model, b):
-            total = F.cross_entropy(model(b["x"]).flatten(0, 1), b["labels"].flatten(), ignore_index=-1, reduction="sum")
+            total = F.cross_entropy(
+                model(b["x"]).flatten(0, 1), b["labels"].flatten(), ignore_index=-1, reduction="sum"
+            )
             return total / (b["labels"] != -1).sum()
 
         assert_trains_as_on_kept(two_layers(), loss, batch, lambda b, k: {name: x[k] for name, x in b.items()})
 
-    def test_a_count_that_the_loader_made_is_shared_and_says_nothing_wrong_only_if_it_is_per_sample(self):
-        """A number made before pruning is the whole batch's: as a tensor per sample it is selected."""
+    def test_a_count_that_the_loader_made(self):
+        """A number is the whole batch's and stays; a tensor with one for each is selected."""
         batch = {"x": torch.randn(N, 5), "tokens": torch.arange(1.0, N + 1), "of_batch": 136.0}
         ours = pruner()
         kept = ours(batch)
@@ -403,7 +404,10 @@ class TestWhatIsHeldByAnObject:
                 return self.net(x) + len(captions[0])
 
         model = Captioner()
-        with pfb.attach(model, "net.0", 0.5), pytest.warns(UserWarning, match="'captions' beside its batch.*BatchPruner"):
+        with (
+            pfb.attach(model, "net.0", 0.5),
+            pytest.warns(UserWarning, match="'captions' beside its batch.*BatchPruner"),
+        ):
             model(torch.randn(N, 5), ["a"] * N)
 
     def test_prefix_tuning(self):
@@ -482,7 +486,9 @@ class TestAQueueOfWholeBatches:
 
     def test_with_a_constant_batch_it_is_right(self):
         data = torch.utils.data.TensorDataset(torch.randn(100, 5))
-        loader = pfb.prune_batches(torch.utils.data.DataLoader(data, 16), 0.3, fill=True, density=pfb.NeighbourMemory(32))
+        loader = pfb.prune_batches(
+            torch.utils.data.DataLoader(data, 16), 0.3, fill=True, density=pfb.NeighbourMemory(32)
+        )
         model, seen = self.MoCo(), 0
         for _ in range(3):
             expected = len(loader)
@@ -763,7 +769,7 @@ class TestProcessesAndCopies:
 
 class TestSkippingWhatAnEpochHasGiven:
     def test_accelerates_skip_is_not_pruned_and_the_loaders_own_is(self):
-        """It builds a new, plain loader from the parts of the old one; a state does what it is for."""
+        """It builds a plain loader from the parts of the old one; a state does what it is for."""
         from accelerate import skip_first_batches
 
         data = torch.utils.data.TensorDataset(torch.randn(64, 5))

@@ -408,7 +408,15 @@ class TestTrl:
     def test_padding_free_batches_are_one_row_and_it_is_told(self, tmp_path):
         chosen = pruner()
         with pytest.warns(UserWarning, match="too small to be pruned, the last of 1"):
-            self.run(tmp_path, self.rows(80), chosen, padding_free=True, max_length=None, max_steps=10, per_device_train_batch_size=4)
+            self.run(
+                tmp_path,
+                self.rows(80),
+                chosen,
+                padding_free=True,
+                max_length=None,
+                max_steps=10,
+                per_device_train_batch_size=4,
+            )
 
     def test_packed_rows_are_samples(self, tmp_path):
         """Several documents in a row are kept or left out together."""

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer, and trainers built on it: batches are pruned before anything counts them."""
+"""Hugging Face Trainer and those built on it: batches are pruned before anything counts them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class PrunedTrainerMixin:
 
     Every training batch passes the pruner as soon as the Trainer takes it from its loader. So
     whatever comes later, such as ``num_items_in_batch`` by which losses are divided, the model, its
-    labels and the Trainer's own counts, knows the kept samples alone, and the training is the one of
-    a plain Trainer on a loader of these. Evaluation is left alone.
+    labels and the Trainer's own counts, knows the kept samples alone, and the training is that of a
+    plain Trainer on a loader of these. Evaluation is left alone.
 
     The pruner's state is saved in every checkpoint (``pfb.pt``), and a resumed training goes on
-    bit-identical, in the middle of an epoch, too. A training that begins anew, such as each trial of
-    ``hyperparameter_search``, begins with the pruner as it was given. A window without
+    bit-identical, in the middle of an epoch, too. A training that begins anew, such as each trial
+    of ``hyperparameter_search``, begins with the pruner as it was given. A window without
     ``total_steps`` gets the Trainer's number of micro-batches. ``pruned_share`` of the latest batch
     stands beside the loss in the logs.
 
@@ -55,7 +55,7 @@ class PrunedTrainerMixin:
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> Any:
-        # Here, and not in the loader: the Trainer replaces that to skip what a resumed epoch has seen.
+        # Not in the loader, which the Trainer replaces to skip what a resumed epoch has seen.
         return super().get_batch_samples(map(self.pruner, epoch_iterator), *args)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
