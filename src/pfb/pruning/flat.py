@@ -47,8 +47,8 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
         if is_permutation(x, n):
             raise ValueError(
                 f"`{path}` holds the numbers 0 to {n - 1} in another order, like row numbers of the whole batch "
-                "(partners for mixup), which point to other rows, or none, once samples are left out. Draw them after pruning; "
-                f"or, if they are something else, say so: `items=({name!r},)`."
+                "(partners for mixup), which point to other rows, or none, once samples are left out. Draw them after "
+                f"pruning; or, if they are something else, say so: `items=({name!r},)`."
             )
 
 
