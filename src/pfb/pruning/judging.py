@@ -70,7 +70,7 @@ class Judge:
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
         found = list(self.features.candidates(batch))
-        known = next((one for one in places(batch) if one[0] == self.judged_by), None)
+        known = next((one for one in places(batch) if one[0] == self.judged_by != "batch"), None)
         if known is not None and self.judged_by not in dict(found):  # of three samples it may look like images
             found = [known]
         if not found and self.reads == "nothing":
