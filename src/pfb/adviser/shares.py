@@ -1,0 +1,159 @@
+"""Finding: whom the default would leave out, by running it over the samples without a training.
+
+Shape suffixes: N samples, B those of a batch, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfb.adviser.near_copies import NearCopies
+from pfb.adviser.scan import Progress, Scan
+from pfb.density.neighbours import NeighbourMemory
+from pfb.features.base import Features
+from pfb.pruning.batch_pruner import BatchPruner
+
+EPOCHS = 4  # that are counted, after one that fills the memory
+FEWEST = 64  # samples; of fewer nothing is told
+LEAST_BATCH = 32
+STARVED = 0.7  # of the mean share kept: a class below it is told
+DEVIATIONS = 3.0  # that it must be beyond chance
+SIZES = (("single", 1, 1), ("of 2 to 5", 2, 5), ("of 6 to 20", 6, 20), ("of more", 21, math.inf))
+SHOWN = 24  # samples without copies that are kept least often
+FEW_CLASSES = 6  # of more, the least kept are told
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What share of the samples the default keeps.
+
+    Attributes:
+        prune: the share left out of each batch.
+        mean: the share kept of all.
+        by_group: by the size of a sample's group of near-copies, of those sizes that occur.
+        by_density: by tenth of the distance to the nearest other sample, the densest tenth first.
+        by_class: by class, if labels are classes.
+        starved: classes of which less than 0.7 of the mean is kept, beyond chance, the least kept
+            first, and what share of each are near-copies.
+        least_kept: indices of single samples that were kept least often, among them only those
+            below 0.7 of the mean.
+    """
+
+    prune: float
+    mean: float
+    by_group: dict[str, float]
+    by_density: tuple[float, ...]
+    by_class: dict[int, float] | None
+    starved: dict[int, float]
+    least_kept: tuple[int, ...]
+
+
+class Replayed(Features):
+    """Features that were read before: a batch holds the places of its samples."""
+
+    name = "replayed"
+
+    def __init__(self, features_ND: Tensor, own_ND: Tensor | None) -> None:
+        self._features_ND, self._own_ND = features_ND, own_ND
+
+    def candidates(self, batch: Any) -> Iterator[tuple[str, Any]]:
+        yield "batch", batch
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._features_ND[x]
+
+    def own_view(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        return None if self._own_ND is None else self._own_ND[x]
+
+
+def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Shares | None:
+    """Run :class:`pfb.BatchPruner` over the samples in random order; ``None`` for fewer than 64."""
+    n = len(seen)
+    if n < FEWEST:
+        return None
+    kept_N = simulated(seen.features, seen.own, prune, min(copies.memory, n // 3), seen.batch_size, progress)
+    mean = float(kept_N.mean())
+    by_group = {}
+    for name, low, high in SIZES:
+        inside_N = (copies.group_sizes >= low) & (copies.group_sizes <= high)
+        if inside_N.any():
+            by_group[name] = float(kept_N[inside_N].mean())
+    tenths = torch.tensor_split(copies.distances.argsort(), 10)
+    by_class, starved = (None, {}) if seen.labels is None else _by_class(kept_N, seen.labels, copies, mean)
+    single_N = (copies.group_sizes == 1) & (kept_N < STARVED * mean)
+    least = torch.where(single_N, kept_N + copies.distances * 1e-6, math.inf).argsort()[: int(single_N.sum())]
+    return Shares(
+        prune,
+        mean,
+        by_group,
+        tuple(float(kept_N[part].mean()) for part in tenths),
+        by_class,
+        starved,
+        seen.numbered(least[:SHOWN].tolist()),
+    )
+
+
+def say(found: Shares) -> list[tuple[str, str]]:
+    """Rows of the advice."""
+    groups = ", ".join(f"{name} {share:.2f}" for name, share in found.by_group.items())
+    rows = [("kept", f"with {found.prune:.0%} left out, by group of near-copies: {groups} (all: {found.mean:.2f})")]
+    tenths = " ".join(f"{share:.2f}" for share in found.by_density)
+    rows.append(("", f"by tenth of the samples, from the densest to the emptiest: {tenths}"))
+    if found.by_class:
+        order = sorted(found.by_class, key=lambda c: found.by_class[c])  # type: ignore[index]
+        some = order if len(order) <= FEW_CLASSES else [*order[: FEW_CLASSES - 1], order[-1]]
+        classes = ", ".join(f"{c} {found.by_class[c]:.2f}" for c in some)
+        rows.append(("", f"by class: {classes}{' (the others lie between)' if len(order) > len(some) else ''}"))
+    if found.starved:
+        classes = ", ".join(f"{c} ({copies:.0%} near-copies)" for c, copies in list(found.starved.items())[:FEW_CLASSES])
+        rows.append(("warning", f"kept less than {STARVED} as often as the mean: class {classes}"))
+    return rows
+
+
+@torch.no_grad()
+def simulated(
+    features_ND: Tensor, own_ND: Tensor | None, prune: float, memory: int, batch_size: int, progress: Progress
+) -> Tensor:
+    """In what share of its batches each sample is kept by the default, ``[N]``.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.cat([torch.randn(300, 12), torch.randn(15, 12).repeat(20, 1)])
+        >>> kept = simulated(x, None, 0.5, 200, 50, lambda *told: None)
+        >>> bool(kept[:300].mean() > 0.6), bool(kept[300:].mean() < 0.4)
+        (True, True)
+    """
+    n = len(features_ND)
+    pruner = BatchPruner(prune, features=Replayed(features_ND, own_ND), density=NeighbourMemory(memory))
+    generator, kept_N, met_N = torch.Generator().manual_seed(0), torch.zeros(n), torch.zeros(n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
+        for epoch in range(1 + EPOCHS):
+            for index_B in torch.randperm(n, generator=generator).split(max(batch_size, LEAST_BATCH)):
+                kept_K = pruner(index_B)
+                if epoch > 0:
+                    met_N[index_B] += 1
+                    kept_N[kept_K] += 1
+            progress("trying the default", (epoch + 1) * n, (1 + EPOCHS) * n)
+    return kept_N / met_N
+
+
+def _by_class(
+    kept_N: Tensor, labels: Tensor, copies: NearCopies, mean: float
+) -> tuple[dict[int, float], dict[int, float]]:
+    """The share kept of each class, and of those that are starved the share of near-copies."""
+    by_class, starved = {}, {}
+    for c in torch.unique(labels).tolist():
+        of_C = labels == c
+        share, met = float(kept_N[of_C].mean()), EPOCHS * int(of_C.sum())
+        by_class[c] = share
+        if share < STARVED * mean - DEVIATIONS * math.sqrt(mean * (1 - mean) / met):
+            starved[c] = float((copies.group_sizes[of_C] > 1).double().mean())
+    return by_class, dict(sorted(starved.items(), key=lambda one: by_class[one[0]]))

@@ -1,0 +1,68 @@
+"""Finding: what is tested on, and whether it repeats training or itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pfb.adviser.near_copies import confirmed
+from pfb.adviser.scan import Progress, Scan
+
+LEAK = 0.01  # of the test samples, in training
+ALIKE = 0.5  # of the share of near-copies in training: then the test repeats itself, too
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test samples have in common with those of training.
+
+    Attributes:
+        samples: looked at.
+        in_training: share that is a near-copy of a training sample.
+        near_copies: share that is a near-copy of any sample, of the test or of training; of a part
+            of the test, less than of all of it.
+        total: of the whole test, if the loader tells.
+    """
+
+    samples: int
+    in_training: float
+    near_copies: float
+    total: int | None = None
+
+    def repeats_itself(self, near: float) -> bool:
+        """Whether it does so half as much as training, of which a share ``near`` has a near-copy."""
+        return self.near_copies >= ALIKE * near > 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was looked at."""
+        return self.samples == (self.total or self.samples)
+
+
+def find(seen: Scan, test: Scan, progress: Progress) -> Tested:
+    """Compare a pass over the test with one over the training."""
+    n, total = len(seen), len(seen) + len(test)
+    own = None if seen.own is None or test.own is None else torch.cat([seen.own, test.own])
+    near_N, groups, _, _ = confirmed(
+        torch.cat([seen.features, test.features]),
+        own,
+        seen.kind == 0,
+        lambda rows: progress("comparing samples with the test", rows, total),
+    )
+    in_training = {i for group in groups if min(group) < n for i in group if i >= n}
+    return Tested(len(test), len(in_training) / len(test), float(near_N[n:].double().mean()), test.total)
+
+
+def say(found: Tested) -> list[tuple[str, str]]:
+    """Rows of the advice."""
+    leak = ", which flatters its figures" if found.in_training >= LEAK else ""
+    part = found.total is not None and found.samples < found.total
+    of_all = f"{found.samples:,} of {found.total:,}" if part else f"{found.samples:,}"
+    return [
+        (
+            "test",
+            f"of {of_all} samples {found.in_training:.1%} have a near-copy in training{leak}; "
+            f"{found.near_copies:.1%} there or in {'this part of ' if part else ''}the test",
+        )
+    ]
