@@ -18,6 +18,7 @@ from studies import (
     neighbours,
     overview,
     predictions,
+    scale,
     scaling,
     scoring,
     sight,
@@ -28,7 +29,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, scale, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

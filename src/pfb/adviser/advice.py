@@ -151,7 +151,7 @@ class Advice:
     def codes(self) -> dict[str, str]:
         """The line for each way to act that is open."""
         features = ", features=features" if self.own_features else ""
-        memory = "" if self.copies.memory == DEFAULT_MEMORY else f", density=pfb.NeighbourMemory({self.copies.memory})"
+        memory = "" if self.copies.memory <= DEFAULT_MEMORY else f", density=pfb.NeighbourMemory({self.copies.memory})"
         found = {
             "prune": f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})",
             "random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())",

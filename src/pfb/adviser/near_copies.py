@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pfb.adviser.scan import Progress, Scan
-from pfb.copies.near_duplicates import find_copies, in_deviations
+from pfb.copies.acting import by_label
+from pfb.copies.near_duplicates import find_copies
+from pfb.copies.reach import in_deviations
 
 OWN_VIEWS = 1.0  # times the distance to its own view, within which a neighbour is a near-copy
 SEEN_ROWS = 3  # of a group, in the memory: then its copies are seen
@@ -79,6 +80,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
     near_N, groups, distance_N, loose_N = confirmed(
         seen.features, seen.own, seen.kind == 0, lambda rows: progress("comparing samples", rows, n)
     )
+    parts = groups if seen.labels is None else by_label(groups, seen.labels.tolist())
     sizes_N = torch.ones(n, dtype=torch.int64)
     equal, seen_by_memory = 0, []
     for group in groups:
@@ -89,7 +91,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
     return NearCopies(
         float(near_N.double().mean()),
         tuple(seen.numbered(group) for group in groups),
-        tuple(seen.numbered(part) for part in _by_label(groups, seen.labels)),
+        tuple(seen.numbered(part) for part in parts),
         sum(len(group) - 1 for group in groups) / n,
         len(seen_by_memory) / n,
         equal / n,
@@ -152,19 +154,6 @@ def confirmed(
     near_N = torch.zeros(n, dtype=torch.bool)
     near_N[torch.tensor([i for group in groups for i in group], dtype=torch.int64)] = True
     return near_N, sorted(groups, key=lambda group: (-len(group), min(group))), distance_N, found.near & ~near_N
-
-
-def _by_label(groups: list[tuple[int, ...]], labels: Tensor | None) -> list[tuple[int, ...]]:
-    """Groups of one label each: where labels differ, one sample of each is to stay."""
-    if labels is None:
-        return groups
-    parts: list[tuple[int, ...]] = []
-    for group in groups:
-        of: dict[int, list[int]] = defaultdict(list)
-        for i in group:
-            of[int(labels[i])].append(i)
-        parts += [tuple(part) for part in of.values() if len(part) > 1]
-    return sorted(parts, key=lambda part: -len(part))
 
 
 def _memory(sizes: list[int], n: int, total: int) -> int:
