@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,15 +55,12 @@ class Shares:
 
 
 class Replayed(Features):
-    """Features that were read before: a batch holds the places of its samples."""
+    """Features that were read before, of samples by their places."""
 
     name = "replayed"
 
     def __init__(self, features_ND: Tensor, own_ND: Tensor | None) -> None:
         self._features_ND, self._own_ND = features_ND, own_ND
-
-    def candidates(self, batch: Any) -> Iterator[tuple[str, Any]]:
-        yield "batch", batch
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._features_ND[x]
@@ -137,7 +133,7 @@ def simulated(
         warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
         for epoch in range(1 + EPOCHS):
             for index_B in torch.randperm(n, generator=generator).split(max(batch_size, LEAST_BATCH)):
-                kept_K = pruner(index_B)
+                kept_K = pruner(index_B, by=index_B)
                 if epoch > 0:
                     met_N[index_B] += 1
                     kept_N[kept_K] += 1
