@@ -106,7 +106,7 @@ class TestHooks:
 
         if order == "before":
             register()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=lambda features: features[:, 0]) as blocker:
+        with pfb.attach(model, "a", 0.5, shallow="recompute", rule=lambda features: features[:, 0]) as blocker:
             if order != "before":
                 register()
             for _ in range(3):
@@ -147,7 +147,7 @@ class TestHooks:
         """It cannot be told from outside which of the user's hooks want to see the scoring pass."""
         model, seen = zoo.SmallNet(), []
         model.stem.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-        with pfb.attach(model, "layer1", 0.5, shallow="recompute", importance=pfb.RareFirst()):
+        with pfb.attach(model, "layer1", 0.5, shallow="recompute", rule=pfb.RareFirst()):
             model(torch.randn(10, 3, 8, 8))
         assert seen == [10, 5]
 
@@ -164,7 +164,7 @@ class TestWhatIsNotTakenBack:
                 return super().forward(x)
 
         model = Logs()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=pfb.RareFirst()):
+        with pfb.attach(model, "a", 0.5, shallow="recompute", rule=pfb.RareFirst()):
             model(X)
         assert cache == [10, 5]
 
@@ -179,7 +179,7 @@ class TestWhatIsNotTakenBack:
                 return super().forward(x)
 
         model = Late()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=pfb.RareFirst()) as blocker:
+        with pfb.attach(model, "a", 0.5, shallow="recompute", rule=pfb.RareFirst()) as blocker:
             for step in range(5):
                 object.__setattr__(model, "calls", step)
                 model(torch.randn(10, 6))

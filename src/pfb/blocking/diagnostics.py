@@ -19,8 +19,8 @@ class Diagnostics(FirstLook):
         self._steps_unread = 0
 
     def read(self, labels: bool = False) -> None:
-        """The latest decision is read; to select ``labels`` by it, the usual case, there must not be
-        an earlier one that nobody read.
+        """The latest decision is read; to select ``labels`` by it, the usual case, there must not
+        be an earlier one that nobody read.
         """
         if labels and self._lost:
             self.warn(

@@ -258,8 +258,8 @@ class Gate:
 
     @torch.no_grad()
     def read(self, output: Any) -> Tensor:
-        """Float32 features ``[N, D]`` of the cut's output, without graph; for a rule that reads none
-        ``[N, 1]``, enough to know a batch again.
+        """Float32 features ``[N, D]`` of the cut's output, without graph; for a rule that reads
+        none ``[N, 1]``, enough to know a batch again.
         """
         if self.rule.reads == "nothing":
             x = output if isinstance(output, Tensor) else batched_tensor(output)

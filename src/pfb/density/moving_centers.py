@@ -117,7 +117,7 @@ class MovingCenters:
         with full_precision(x_ND.device):
             return self._centers.log_density(x_ND)
 
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at
         which one neighbour alone would make the density what it is. Reads only.
         """

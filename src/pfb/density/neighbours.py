@@ -96,7 +96,7 @@ class NeighbourMemory:
         return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
 
     @torch.no_grad()
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
         extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
 

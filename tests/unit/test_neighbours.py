@@ -167,7 +167,7 @@ def test_a_state_goes_on_bit_by_bit_also_within_a_step():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 9}, r"holds 9 features, this one 32: attach with `estimator=pfb.NeighbourMemory\(9\)`"),
+        ({"size": 9}, r"holds 9 features, this one 32: attach with `density=pfb.NeighbourMemory\(9\)`"),
         ({"updates": -1}, "whole number >= 0"),
         ({"rows": [1]}, "must be tensors or None"),
         ({"rows": torch.zeros(3, 3)}, "do not belong together"),
@@ -181,7 +181,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing(change, message):
         memory.load_state_dict({**memory.state_dict(), **change})
     assert torch.equal(memory.state_dict()["rows"], rows)
     with pytest.raises(ValueError, match="another density's"):
-        memory.load_state_dict(pfb.DensityEstimator().state_dict())
+        memory.load_state_dict(pfb.MovingCenters().state_dict())
     with pytest.raises(ValueError, match="all, it is a list"):
         memory.load_state_dict([])
 

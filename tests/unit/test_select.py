@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfb.selection.nested import select
+from pfb.selection.select import select
 
 KEPT = torch.tensor([1, 3])
 N = 4

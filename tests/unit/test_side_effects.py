@@ -177,65 +177,6 @@ class TestModules:
 
         like_plain(Appearing(), X)
 
-    def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
-        class Late(Two):
-            calls: torch.Tensor
-
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("calls", torch.zeros(()))
-                self.on = False
-
-            def forward(self, x):
-                if self.on:
-                    self.calls.add_(1)
-                return super().forward(x)
-
-        model = Late()
-        with pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()) as blocker:
-            for _ in range(4):
-                model(torch.randn(10, 6))
-                blocker.step()
-            model.on = True
-            with pytest.raises(RuntimeError, match="wrote to the buffer 'calls' of a Late.*is_grad_enabled"):
-                model(X)
-
-    def test_a_failing_pass_is_taken_back_too(self):
-        class Fails(Two):
-            steps = 0
-
-            def forward(self, x):
-                self.steps += 1
-                x.zero_()
-                raise ArithmeticError("by the model")
-
-        model, x = Fails(), X.clone()
-        with (
-            pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()),
-            pytest.raises(ArithmeticError) as failed,
-        ):
-            model(x)
-        assert model.steps == 0
-        assert torch.equal(x, X)
-        assert "this is the scoring pass of recompute: Fails on the whole batch" in failed.value.__notes__[0]
-
-    def test_lazy_layers_are_made_by_the_first_pass(self):
-        class Lazy(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.a = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
-                self.b = nn.LazyLinear(3)
-
-            def forward(self, x):
-                return self.b(self.a(x).mean((2, 3)))
-
-        model = Lazy()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", channel_dim=1, importance=pfb.RareFirst()) as blocker:
-            for step in range(3):
-                assert len(model(torch.randn(10, 3, 8, 8))) == 5
-                assert int(model.a[1].num_batches_tracked) == step + 1
-                blocker.step()
-
     def test_layers_that_start_from_their_first_batch(self):
         class ActNorm(nn.Module):
             def __init__(self):

@@ -24,4 +24,4 @@ def test_an_object_says_it_itself():
     assert reads_of(pfb.RareFirst()) == "density"
     Rule.reads = "labels"
     with pytest.raises(ValueError, match=r"\"density\", \"features\" or \"nothing\" \(got 'labels'\)"):
-        pfb.attach(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), "0", importance=Rule())
+        pfb.attach(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), "0", rule=Rule())
