@@ -22,6 +22,7 @@ from studies import (
     scaling,
     scoring,
     sight,
+    tools,
     trainer,
     zoo,
 )
@@ -29,7 +30,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -41,6 +41,8 @@ def taken(function: Callable[..., Any], *args: Any, threads: int | None = None) 
         found: Taken = ours.recv()
     except EOFError:
         found = Taken(None, "its process was killed", 0.0, 0.0, 0)
+    else:
+        ours.send("received")  # tensors are shared until then
     process.join()
     return found
 
@@ -59,3 +61,4 @@ def _call(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...], thread
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send(Taken(result, error, seconds, cpu_seconds, max(0, peak - before)))
+    pipe.recv()

@@ -62,7 +62,7 @@ def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[
         count_U[block] += (often_U[found_BK] * like_BK).sum(1)
         best_B1 = square_BK.argmin(1, keepdim=True)
         nearest_U[block] = found_BK.gather(1, best_B1)[:, 0]
-        near_U[block] |= (square_BK.gather(1, best_B1)[:, 0].sqrt() <= reach_U[block]) & (often_U[block] >= 1)
+        near_U[block] |= square_BK.gather(1, best_B1)[:, 0].sqrt() <= reach_U[block]
         on_rows(min(n, round(block.stop * n / len(z_UD))))
     of_V = near_U.nonzero()[:, 0]
     led_V = of_V[_led(faiss, index, z_UD[of_V], reach_U[of_V], count_U[of_V])]
@@ -85,6 +85,7 @@ def _faiss() -> Any:
             "more than 50,000 samples are compared through faiss, which is not installed: pip install "
             '"torch-pfb[index]"; or pass exact=True, which takes time with the square of the samples'
         ) from error
+    faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
 
 

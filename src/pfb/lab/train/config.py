@@ -200,4 +200,6 @@ def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_RESULT}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
+    if kept.get("drop"):
+        kept["drop"] = Path(kept["drop"]).name
     return kept
