@@ -203,7 +203,9 @@ class Advice:
         if self.recommendation not in ("prune", "draw", "remove"):
             return ()
         ways = ("prune", "draw", "remove")
-        return tuple((RECOMMENDED[way], self.codes[way]) for way in ways if way != self.recommendation and way in self.codes)
+        return tuple(
+            (RECOMMENDED[way], self.codes[way]) for way in ways if way != self.recommendation and way in self.codes
+        )
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows) + 2
@@ -237,7 +239,9 @@ class Advice:
     def _draw(self) -> str:
         why = "groups too small to be seen while training"
         if self.copies.seen >= max(WORTH_PRUNING, self.copies.few) and self.steps is not None:
-            why = f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
+            why = (
+                f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
+            )
             if self.steps.is_shorter is False:
                 why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
         return (
@@ -285,7 +289,7 @@ class Advice:
         if self.shares is None or not self.shares.starved:
             return ""
         return (
-            " But some classes are kept far less than others (row \"warning\"): if they are no copies of each other, "
+            ' But some classes are kept far less than others (row "warning"): if they are no copies of each other, '
             "pass `features=` that tell them apart, or leave samples out at random, rule=pfb.Uniform()."
         )
 

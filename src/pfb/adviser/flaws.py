@@ -74,7 +74,9 @@ def say(found: Flaws) -> list[tuple[str, str]]:
         rows = [("duplicates", f"{count:,} samples in {many} equal to the last bit{several}")]
     if found.classes:
         runs = "; samples of one class follow each other: shuffle for training" if found.in_runs else ""
-        rows.append(("classes", f"{len(found.classes)}, the rarest has {found.imbalance:.2f} of the most frequent{runs}"))
+        rows.append(
+            ("classes", f"{len(found.classes)}, the rarest has {found.imbalance:.2f} of the most frequent{runs}")
+        )
     some = [
         f"{len(places):,} {what} ({_shown(places)})"
         for what, places in (("constant", found.constant), ("with NaN or infinity", found.not_finite))

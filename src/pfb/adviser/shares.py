@@ -18,6 +18,8 @@ from pfb.adviser.scan import Progress, Scan
 from pfb.density.neighbours import NeighbourMemory
 from pfb.features.base import Features
 from pfb.pruning.batch_pruner import BatchPruner
+from pfb.pruning.counts import COPY
+from pfb.selection.rules import InverseDensity
 
 EPOCHS = 4  # that are counted, after one that fills the memory
 FEWEST = 64  # samples; of fewer nothing is told
@@ -25,6 +27,7 @@ LEAST_BATCH = 32
 STARVED = 0.7  # of the mean share kept: a class below it is told
 DEVIATIONS = 3.0  # that it must be beyond chance
 SIZES = (("single", 1, 1), ("of 2 to 5", 2, 5), ("of 6 to 20", 6, 20), ("of more", 21, math.inf))
+WORTH_TELLING = 0.01  # of the samples
 SHOWN = 24  # samples without copies that are kept least often
 FEW_CLASSES = 6  # of more, the least kept are told
 
@@ -41,8 +44,9 @@ class Shares:
         by_class: by class, if labels are classes.
         starved: classes of which less than 0.7 of the mean is kept, beyond chance, the least kept
             first, and what share of each are near-copies.
-        least_kept: indices of single samples that were kept least often, among them only those
-            below 0.7 of the mean.
+        mistaken: share of the samples that have no near-copy, but that the default takes for copies
+            (a weight below a half).
+        least_kept: indices of these, those with the least weight first, 24 at most.
     """
 
     prune: float
@@ -51,6 +55,7 @@ class Shares:
     by_density: tuple[float, ...]
     by_class: dict[int, float] | None
     starved: dict[int, float]
+    mistaken: float
     least_kept: tuple[int, ...]
 
 
@@ -74,7 +79,9 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
     n = len(seen)
     if n < FEWEST:
         return None
-    kept_N = simulated(seen.features, seen.own, prune, min(copies.memory, n // 3), seen.batch_size, progress)
+    kept_N, log_weights_N = simulated(
+        seen.features, seen.own, prune, min(copies.memory, n // 3), seen.batch_size, progress
+    )
     mean = float(kept_N.mean())
     by_group = {}
     for name, low, high in SIZES:
@@ -83,8 +90,9 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
             by_group[name] = float(kept_N[inside_N].mean())
     tenths = torch.tensor_split(copies.distances.argsort(), 10)
     by_class, starved = (None, {}) if seen.labels is None else _by_class(kept_N, seen.labels, copies, mean)
-    single_N = (copies.group_sizes == 1) & (kept_N < STARVED * mean)
-    least = torch.where(single_N, kept_N + copies.distances * 1e-6, math.inf).argsort()[: int(single_N.sum())]
+    mistaken_N = (copies.group_sizes == 1) & (log_weights_N < COPY)
+    least_M = mistaken_N.nonzero()[:, 0]
+    least_M = least_M[log_weights_N[least_M].argsort(stable=True)]
     return Shares(
         prune,
         mean,
@@ -92,7 +100,8 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
         tuple(float(kept_N[part].mean()) for part in tenths),
         by_class,
         starved,
-        seen.numbered(least[:SHOWN].tolist()),
+        float(mistaken_N.double().mean()),
+        seen.numbered(least_M[:SHOWN].tolist()),
     )
 
 
@@ -107,8 +116,18 @@ def say(found: Shares) -> list[tuple[str, str]]:
         some = order if len(order) <= FEW_CLASSES else [*order[: FEW_CLASSES - 1], order[-1]]
         classes = ", ".join(f"{c} {found.by_class[c]:.2f}" for c in some)
         rows.append(("", f"by class: {classes}{' (the others lie between)' if len(order) > len(some) else ''}"))
+    if found.mistaken >= WORTH_TELLING:
+        rows.append(
+            (
+                "mistaken",
+                f"{found.mistaken:.0%} of the samples have no near-copy, but are left out like copies: they are only "
+                "more alike than the rest",
+            )
+        )
     if found.starved:
-        classes = ", ".join(f"{c} ({copies:.0%} near-copies)" for c, copies in list(found.starved.items())[:FEW_CLASSES])
+        classes = ", ".join(
+            f"{c} ({copies:.0%} near-copies)" for c, copies in list(found.starved.items())[:FEW_CLASSES]
+        )
         rows.append(("warning", f"kept less than {STARVED} as often as the mean: class {classes}"))
     return rows
 
@@ -116,29 +135,32 @@ def say(found: Shares) -> list[tuple[str, str]]:
 @torch.no_grad()
 def simulated(
     features_ND: Tensor, own_ND: Tensor | None, prune: float, memory: int, batch_size: int, progress: Progress
-) -> Tensor:
-    """In what share of its batches each sample is kept by the default, ``[N]``.
+) -> tuple[Tensor, Tensor]:
+    """In what share of its batches each sample is kept by the default, and the logarithm of its
+    weight in the last epoch, ``[N]`` both.
 
     Example:
         >>> _ = torch.manual_seed(0)
         >>> x = torch.cat([torch.randn(300, 12), torch.randn(15, 12).repeat(20, 1)])
-        >>> kept = simulated(x, None, 0.5, 200, 50, lambda *told: None)
+        >>> kept, _ = simulated(x, None, 0.5, 200, 50, lambda *told: None)
         >>> bool(kept[:300].mean() > 0.6), bool(kept[300:].mean() < 0.4)
         (True, True)
     """
     n = len(features_ND)
     pruner = BatchPruner(prune, features=Replayed(features_ND, own_ND), density=NeighbourMemory(memory))
-    generator, kept_N, met_N = torch.Generator().manual_seed(0), torch.zeros(n), torch.zeros(n)
+    generator, kept_N, log_weights_N = torch.Generator().manual_seed(0), torch.zeros(n), torch.zeros(n)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
         for epoch in range(1 + EPOCHS):
             for index_B in torch.randperm(n, generator=generator).split(max(batch_size, LEAST_BATCH)):
+                if epoch == EPOCHS:
+                    own_BD = None if own_ND is None else own_ND[index_B]
+                    log_weights_N[index_B] = InverseDensity().log_weights(features_ND[index_B], pruner.density, own_BD)
                 kept_K = pruner(index_B, by=index_B)
                 if epoch > 0:
-                    met_N[index_B] += 1
-                    kept_N[kept_K] += 1
+                    kept_N[kept_K] += 1 / EPOCHS
             progress("trying the default", (epoch + 1) * n, (1 + EPOCHS) * n)
-    return kept_N / met_N
+    return kept_N, log_weights_N
 
 
 def _by_class(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pfb.adviser.near_copies import confirmed
 from pfb.adviser.scan import Progress, Scan
+from pfb.copies.near_duplicates import find_copies
 
 LEAK = 0.01  # of the test samples, in training
 ALIKE = 0.5  # of the share of near-copies in training: then the test repeats itself, too
@@ -43,15 +43,15 @@ class Tested:
 def find(seen: Scan, test: Scan, progress: Progress) -> Tested:
     """Compare a pass over the test with one over the training."""
     n, total = len(seen), len(seen) + len(test)
-    own = None if seen.own is None or test.own is None else torch.cat([seen.own, test.own])
-    near_N, groups, _, _ = confirmed(
+    copies = find_copies(
         torch.cat([seen.features, test.features]),
-        own,
-        seen.kind == 0,
-        lambda rows: progress("comparing samples with the test", rows, total),
+        own=None if seen.own is None or test.own is None else torch.cat([seen.own, test.own]),
+        images=seen.kind == 0,
+        exact=True,
+        on_rows=lambda rows: progress("comparing samples with the test", rows, total),
     )
-    in_training = {i for group in groups if min(group) < n for i in group if i >= n}
-    return Tested(len(test), len(in_training) / len(test), float(near_N[n:].double().mean()), test.total)
+    in_training = {i for group in copies.groups if min(group) < n for i in group if i >= n}
+    return Tested(len(test), len(in_training) / len(test), float(copies.near[n:].double().mean()), test.total)
 
 
 def say(found: Tested) -> list[tuple[str, str]]:

@@ -36,6 +36,9 @@ IMAGE_DIMENSIONS = 5.0  # which images fill, other than vectors: CIFAR-10 7, dig
 # where there are none.
 BY_CHANCE = 0.002
 ANY = 0.5  # of the mean distance: what any other sample has, where one scene is most of all
+# Of the distance to its own slightly changed view: nearer is a near-copy whatever is usual, farther
+# is none. Frames of CIFAR-10 clips lie at 0.03 to 0.55 of it, different images at 0.64 to 6.
+WITHIN_OWN = 0.6, 1.5
 
 
 def in_deviations(x_ND: Tensor) -> Tensor:
@@ -52,7 +55,15 @@ def in_deviations(x_ND: Tensor) -> Tensor:
     return ((x_ND - middle_D) / torch.where(alive_D, std_D, 1.0))[:, alive_D]
 
 
-def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apart: float, images: bool) -> Tensor:
+def reach(
+    medians: dict[int, float],
+    usual_N: Tensor,
+    one_N: Tensor,
+    n: int,
+    apart: float,
+    images: bool,
+    own_N: Tensor | None = None,
+) -> Tensor:
     """Up to which distance a neighbour is a near-copy, ``[N]``.
 
     Of n samples that fill d dimensions evenly, the nearest lies at ``(g / n) ** (1 / d)`` of the
@@ -65,6 +76,7 @@ def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apa
         n: samples.
         apart: mean distance of two.
         images: see :func:`pfb.find_copies`.
+        own_N: of each sample to a slightly changed view of itself.
     """
     sizes = sorted(medians)
     # Where groups begin to hold copies, distances fall as in few dimensions; so the most count.
@@ -74,10 +86,11 @@ def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apa
     d = max(IMAGE_DIMENSIONS if images else 1.0, *found)
     part = max(NEAR, NEAR_OF_EXPECTED * (USUAL / n) ** (1 / d))
     by_chance = (BY_CHANCE / n) ** (1 / d)
-    return torch.minimum(
-        part * usual_N.clamp_min((CLOSE_IMAGES if images else CLOSE) * apart),
-        by_chance * one_N.clamp_min(ANY * apart),
-    )
+    near_N = part * usual_N.clamp_min((CLOSE_IMAGES if images else CLOSE) * apart)
+    if own_N is not None:
+        within_N = torch.maximum(torch.minimum(near_N, WITHIN_OWN[1] * own_N), WITHIN_OWN[0] * own_N)
+        near_N = torch.where(own_N.isfinite(), within_N, near_N)
+    return torch.minimum(near_N, by_chance * one_N.clamp_min(ANY * apart))
 
 
 def in_reach(square: Tensor, radius: Tensor) -> Tensor:

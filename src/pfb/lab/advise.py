@@ -31,7 +31,9 @@ SECONDS_PER_LINE = 10
 """Between two lines that tell how far something is, where no bar can be drawn."""
 
 
-def advise(config: TrainConfig, samples: int, out: Path = Path("advice.html"), export: Path | None = None) -> pfb.Advice:
+def advise(
+    config: TrainConfig, samples: int, out: Path = Path("advice.html"), export: Path | None = None
+) -> pfb.Advice:
     """Look at data and model, print the advice, and write a page and perhaps a list of near-copies.
 
     Args:
