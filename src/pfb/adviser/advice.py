@@ -260,8 +260,8 @@ class Advice:
     def _random(self) -> str:
         saves = "" if self.saved is None else f", which saves {self.saved:.0%} of the time"
         return (
-            f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, where to spare "
-            f"copies was no better than chance{saves}."
+            f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, where "
+            f"sparing copies was no better than chance{saves}."
         )
 
     def _fix(self) -> str:

@@ -1,4 +1,4 @@
-"""Finding: samples with NaN or infinity, without content, or equal to the last bit; rare classes."""
+"""Finding: samples with NaN or infinity, constant or equal to the last bit; rare classes."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class Step:
     """A way to prune a step.
 
     Attributes:
-        name: ``"ideal"`` (as many samples, chosen for nothing), ``"copies"`` (``BatchPruner`` before
-            the model) or ``"paper"`` (``attach`` at a cut).
+        name: ``"ideal"`` (as many samples, chosen at no cost), ``"copies"`` (``BatchPruner``
+            before the model) or ``"paper"`` (``attach`` at a cut).
         cut: where the paper's tool cuts.
         ratio: its time, full step = 1, over pairs of steps.
         saved_bytes: what autograd keeps for the backward pass.

@@ -101,7 +101,8 @@ def find(
 
 def say(found: StepTime) -> list[tuple[str, str]]:
     """Rows of the advice."""
-    text = f"a pruned step takes {found.kept.median:.2f} of a whole one, and {found.judged.median:.2f} to choose its samples"
+    few, choice = found.kept.median, found.judged.median
+    text = f"a pruned step takes {few:.2f} of a whole one, and {choice:.2f} to choose its samples"
     if found.is_shorter is None:
         low, high = found.kept.low + found.judged.low, found.kept.high + found.judged.high
         text += f"; whether that is less cannot be told: between {low:.2f} and {high:.2f} in this pass"

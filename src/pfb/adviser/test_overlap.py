@@ -31,7 +31,7 @@ class Tested:
     total: int | None = None
 
     def repeats_itself(self, near: float) -> bool:
-        """Whether it does so half as much as training, of which a share ``near`` has a near-copy."""
+        """Whether it does so half as much as training, a share ``near`` of which has a copy."""
         return self.near_copies >= ALIKE * near > 0
 
     @property
