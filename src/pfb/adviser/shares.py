@@ -151,7 +151,7 @@ def simulated(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
         for epoch in range(1 + EPOCHS):
-            for index_B in torch.randperm(n, generator=generator).split(max(batch_size, LEAST_BATCH)):
+            for index_B in torch.split(torch.randperm(n, generator=generator), max(batch_size, LEAST_BATCH)):
                 if epoch == EPOCHS:
                     own_BD = None if own_ND is None else own_ND[index_B]
                     log_weights_N[index_B] = InverseDensity().log_weights(features_ND[index_B], pruner.density, own_BD)
