@@ -17,7 +17,6 @@ from pfb.adviser.scan import Progress, Scan
 from pfb.density.neighbours import NeighbourMemory
 from pfb.features.base import Features
 from pfb.pruning.batch_pruner import BatchPruner
-from pfb.pruning.counts import COPY
 from pfb.selection.rules import InverseDensity
 
 EPOCHS = 4  # that are counted, after one that fills the memory
@@ -26,6 +25,7 @@ LEAST_BATCH = 32
 STARVED = 0.7  # of the mean share kept: a class below it is told
 DEVIATIONS = 3.0  # that it must be beyond chance
 SIZES = (("single", 1, 1), ("of 2 to 5", 2, 5), ("of 6 to 20", 6, 20), ("of more", 21, math.inf))
+LIKE_A_COPY = math.log(1 / 16)  # of the weight of a lone sample
 WORTH_TELLING = 0.01  # of the samples
 SHOWN = 24  # samples without copies that are kept least often
 FEW_CLASSES = 6  # of more, the least kept are told
@@ -44,7 +44,7 @@ class Shares:
         starved: classes of which less than 0.7 of the mean is kept, beyond chance, the least kept
             first, and what share of each are near-copies.
         mistaken: share of the samples that have no near-copy, but that the default takes for copies
-            (a weight below a half).
+            (it draws them a sixteenth as often as a lone one or less).
         least_kept: indices of these, those with the least weight first, 24 at most.
     """
 
@@ -89,7 +89,7 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
             by_group[name] = float(kept_N[inside_N].mean())
     tenths = torch.tensor_split(copies.distances.argsort(), 10)
     by_class, starved = (None, {}) if seen.labels is None else _by_class(kept_N, seen.labels, copies, mean)
-    mistaken_N = (copies.group_sizes == 1) & (log_weights_N < COPY)
+    mistaken_N = (copies.group_sizes == 1) & (log_weights_N < LIKE_A_COPY)
     least_M = mistaken_N.nonzero()[:, 0]
     least_M = least_M[log_weights_N[least_M].argsort(stable=True)]
     return Shares(

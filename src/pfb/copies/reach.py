@@ -90,7 +90,10 @@ def reach(
     if own_N is not None:
         within_N = torch.maximum(torch.minimum(near_N, WITHIN_OWN[1] * own_N), WITHIN_OWN[0] * own_N)
         near_N = torch.where(own_N.isfinite(), within_N, near_N)
-    return torch.minimum(near_N, by_chance * one_N.clamp_min(ANY * apart))
+    reach_N = torch.minimum(near_N, by_chance * one_N.clamp_min(ANY * apart))
+    if images and own_N is not None:  # large groups look like few dimensions, which images do not lie in
+        reach_N = torch.where(own_N.isfinite(), torch.maximum(reach_N, WITHIN_OWN[0] * own_N), reach_N)
+    return reach_N
 
 
 def in_reach(square: Tensor, radius: Tensor) -> Tensor:
