@@ -89,6 +89,8 @@ def find_copies(
         own_N = (both_2ND[len(place_N) :] - z_ND).square().sum(1).sqrt()
     if len(place_N) < FEWEST or (len(place_N) <= MOST_COMPARED if exact is None else exact):
         distance_N, neighbour_N, reach_N = _neighbours(z_ND, images, on_rows, own_N)
+        if own_N is not None:  # a pair is one as soon as it is for one of the two
+            reach_N = torch.maximum(reach_N, reach_N[neighbour_N])
         copies_F = (distance_N <= reach_N).nonzero()[:, 0]
         count_F, leader_F = _led(z_ND[copies_F], reach_N[copies_F])
     else:

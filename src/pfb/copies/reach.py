@@ -39,6 +39,7 @@ ANY = 0.5  # of the mean distance: what any other sample has, where one scene is
 # Of the distance to its own slightly changed view: nearer is a near-copy whatever is usual, farther
 # is none. Frames of CIFAR-10 clips lie at 0.03 to 0.55 of it, different images at 0.64 to 6.
 WITHIN_OWN = 0.6, 1.5
+NEAR_BY_OWN = 0.25  # of the usual distance, at most: of pictures whose view is very different
 
 
 def in_deviations(x_ND: Tensor) -> Tensor:
@@ -92,7 +93,8 @@ def reach(
         near_N = torch.where(own_N.isfinite(), within_N, near_N)
     reach_N = torch.minimum(near_N, by_chance * one_N.clamp_min(ANY * apart))
     if images and own_N is not None:  # large groups look like few dimensions, which images do not lie in
-        reach_N = torch.where(own_N.isfinite(), torch.maximum(reach_N, WITHIN_OWN[0] * own_N), reach_N)
+        least_N = torch.minimum(WITHIN_OWN[0] * own_N, NEAR_BY_OWN * usual_N)
+        reach_N = torch.where(own_N.isfinite(), torch.maximum(reach_N, least_N), reach_N)
     return reach_N
 
 
