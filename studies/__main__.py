@@ -13,6 +13,7 @@ from studies import (
     copies,
     density,
     evidence,
+    groups,
     measure,
     natural,
     neighbours,
@@ -30,7 +31,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

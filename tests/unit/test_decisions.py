@@ -41,7 +41,7 @@ class TestOneBatchTwice:
         assert len(set(chosen)) > 1, "the next step decides anew"
 
     def test_the_density_sees_its_samples_once(self):
-        model, blocker = attached("reuse", density=pfb.MovingCenters(4, 0.5))
+        model, blocker = attached(density=pfb.MovingCenters(4, 0.5))
         model(X)
         blocker.step()
         before = int(blocker.density.counts.sum())
@@ -210,10 +210,10 @@ class TestInterrupts:
         with torch.no_grad():
             assert len(model(X)) == 10
 
-    def test_with_reuse_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
+    def test_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
         hidden = torch.randn(10, 8)
         for place in (0, 2):
-            model, _blocker = self.interrupted("reuse", place)
+            model, _blocker = self.interrupted(place)
             if place == 0:  # before the cut
                 assert len(model[1](hidden)) == 5
             else:

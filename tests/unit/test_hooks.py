@@ -90,7 +90,7 @@ def _size_in_another_process(owner, sizes):
 def test_a_spawned_process_gets_a_model_that_is_not_pruned():
     context = torch.multiprocessing.get_context("spawn")
     sizes = context.SimpleQueue()
-    process = context.Process(target=_size_in_another_process, args=(Owner("reuse"), sizes))
+    process = context.Process(target=_size_in_another_process, args=(Owner(), sizes))
     process.start()
     process.join()
     assert process.exitcode == 0

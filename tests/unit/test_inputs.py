@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.blocking.inputs import looks_flat
+from pfb.pruning.flat import looks_flat
 
 
 class TestFlatTargets:
@@ -25,7 +25,7 @@ class TestFlatTargets:
                 dense[i, boxes[boxes[:, 0] == i, 1].long()] = 1
             return nn.functional.binary_cross_entropy_with_logits(logits, dense)
 
-    def test_with_reuse_they_bypass_the_cut(self):
+    def test_they_bypass_the_cut(self):
         model = self.Detector()
         with (
             pfb.attach(model, "a"),
@@ -91,14 +91,6 @@ class TestSequenceFirst:
         ):
             model(torch.randn(10, 3, 16, 16))
 
-    def test_a_sketch_of_images_needs_no_telling_of_the_cut(self):
-        model = Tower().double()
-        plain = copy.deepcopy(model)
-        x = torch.randn(10, 3, 16, 16).double()
-        for told in (None, 0, 1):
-            with pfb.attach(model, "blocks.0", 0.5, batch_dim=told) as blocker:
-                torch.testing.assert_close(model(x), plain(x[blocker.selection.indices]))
-
     def test_a_float_mask_is_known_by_the_batches_before(self):
         from pfb.selection.select import select
 
@@ -130,11 +122,6 @@ class TestTheCutsBatchIsTheModels:
             pytest.raises(ValueError, match=r"the cut 'a' has an output of shape \(40.*the model's batch of 10"),
         ):
             model(torch.randn(10, 4, 3, 8, 8))
-
-    def test_what_the_cut_makes_of_samples_is_nothing_to_a_sketch(self):
-        model, clips = Video(), torch.randn(10, 4, 3, 8, 8)
-        with pfb.attach(model, "a", 0.5) as blocker:
-            torch.testing.assert_close(model(clips), model.eval()(clips[blocker.selection.indices]))
 
     def test_an_output_that_is_one_vector_is_refused(self):
         class Prompted(nn.Module):

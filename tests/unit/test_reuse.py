@@ -92,7 +92,7 @@ def test_what_would_be_paired_with_the_wrong_samples_is_refused(how, call):
         model(*arguments, **keywords)
     pruner = pfb.BatchPruner(0.4, features=pfb.Shallow(model, cut), rule=pfb.RareFirst())
     if arguments and call not in ("mapping", "tuple", "dataclass"):
-        given = pruner(*arguments)
+        given = pruner(*arguments, by=arguments)
         loss = model(*given)
     elif keywords:
         loss = model(**pruner(keywords))
@@ -184,7 +184,7 @@ class TestListsBesideTheBatch:
 
 
 def test_what_a_forward_takes_from_its_batch_before_the_cut_is_not_noticed():
-    """The limit of what acts inside a model: of one input, nothing tells what else is made of it on the way."""
+    """The limit of what acts inside a model: nothing tells what else is made of its one input."""
 
     class Weighted(nn.Module):
         def __init__(self):

@@ -43,7 +43,7 @@ def test_interleaved_views_stay_side_by_side(count):
 
 def test_the_group_is_judged_by_the_mean_of_its_views():
     model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 1))
-    rule = {"importance": lambda features: features[:, 0]}
+    rule = {"rule": lambda features: features[:, 0]}
     with pfb.attach(model, "0", 0.5, views=2, **rule) as blocker:
         model(torch.tensor([[9.0], [1.0], [2.0], [3.0], [-9.0], [1.0], [2.0], [3.0]]))  # means 0, 1, 2, 3
         assert blocker.selection.indices.tolist() == [2, 3, 6, 7]

@@ -35,8 +35,8 @@ class Density(Protocol):
         """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
 
     def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """Relative nearest-neighbour distance of each sample, ``[N]``; reads only. ``own``: features
-        ``[N, D]`` of each sample's own, slightly changed view.
+        """Relative nearest-neighbour distance of each sample, ``[N]``; reads only. ``own``:
+        features ``[N, D]`` of each sample's own, slightly changed view.
         """
 
     def accumulate(self, x: Tensor) -> None:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pfb.density.neighbours import DIMENSIONS, GROUP
-from pfb.density.search import least_of_groups, usual_square
+from pfb.density.neighbours import GROUP
+from pfb.density.search import LEAST_DIMENSIONS, least_of_groups, usual_square
 from pfb.lab.report.page import Section
 from pfb.lab.report.pictures import Tile, picture, sheet
 from pfb.lab.report.run import Run
@@ -89,7 +89,7 @@ def usual_distance(features: Tensor) -> float:
     squares = to_others(features, spread)[:, order].square()
     group = min(GROUP, n)
     usual = float(usual_square(least_of_groups(squares, group), torch.tensor(n), group).sqrt().median())
-    return usual * math.pow(group / n, 1 / DIMENSIONS)
+    return usual * math.pow(group / n, 1 / LEAST_DIMENSIONS)
 
 
 def to_others(features: Tensor, indices: Tensor) -> Tensor:
