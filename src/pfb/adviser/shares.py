@@ -135,8 +135,8 @@ def say(found: Shares) -> list[tuple[str, str]]:
 def simulated(
     features_ND: Tensor, own_ND: Tensor | None, prune: float, memory: int, batch_size: int, progress: Progress
 ) -> tuple[Tensor, Tensor]:
-    """In what share of its batches each sample is kept by the default, and the logarithm of its
-    weight in the last epoch, ``[N]`` both.
+    """In what share of its batches each sample is kept by the default, and the mean logarithm of
+    the weight it is drawn by, ``[N]`` both.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -147,19 +147,21 @@ def simulated(
     """
     n = len(features_ND)
     pruner = BatchPruner(prune, features=Replayed(features_ND, own_ND), density=NeighbourMemory(memory))
-    generator, kept_N, log_weights_N = torch.Generator().manual_seed(0), torch.zeros(n), torch.zeros(n)
+    generator, kept_N, weight_N, looks_N = torch.Generator().manual_seed(0), *torch.zeros(3, n)
+    size = max(batch_size, LEAST_BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
         for epoch in range(1 + EPOCHS):
-            for index_B in torch.split(torch.randperm(n, generator=generator), max(batch_size, LEAST_BATCH)):
-                if epoch == EPOCHS:
+            for place, index_B in enumerate(torch.split(torch.randperm(n, generator=generator), size)):
+                if place * size >= memory:  # before, samples meet themselves from the epoch before
                     own_BD = None if own_ND is None else own_ND[index_B]
-                    log_weights_N[index_B] = InverseDensity().log_weights(features_ND[index_B], pruner.density, own_BD)
+                    weight_N[index_B] += InverseDensity().log_weights(features_ND[index_B], pruner.density, own_BD)
+                    looks_N[index_B] += 1
                 kept_K = pruner(index_B, by=index_B)
                 if epoch > 0:
                     kept_N[kept_K] += 1 / EPOCHS
             progress("trying the default", (epoch + 1) * n, (1 + EPOCHS) * n)
-    return kept_N, log_weights_N
+    return kept_N, weight_N / looks_N.clamp_min(1)
 
 
 def _by_class(

@@ -45,7 +45,7 @@ def find_copies(
             ``pfb.features.sketch.Sketch()(batch)`` makes them.
         labels: one of each sample; then a group keeps one sample for each of its labels.
         own: ``[N, D]``, features of a slightly changed view of each sample, as
-            ``pfb.features.sketch.Sketch().own_view`` makes them: what is nearer than 0.6 of the
+            ``pfb.features.sketch.Sketch().own_view`` makes them: what is nearer than 0.8 of the
             distance to it is a near-copy, what is farther than 1.5 is none, unless it is in few
             dimensions near by chance. Used where all pairs are compared.
         images: the features are a sketch of images, which do not lie in few dimensions or tight
