@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pfb.adviser import flaws, near_copies, shares, step_time, test_overlap
+from pfb.adviser import flaws, near_copies, overlap, shares, step_time
 from pfb.adviser.flaws import Flaws
 from pfb.adviser.near_copies import DEFAULT_MEMORY, NearCopies
+from pfb.adviser.overlap import Overlap
 from pfb.adviser.shares import Shares
 from pfb.adviser.step_time import WORTH_TIME, StepTime
-from pfb.adviser.test_overlap import Tested
 
 Kind = Literal["prune", "draw", "remove", "random", "fix-data", "nothing"]
 
@@ -57,7 +57,7 @@ class Advice:
     copies: NearCopies
     shares: Shares | None = None
     steps: StepTime | None = None
-    tested: Tested | None = None
+    tested: Overlap | None = None
     own_features: bool = False
 
     # The findings that are asked for most
@@ -175,7 +175,7 @@ class Advice:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """What was found, as a name and a text each; without a name where the row goes on."""
         rows = [*near_copies.say(self.copies), *flaws.say(self.flaws)]
-        rows += [] if self.tested is None else test_overlap.say(self.tested)
+        rows += [] if self.tested is None else overlap.say(self.tested)
         rows += [] if self.shares is None else shares.say(self.shares)
         rows += [("steps", "not timed: pass the model")] if self.steps is None else step_time.say(self.steps)
         return tuple(rows)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.adviser import flaws, near_copies, shares, step_time, test_overlap
+from pfb.adviser import flaws, near_copies, overlap, shares, step_time
 from pfb.adviser.advice import Advice, share_to_prune
 from pfb.adviser.scan import Progress, random_states_kept, scan
 from pfb.blocking.hooks import is_wired
@@ -78,7 +78,7 @@ def advise(
         if test is not None:
             of_test: Progress = lambda what, done, total: progress(f"{what} of the test", done, total)  # noqa: E731
             other = scan(test, prepare, features, max(LEAST_TESTED, samples // 10), of_test)
-            tested = test_overlap.find(seen, other, progress)
+            tested = overlap.find(seen, other, progress)
         steps = None
         if model is not None:
             steps = step_time.find(model, seen, features, prune, copies.memory, prepare is not None, progress)

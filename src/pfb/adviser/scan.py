@@ -23,6 +23,7 @@ from pfb.selection import nested as tree
 from pfb.selection.select import Declared
 
 FEWEST_VALUES = 8  # a sample of fewer may have all equal by chance
+FEWEST_ROWS = 8  # of a batch, by which a changed view is known
 NUMBERS = 0.5  # different labels a sample: more are numbers, not classes
 
 Progress = Callable[[str, int, int | None], None]
@@ -126,6 +127,8 @@ def scan(
             )
         generator = torch.Generator(features_ND.device).manual_seed(len(rows))
         view = judge.features.own_view(judged, generator)
+        if view is not None and n < FEWEST_ROWS:
+            view = torch.full_like(view, torch.nan)  # so few do not tell by how much columns vary
         rows.append(features_ND.detach().float().cpu())
         own.append(None if view is None else view.detach().float().cpu())
         labels.append(y.detach().cpu() if _are_classes(y, n) else None)

@@ -47,7 +47,8 @@ def find_copies(
         own: ``[N, D]``, features of a slightly changed view of each sample, as
             ``pfb.features.sketch.Sketch().own_view`` makes them: what is nearer than 0.8 of the
             distance to it is a near-copy, what is farther than 1.5 is none, unless it is in few
-            dimensions near by chance. Used where all pairs are compared.
+            dimensions near by chance. Rows that are not finite set no limit. Used where all pairs
+            are compared.
         images: the features are a sketch of images, which do not lie in few dimensions or tight
             clusters, unless they are copies. Where all are copies of a few, this cannot be seen.
         exact: compare all pairs; by default up to 50,000 samples.
@@ -84,9 +85,11 @@ def find_copies(
         return Copies(near_N, (), alike_N, nearest_N, known)
     z_ND, own_N = in_deviations(x_ND[place_N]), None
     if own is not None:
-        both_2ND = in_deviations(torch.cat([x_ND[place_N], own.detach().float().cpu()[place_N]]))
+        own_ND = own.detach().float().cpu()[place_N]
+        known_N = own_ND.isfinite().all(1)
+        both_2ND = in_deviations(torch.cat([x_ND[place_N], own_ND.where(known_N[:, None], x_ND[place_N])]))
         z_ND = both_2ND[: len(place_N)]
-        own_N = (both_2ND[len(place_N) :] - z_ND).square().sum(1).sqrt()
+        own_N = (both_2ND[len(place_N) :] - z_ND).square().sum(1).sqrt().where(known_N, torch.nan)
     if len(place_N) < FEWEST or (len(place_N) <= MOST_COMPARED if exact is None else exact):
         distance_N, neighbour_N, reach_N = _neighbours(z_ND, images, on_rows, own_N)
         if own_N is not None:  # a pair is one as soon as it is for one of the two

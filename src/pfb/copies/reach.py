@@ -38,8 +38,8 @@ IMAGE_DIMENSIONS = 5.0  # which images fill, other than vectors: CIFAR-10 7, dig
 BY_CHANCE = 0.002
 ANY = 0.5  # of the mean distance: what any other sample has, where one scene is most of all
 # Of the distance to its own slightly changed view: nearer is a near-copy whatever is usual, farther
-# is none. Frames of CIFAR-10 clips lie at 0.03 to 0.55 of it, pairs of frames at up to 1.1, different
-# images at 0.64 to 6.
+# is none. Frames of CIFAR-10 clips lie at 0.03 to 0.55 of it, pairs of frames at up to 1.1,
+# different images at 0.64 to 6.
 WITHIN_OWN = 0.8, 1.5
 NEAR_BY_OWN = 0.35  # of the usual distance, at most: of images whose view is very different
 

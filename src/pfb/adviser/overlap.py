@@ -14,7 +14,7 @@ ALIKE = 0.5  # of the share of near-copies in training: then the test repeats it
 
 
 @dataclass(frozen=True)
-class Tested:
+class Overlap:
     """What the test samples have in common with those of training.
 
     Attributes:
@@ -40,7 +40,7 @@ class Tested:
         return self.samples == (self.total or self.samples)
 
 
-def find(seen: Scan, test: Scan, progress: Progress) -> Tested:
+def find(seen: Scan, test: Scan, progress: Progress) -> Overlap:
     """Compare a pass over the test with one over the training."""
     n, total = len(seen), len(seen) + len(test)
     copies = find_copies(
@@ -51,10 +51,10 @@ def find(seen: Scan, test: Scan, progress: Progress) -> Tested:
         on_rows=lambda rows: progress("comparing samples with the test", rows, total),
     )
     in_training = {i for group in copies.groups if min(group) < n for i in group if i >= n}
-    return Tested(len(test), len(in_training) / len(test), float(copies.near[n:].double().mean()), test.total)
+    return Overlap(len(test), len(in_training) / len(test), float(copies.near[n:].double().mean()), test.total)
 
 
-def say(found: Tested) -> list[tuple[str, str]]:
+def say(found: Overlap) -> list[tuple[str, str]]:
     """Rows of the advice."""
     leak = ", which flatters its figures" if found.in_training >= LEAK else ""
     part = found.total is not None and found.samples < found.total
