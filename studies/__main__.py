@@ -8,6 +8,7 @@ import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
 from studies import (
+    advice,
     agreement,
     clips,
     copies,
@@ -31,7 +32,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, overview, zoo),
+    *(advice, agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 
