@@ -135,7 +135,4 @@ def _hints(seen: Scan) -> Iterable[str]:
     if seen.augmented:
         yield "Inputs are augmented, which hides some: look again without; if that finds more, pass `by=` to the pruner"
     if seen.kind == TOKENS:
-        yield (
-            "Of tokens those are found that differ in about one of forty at most: pass `features=`, an embedding, for "
-            "others"
-        )
+        yield "Of tokens one in ten may differ from a common original: pass `features=`, an embedding, to see more"
