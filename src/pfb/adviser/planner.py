@@ -175,7 +175,6 @@ def plan(
 
 
 def _saved_bytes(model: nn.Module, x: Any) -> int:
-    """What autograd keeps of a forward."""
     with count_saved_bytes() as saved:
         run(model, x)
     return saved.total
