@@ -14,6 +14,7 @@ from studies import (
     copies,
     density,
     evidence,
+    gpu,
     groups,
     measure,
     natural,
@@ -32,7 +33,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(advice, agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, overview, zoo),
+    *(advice, agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 import pfb
 from pfb.copies.files import as_text
 from pfb.lab import files
-from pfb.lab.errors import RunError
 from pfb.lab.report import advice as page
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.data import Source, load
@@ -26,7 +25,6 @@ from pfb.lab.train.loaders import length
 from pfb.lab.train.models import build_for
 from pfb.lab.train.terminal import console, progress_bar
 
-LISTS = ".txt", ".csv"
 SECONDS_PER_LINE = 10
 """Between two lines that tell how far something is, where no bar can be drawn."""
 
@@ -44,14 +42,8 @@ def advise(
             :func:`pfb.copies.files.as_text`: keep.txt, copies.csv or weights.csv.
 
     Raises:
-        RunError: bad settings or data, a model that does not fit them, or a place that cannot be
-            written.
+        RunError: bad settings or data, or a model that does not fit them.
     """
-    if samples < 2:
-        raise RunError(f"--samples must be at least 2 (got {samples})")
-    _check_place("out", out, ".html")
-    if export is not None:
-        _check_place("export", export, *LISTS)
     source = load(config)
     found = _look(config, source, samples)
     print(found)
@@ -132,13 +124,3 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | Non
         print(f"{train} --drop {shlex.quote(str(export)) if listed else 'auto'}{same}")
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, keep.txt what to keep, weights.csv how often to draw each")
-
-
-def _check_place(flag: str, place: Path, *endings: str) -> None:
-    """Before minutes are spent on what cannot be written."""
-    if place.suffix not in endings:
-        raise RunError(f"--{flag} must end in {' or '.join(endings)} (got {place})")
-    try:
-        files.check_writable(place)
-    except OSError as error:
-        raise RunError(f"--{flag} {place} cannot be written ({error.strerror or error})") from error

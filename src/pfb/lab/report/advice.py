@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import pfb
+from pfb.lab.errors import printable
 from pfb.lab.train.data import Source
 
 GROUPS = 24
@@ -55,7 +56,7 @@ def html(advice: pfb.Advice, subject: str, source: Source) -> str:
     )
     return templates.get_template("advice.html.j2").render(
         advice=advice,
-        subject=subject,
+        subject=printable(subject),
         groups=groups,
         more=len(advice.groups) - len(groups),
         alone=[_member(i, source) for i in least],
@@ -65,8 +66,8 @@ def html(advice: pfb.Advice, subject: str, source: Source) -> str:
 def _member(i: int, source: Source) -> Member:
     item: Any = source.train[i]
     x, y = (item["input"][0], item["label"][0]) if source.collate is not None else (item["input"], item["label"])
-    label = source.classes[int(y)] if source.task == "classification" else ""
-    name = source.names[i] if source.names else f"sample {i}"
+    label = printable(source.classes[int(y)]) if source.task == "classification" else ""
+    name = printable(source.names[i]) if source.names else f"sample {i}"
     if source.task == "language":
         return Member("", "".join(map(chr, x.tolist())), name, label)
     return Member(base64.b64encode(_png(x)).decode(), "", name, label)
