@@ -8,6 +8,7 @@ import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
 from studies import (
+    advice,
     agreement,
     clips,
     copies,
@@ -32,7 +33,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
+    *(advice, agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -130,18 +130,19 @@ def plan(
     channels_last: bool = False,
     repeats: int = 7,
 ) -> None:
-    """Measure on this device what each cut and wiring would save for a model, before any training.
+    """Measure on this device what real pruned steps take, with copies left out before the model and
+    with the paper's method at each cut, before any training.
 
     Args:
         model: as in pfb train.
         batch_size: samples per step.
         image_size: their side.
         classes: outputs of the model.
-        prune: share to stop.
-        cut: the cut to recommend a wiring for; by default the first stage.
+        prune: share to leave out.
+        cut: the only cut to measure; by default all candidates, six at most.
         precision: bf16 plans for mixed precision.
         channels_last: plan for this memory format.
-        repeats: counted rounds.
+        repeats: counted pairs of steps at most.
     """
     import torch
 
@@ -155,11 +156,11 @@ def plan(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    bars, rounds = Bars(console), itertools.count(1)
+    bars, ways = Bars(console), itertools.count(1)
     mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
-    with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
+    with bars.shown(), bars.task("measuring", 8 if cut is None else 3, unit=" ways to prune") as done, mixed:
         try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(rounds)))
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(ways)))
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
@@ -174,7 +175,6 @@ def advise(
     image_size: int | None = None,
     split: Literal["folders", "groups"] = "folders",
     samples: int = 20_000,
-    plan: bool = True,
     workers: int = 2,
     seed: int = 0,
     cpu: bool = False,
@@ -182,8 +182,8 @@ def advise(
     export: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
-    broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
+    """Look at data and model, and say whether anything can be spared: near-copies, whom the default
+    would leave out, broken samples, cost on this device, one recommendation. For example:
 
     pfb advise --data imagefolder:PATH --model resnet18 --export copies.csv
 
@@ -195,7 +195,6 @@ def advise(
         image_size: side of an image folder's images, as in pfb train.
         split: where an image folder's test set comes from, as in pfb train.
         samples: how many to look at, drawn at random.
-        plan: measure the cost at each cut, too.
         workers: loader processes for images too large to be kept in memory.
         seed: decides which samples are looked at, and in what order.
         cpu: stay on the CPU even if there is a GPU.
@@ -224,7 +223,7 @@ def advise(
         cpu=cpu,
         augment=False,
     )
-    look(config, samples, plan, out, export)
+    look(config, samples, out, export)
 
 
 @app.command
