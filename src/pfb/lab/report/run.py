@@ -55,12 +55,12 @@ class Run:
         if summary is None:
             tested = [epoch for epoch in self.epochs if "test_accuracy" in epoch]
             accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"
-            return [*cells, config.shallow, accuracy, "", "", "", "", ""]
+            return [*cells, "", accuracy, "", "", "", "", ""]
         full = summary["full_samples"]
         left_out, saved = full - summary["trained_samples"], summary["time_saved"]
         return [
             *cells,
-            f"{summary['cut']}, {config.shallow}" if summary["cut"] else "",
+            summary["cut"] or "",
             f"{summary['test_accuracy']:.2%}",
             f"{left_out:,} of {full:,} ({left_out / full:.1%})",
             f"{summary['compute']:.1%}" if "compute" in summary else "",
@@ -74,7 +74,7 @@ HEADINGS = [
     "run",
     "data, model",
     "method",
-    "cut, wiring",
+    "cut",
     "test accuracy, last epoch",
     "samples not trained on",
     "compute, of full training",

@@ -23,7 +23,7 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
-from pfb.lab.train.idle import judges_by_originals
+from pfb.lab.train.methods import method_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        source = _on_disk(train_files, test_files, classes, side, config.augment, judges_by_originals(config))
+        source = _on_disk(train_files, test_files, classes, side, config.augment, method_of(config.method).judges_stored)
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
