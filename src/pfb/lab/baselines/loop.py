@@ -1,4 +1,4 @@
-"""What a training loop asks of a method that works by losses. The defaults train on every sample."""
+"""What a training loop asks of a method that goes by losses; by default all samples train."""
 
 from __future__ import annotations
 

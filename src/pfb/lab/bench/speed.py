@@ -214,7 +214,7 @@ def _pruner(size: int, prune: float, image: Tensor) -> pfb.BatchPruner:
 
 
 def _warmup(config: SpeedConfig) -> int:
-    """Rounds that are not counted: of a compiled step all until full and pruned graphs are there."""
+    """Rounds that are not counted: of a compiled step all until both of its graphs are there."""
     return config.warmup if config.compile == "no" else max(config.warmup, 4)
 
 

@@ -21,4 +21,4 @@ VARIANTS: dict[str, Callable[[nn.Module, str | None, float], Tool]] = {
     "paper": lambda model, cut, prune: pfb.attach(model, cut, prune),
     "paper-before": _paper_before,
 }
-"""What prunes the batches of a model, with a share: before the model, or inside it after the cut."""
+"""What prunes the batches of a model, with a share: before it, or inside it after the cut."""

@@ -17,8 +17,8 @@ from pfb.lab.report.pictures import Tile, picture, sheet
 from pfb.lab.report.run import Run
 from pfb.lab.train.data import Source
 from pfb.lab.train.data.source import InMemory
-from pfb.lab.train.records import kept_share
 from pfb.lab.train.methods import method_of
+from pfb.lab.train.records import kept_share
 
 SHOWN = 15
 PER_ROW = 5

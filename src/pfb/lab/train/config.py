@@ -21,7 +21,17 @@ from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSett
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "accumulate", "log_every", "eval_every", "train_samples", "image_size", "repeats", "feature_dim"),
+        (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "eval_every",
+            "train_samples",
+            "image_size",
+            "repeats",
+            "feature_dim",
+        ),
         (lambda n: n >= 1, "at least 1"),
     ),
     "workers": (lambda n: n >= 0, "at least 0"),

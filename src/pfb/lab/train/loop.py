@@ -20,10 +20,10 @@ from pfb.lab.origin import versions
 from pfb.lab.train import checkpoint, compiling, optim, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.cost import compute_of, measure_full_cost
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
 from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
-from pfb.lab.train.cost import compute_of, measure_full_cost
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.methods import unused
 from pfb.lab.train.setup import TOTALS, Setup
@@ -166,7 +166,7 @@ class Training(Setup):
         self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
         share = config.schedule().share(epoch - config.extended_from, config.epochs - config.extended_from)
         self.sampler.only = self.loop.load(share, self.sampler.random_numbers(purpose=1))
-        self.counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        self.counts = dict.fromkeys(TOTALS, 0)
         loss_sum = torch.zeros((), device=accelerator.device)
         begin, cpu_begin = time.perf_counter(), time.process_time()
         batches = Waiting(self.train_loader, accelerator.device)

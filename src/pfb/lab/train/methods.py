@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Method:
     """
 
     reads: frozenset[str] = frozenset()
-    window: dict[str, Any] = {name: ALWAYS[name] for name in ("start", "stop", "ramp")}
+    window: ClassVar[dict[str, Any]] = {name: ALWAYS[name] for name in ("start", "stop", "ramp")}
     before_model = False
     judges_stored = False
 
@@ -303,4 +303,4 @@ def _own_rule(name: str, config: TrainConfig) -> Rule:
             f"--method {name} must be a function of features [N, D] (and, as second argument, the density) that "
             f"returns one number per sample, larger is kept (got {type(rule).__name__})"
         )
-    return rule
+    return cast(Rule, rule)

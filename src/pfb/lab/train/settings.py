@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+
 @dataclass(frozen=True)
 class DataSettings:
     """What is trained on."""

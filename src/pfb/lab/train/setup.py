@@ -69,6 +69,7 @@ class Setup:
         self._build(config.pretrained and not resume)
         self.records = Records(length(self.source.train), self.accelerator.device)
         self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        self.counts: dict[str, float] = dict.fromkeys(TOTALS, 0)  # of this epoch
         self.best: dict[str, float] = {}
         self.out_of_time = False
 

@@ -23,8 +23,7 @@ SECONDS_PER_LINE = 30
 
 
 def headline(config: TrainConfig, source: Source, model: nn.Module, device: torch.device, loaded: int) -> str:
-    """What is about to be trained; ``loaded`` is the number of samples in the whole batches of an epoch.
-    """
+    """What is about to be trained, with so many samples in the whole batches of an epoch."""
     parameters, samples = sum(p.numel() for p in model.parameters()), length(source.train)
     lines = (
         f"{config.data}: {samples} training and {length(source.test)} test samples, "

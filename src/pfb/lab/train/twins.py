@@ -19,7 +19,7 @@ from pfb.lab.train.settings import PruningSettings
 Arm = Literal["full", "short", "small-batch", "uniform"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 """What a run can be to another, in the order of tables."""
-CHOICE = {f.name: f.default for f in dataclasses.fields(PruningSettings)}
+CHOICE: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(PruningSettings)}
 """Settings of what is left out, and how. A twin differs in them, and in the length of training."""
 SHARE = ("prune", "start", "stop", "ramp", "fill")
 LENGTH = ("epochs", "batch_size")
