@@ -13,6 +13,7 @@ from studies import (
     copies,
     density,
     evidence,
+    groups,
     measure,
     natural,
     neighbours,
@@ -28,7 +29,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, groups, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import pfb
-from pfb.blocking.cost import step_cost
+from pfb.features.cost import step_cost
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
 from pfb.selection.sampling import drawn

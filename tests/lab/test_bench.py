@@ -82,7 +82,8 @@ def test_steps_beyond_the_ideal_one_are_compared_round_by_round(tmp_path, capsys
     assert [steps[name]["cut"] for name in VARIANTS] == [None, None, "layer1", "layer1"]
     (full,), (ideal,), (copies,) = (steps[name]["raw"] for name in ("full", "ideal", "copies"))
     assert steps["copies"]["beyond_ideal"]["median"] == pytest.approx((copies - ideal) / full, rel=1e-2)
-    assert steps["copies"]["saved_bytes"] == steps["ideal"]["saved_bytes"] < steps["paper"]["saved_bytes"]
+    assert steps["copies"]["saved_bytes"] == pytest.approx(steps["ideal"]["saved_bytes"], rel=0.05)
+    assert steps["copies"]["saved_bytes"] < steps["paper"]["saved_bytes"]
     assert steps["paper"]["saved_bytes"] < steps["full"]["saved_bytes"]
     assert result["pruner"]["64"]["seconds"]["median"] > 0
     assert "copies, pruner alone, memory 64" in capsys.readouterr().out

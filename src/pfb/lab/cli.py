@@ -55,10 +55,10 @@ def train(
         pruning: which samples are left out, where, and when.
         optimisation: how the others are learned from.
         run: where the run lies, and what it says.
-        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
-            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
-            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
-            docs/options.md.
+        preset: a recipe, over which a file and flags win. cifar10, cifar100: ResNet-18, 200 epochs.
+            imagenet-r50: ResNet-50, 90 epochs. imagenet-swin-t: Swin-T, 300 epochs. All these by
+            the paper's method. finetune: published weights on --data imagefolder:PATH. Sources are
+            in docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,

@@ -43,6 +43,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
     "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
     "weight_decay": (lambda decay: 0 <= decay < math.inf, "at least 0 and finite"),
+    **dict.fromkeys(("erase", "warmup"), (lambda share: 0 <= share < 1, "a share in [0, 1)")),
+    "lr_end": (lambda rate: 0 <= rate < math.inf, "at least 0 and finite"),
     "label_smoothing": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
 }
 """What a setting must be, if it is not ``None``; NaN passes none."""

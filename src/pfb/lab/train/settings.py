@@ -32,6 +32,10 @@ class DataSettings:
     """Small images: shift by up to an eighth of the side (reflected) and flip; digits are not
     flipped. Large ones: random resized crop and flip. Shapes and text are left as they are.
     """
+    policy: Literal["none", "ta_wide"] = "none"
+    """Large images: TrivialAugment in its wide form, too."""
+    erase: float = 0.0
+    """Large images: erase a random rectangle with this probability."""
     repeats: int = 1
     """Repeated augmentation: so many differently augmented versions of an image in one batch, and
     so many fewer images in an epoch (DeiT and Swin train with 3 or 4).
@@ -134,8 +138,14 @@ class OptimisationSettings:
     """sgd: momentum without Nesterov's step. adamw: no decay of norms and biases."""
     lr: float = 0.05
     """Peak learning rate."""
-    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to 0 after 5 % linear warm-up."""
+    lr_schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to --lr-end after --warmup. step: a tenth
+    after each third of training.
+    """
+    warmup: float = 0.05
+    """cosine: share of training over which the rate first grows linearly."""
+    lr_end: float = 0.0
+    """cosine: the rate at the end."""
     momentum: float = 0.9
     """Momentum of SGD, beta1 of AdamW; with onecycle the middle of a cycle of 0.05 to either side.
     """

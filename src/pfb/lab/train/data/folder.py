@@ -161,18 +161,21 @@ class OnDisk(Dataset[dict[str, Any]]):
 
 
 def _on_disk(
-    train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool, originals: bool
+    train_files: Files, test_files: Files, classes: list[str], side: int, config: TrainConfig
 ) -> Source:
-    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; with
-    ``originals`` a thumbnail of the whole image beside each.
+    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; a
+    thumbnail of the whole image beside each, for a method that judges by it.
     """
     from torchvision.transforms import v2
 
     to_tensor = [v2.PILToTensor()]
     whole = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
     random = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
-    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if originals else None
-    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor), thumbnail)
+    random += [v2.TrivialAugmentWide()] if config.policy == "ta_wide" else []
+    random += [*to_tensor, *([v2.RandomErasing(config.erase)] if config.erase else [])]
+    stored = config.augment and method_of(config.method).judges_stored
+    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if stored else None
+    train = OnDisk(train_files, v2.Compose(random if config.augment else [*whole, *to_tensor]), thumbnail)
     test = OnDisk(test_files, v2.Compose(whole + to_tensor))
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
