@@ -86,7 +86,7 @@ class TestPreset:
         assert "--image-size is for image folders" in refused(capsys, "train", "--preset", "finetune")
 
     def test_an_unknown_one_is_refused_with_the_list(self, capsys):
-        assert "imagenet-r50-40" in refused(capsys, "train", "--preset", "imagenet", code=2)
+        assert "imagenet-r50" in refused(capsys, "train", "--preset", "imagenet", code=2)
 
 
 class TestConfigFile:

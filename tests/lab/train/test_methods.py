@@ -28,14 +28,19 @@ def tools(samples=1000, **settings):
     return method.pruner(settings, model, share, 100, samples), method.attach(settings, model, share, 100)
 
 
-def test_copies_is_the_default_of_the_library_with_a_memory_of_a_third_of_an_epoch():
+def test_copies_is_the_default_of_the_library_and_knows_how_long_an_epoch_is():
     assert TrainConfig().method == "copies"
     default = pfb.BatchPruner()
-    for samples, size in ((300, 100), (10**6, default.density.size)):
-        pruner, blocker = tools(samples)
-        assert blocker is None
-        assert (pruner.rule, pruner.features.name, pruner.density.size) == (default.rule, default.features.name, size)
-    assert tools(gamma=2.0)[0].rule == pfb.InverseDensity(2.0)
+    pruner, blocker = tools(300)
+    assert blocker is None
+    assert (pruner.rule, pruner.features.name, pruner.density.size) == (
+        default.rule,
+        default.features.name,
+        default.density.size,
+    )
+    assert pruner.density.epoch == 300
+    assert tools(gamma=2.0, memory=64)[0].rule == pfb.InverseDensity(2.0)
+    assert tools(memory=64)[0].density.size == 64
 
 
 def test_paper_is_what_the_library_calls_the_papers_settings():
@@ -77,11 +82,6 @@ def test_an_error_of_the_library_comes_in_flags_and_keeps_its_cause():
 )
 def test_only_settings_become_flags(message, said):
     assert str(in_flags(ValueError(message))) == said
-
-
-def test_a_memory_as_long_as_an_epoch_is_refused():
-    with pytest.raises(RunError, match="--memory must be less than an epoch of 1000 samples"):
-        tools(memory=1000)
 
 
 @pytest.mark.parametrize(

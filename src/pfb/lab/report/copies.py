@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pfb.density.neighbours import DIMENSIONS, GROUP
+from pfb.density.neighbours import GROUP
+from pfb.density.neighbours import LEAST_DIMENSIONS as DIMENSIONS
 from pfb.density.search import least_of_groups, usual_square
 from pfb.features.sketch import Sketch
 from pfb.lab.report.page import Section

@@ -270,18 +270,10 @@ def _pruner(config: TrainConfig, share: Share, calls: int, **settings: Any) -> p
 
 
 def _memory(config: TrainConfig, samples: int) -> pfb.NeighbourMemory:
-    """Of the samples seen lately.
-
-    Raises:
-        RunError: it is longer than an epoch.
-    """
-    size = min(4096, max(2, samples // 3)) if config.memory is None else config.memory
-    if size >= samples:
-        raise RunError(
-            f"--memory must be less than an epoch of {samples} samples, best at most a third (got {size}): a longer "
-            "one meets every sample again, which then looks like a copy"
-        )
-    return pfb.NeighbourMemory(size)
+    """Of the samples seen lately, which knows how long an epoch is."""
+    memory = pfb.NeighbourMemory() if config.memory is None else pfb.NeighbourMemory(config.memory)
+    memory.epoch = samples
+    return memory
 
 
 def _own_rule(name: str, config: TrainConfig) -> Rule:

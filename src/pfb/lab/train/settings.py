@@ -115,8 +115,8 @@ class PruningSettings:
     gamma: float = 4.0
     """copies: how strongly near-duplicates are left out; 0 is at random."""
     memory: int | None = None
-    """copies: number of samples that are remembered; by default 4,096, or a third of an epoch if
-    that is less.
+    """copies: number of samples that are remembered, by default 4,096; never more than a third of an
+    epoch.
     """
 
 

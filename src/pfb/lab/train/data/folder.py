@@ -62,9 +62,7 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        source = _on_disk(
-            train_files, test_files, classes, side, config.augment, method_of(config.method).judges_stored
-        )
+        source = _on_disk(train_files, test_files, classes, side, config)
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
