@@ -19,9 +19,11 @@ from studies import (
     neighbours,
     overview,
     predictions,
+    scale,
     scaling,
     scoring,
     sight,
+    tools,
     trainer,
     zoo,
 )
@@ -29,7 +31,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, groups, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -75,6 +75,8 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
             raise RunError(f"--fill gathers batches that are pruned before the model, step by step (got {said})")
         if self.batch_size % self.repeats:
             raise RunError(f"--batch-size must be a multiple of --repeats {self.repeats} (got {self.batch_size})")
+        if self.split != "folders" and not self.data.startswith("imagefolder:"):
+            raise RunError(f"--split {self.split} is for image folders (got --data {self.data}); leave it out")
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
@@ -195,4 +197,6 @@ def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_RESULT}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
+    if kept.get("drop"):
+        kept["drop"] = Path(kept["drop"]).name
     return kept
