@@ -13,8 +13,8 @@ MOMENTUM_SWING = 0.05
 
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW without decay of norms, biases and relative positions and with the
-    momentum as beta1.
+    """SGD with momentum, or AdamW without decay of norms, biases and relative positions
+    and with the momentum as beta1.
     """
     if config.optimizer == "sgd":
         return torch.optim.SGD(

@@ -123,8 +123,8 @@ class PruningSettings:
     gamma: float = 4.0
     """copies: how strongly near-duplicates are left out; 0 is at random."""
     memory: int | None = None
-    """copies: number of samples that are remembered, by default 4,096; never more than a third of an
-    epoch.
+    """copies: number of samples that are remembered, by default 4,096; never more than a third of
+    an epoch.
     """
 
 
@@ -147,8 +147,8 @@ class OptimisationSettings:
     lr: float = 0.05
     """Peak learning rate."""
     lr_schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
-    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to --lr-end after --warmup. step: a tenth
-    after each third of training.
+    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to --lr-end after --warmup. step: a
+    tenth after each third of training.
     """
     warmup: float = 0.05
     """cosine: share of training over which the rate first grows linearly."""

@@ -24,8 +24,8 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
-from pfb.lab.train.methods import method_of
 from pfb.lab.train.data.split import by_groups, groups_among
+from pfb.lab.train.methods import method_of
 
 logger = logging.getLogger(__name__)
 
