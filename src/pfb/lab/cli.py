@@ -42,7 +42,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
-    control: tuple[Literal["full", "short", "small-batch", "uniform"], ...] = (),
+    control: tuple[Literal["full", "short", "small-batch", "uniform", "paper"], ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved. For example:
@@ -66,8 +66,8 @@ def train(
         dry_run: check everything, take a full and a pruned step, and write nothing.
         control: then train its twins, beside --out, and compare. full: full data, as long. short:
             full data for fewer epochs, at the compute of the run. small-batch: as many steps with
-            smaller batches, at that compute. uniform: random samples left out instead. With
-            --resume: twins of a run that is there.
+            smaller batches, at that compute. uniform: random samples left out instead. paper:
+            the paper's method. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
     from pfb.lab.train import control as runs

@@ -218,8 +218,8 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
 
 def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: int) -> dict[Arm, TrainConfig]:
     """The settings of the twins, without those that would be full training once more."""
-    if config.method == "uniform" and "uniform" in arms:
-        raise RunError("--control uniform is what --method uniform is; leave one")
+    if config.method in arms:
+        raise RunError(f"--control {config.method} is what the run is already; leave it out")
     found = {arm: twins.twin(config, arm, compute, samples) for arm in arms}
     full = twins.twin(config, "full", compute, samples)
     for arm in [arm for arm in found if arm != "full" and found[arm] == full]:

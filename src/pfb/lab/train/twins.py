@@ -16,7 +16,7 @@ from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.pairs import Group, on_cpu, paired_difference, seconds
 from pfb.lab.train.settings import PruningSettings
 
-Arm = Literal["full", "short", "small-batch", "uniform"]
+Arm = Literal["full", "short", "small-batch", "uniform", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 """What a run can be to another, in the order of tables."""
 CHOICE: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(PruningSettings)}
@@ -36,7 +36,7 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         config: of the run.
         arm: full: full data, as long as the run. short: full data for fewer epochs, at its compute.
             small-batch: full data in as many steps with smaller batches, at its compute. uniform:
-            random samples left out instead, as many.
+            random samples left out instead, as many. paper: the paper's method with its own window.
         compute: of the run, full training = 1.
         samples: of the training set.
 
@@ -44,8 +44,10 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         >>> run = TrainConfig(epochs=20, batch_size=128, prune=0.5)
         >>> twins = [twin(run, arm, compute=0.6, samples=50_000) for arm in ARMS]
         >>> [(twin.method, twin.epochs, twin.batch_size) for twin in twins]
-        [('full', 20, 128), ('full', 12, 128), ('full', 12, 77), ('uniform', 20, 128)]
+        [('full', 20, 128), ('full', 12, 128), ('full', 12, 77), ('uniform', 20, 128), ('paper', 20, 128)]
     """
+    if arm == "paper":
+        return dataclasses.replace(config, **CHOICE | {"method": "paper", "prune": config.prune})
     if arm == "uniform":
         share: Settings = {name: getattr(config, name) for name in SHARE}
         return dataclasses.replace(config, **CHOICE | share | {"method": "uniform"})
@@ -62,7 +64,7 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
 
 def kind(run: Settings, other: Settings) -> str | None:
     """What the second of two runs is to the first, which prunes: ``full``, ``short``,
-    ``small-batch`` or ``uniform``; ``None`` if they differ in more, or nothing can be told from it.
+    ``small-batch``, ``uniform`` or ``paper``; ``None`` if they differ in more, or nothing can be told from it.
 
     Args:
         run, other: the settings of the two, as in ``config.json``.
@@ -74,6 +76,8 @@ def kind(run: Settings, other: Settings) -> str | None:
         if larger == 0:
             return "full" if longer == 0 else "short" if longer < 0 else None
         return "small-batch" if larger < 0 else None
+    if other["method"] == "paper" != run["method"] and longer == larger == 0:
+        return "paper" if run["prune"] == other["prune"] else None
     same = other["method"] == "uniform" != run["method"] and all(run[name] == other[name] for name in (*SHARE, *LENGTH))
     return "uniform" if same else None
 
@@ -165,6 +169,7 @@ def _named(arm: str, twin: Settings) -> str:
         "short": f"short, {twin['epochs']} epochs",
         "small-batch": f"small-batch of {twin['batch_size']}",
         "uniform": described(twin),
+        "paper": described(twin),
     }
     return sizes.get(arm, arm)
 
