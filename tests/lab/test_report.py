@@ -177,11 +177,12 @@ def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
     runs = [Run(make_run(tmp_path / name)) for name in "ab"]
     runs[1].source = None
     ten = figures.pruning(runs).axes[-1]
-    dots = [line.get_xdata() for line in ten.lines if line.get_marker() == "o"]
+    bars = [[bar.get_width() for bar in group] for group in ten.containers]
     assert [label.get_text() for label in ten.get_yticklabels()] == [str(c) for c in range(10)]
     shares = figures.kept_by_class(runs[0])
-    assert len(dots) == 1
-    assert dots[0] == pytest.approx([100 * share for share in shares.values()])
+    assert len(bars) == 1
+    assert ten.lines[0].get_xdata()[0] == pytest.approx(100 * figures.mean_kept(runs[0]))
+    assert bars[0] == pytest.approx([100 * share for share in shares.values()])
     assert figures.kept_by_class(runs[1]) == {}
 
 

@@ -40,7 +40,8 @@ def test_a_value_out_of_range_is_refused_in_the_words_of_the_command_line(change
 def test_the_default_model_is_one_for_the_data(data, model):
     config = TrainConfig(data=data)
     assert config.model == model == default_model(data)
-    assert TrainConfig(data=data, model="x").model == "x"
+    assert config.changed() == ([] if data == "digits" else ["data"])
+    assert TrainConfig(data=data, model="x", method="paper").changed()[-1] == "model"
 
 
 class TestFile:

@@ -90,6 +90,12 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
         assert self.start is not None and self.stop is not None and self.ramp is not None  # the method's, since then
         return pfb.window(self.prune, start=self.start, stop=self.stop, ramp=self.ramp)
 
+    def changed(self) -> list[str]:
+        """Names of the settings that differ from their defaults, of this method and data."""
+        named = {"data": self.data, "method": self.method}
+        defaults = dataclasses.asdict(TrainConfig(**named)) | {name: getattr(TrainConfig, name) for name in named}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
     def moved_to(self, run: Path) -> TrainConfig:
         """The same settings for a run whose folder was moved."""
         return dataclasses.replace(self, out=run)

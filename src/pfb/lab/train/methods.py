@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pfb.lab.train.data.source import Batch, Source
 
 Share = float | pfb.Schedule
-ALWAYS = {"prune": 0.4, "start": 0.05, "stop": 0.875, "ramp": 0}
+SHARE = {"prune", "start", "stop", "ramp"}
+ALWAYS = {"start": 0.05, "stop": 0.875, "ramp": 0}
 PAPER = {"start": START, "stop": STOP, "ramp": LEVELS}
 AT_A_CUT = frozenset({"cut", "channel_dim", "n_centers", "beta", "alpha"})
 
@@ -45,7 +46,7 @@ class Method:
     """
 
     reads: frozenset[str] = frozenset()
-    window: ClassVar[dict[str, Any]] = {name: ALWAYS[name] for name in ("start", "stop", "ramp")}
+    window: ClassVar[dict[str, Any]] = ALWAYS
     before_model = False
     judges_stored = False
 
@@ -235,11 +236,9 @@ def unused(config: TrainConfig) -> list[str]:
         >>> unused(TrainConfig(method="infobatch", cut="layer1", prune=0.3))
         ['cut']
     """
-    method = method_of(config.method)
-    defaults = ALWAYS | method.window
-    reads = method.reads | (set() if config.method == "full" else set(ALWAYS))
-    values = {f.name: defaults.get(f.name, f.default) for f in fields(PruningSettings) if f.name != "method"}
-    return [name for name, value in values.items() if getattr(config, name) != value and name not in reads]
+    reads = {"method", *method_of(config.method).reads} | (set() if config.method == "full" else SHARE)
+    pruning = {f.name for f in fields(PruningSettings)}
+    return [name for name in config.changed() if name in pruning - reads]
 
 
 def check(model: nn.Module, tools: tuple[Any, Any], x: Tensor, config: TrainConfig) -> None:
