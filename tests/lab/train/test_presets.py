@@ -29,9 +29,7 @@ def test_all_that_need_no_download_are_rehearsed():
     assert {name for name, recipe in PRESETS.items() if not recipe.get("pretrained")} == set(SIDES)
 
 
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.slow) for name in SIDES]
-)
+@pytest.mark.parametrize("preset", [pytest.param(name, marks=pytest.mark.slow) for name in SIDES])
 def test_a_preset_runs_to_its_end_and_is_resumed(tmp_path, monkeypatch, preset):
     folder = image_folder(tmp_path / "data", side=SIDES[preset], train=8, test=2)
     flags = ("train", "--preset", preset, "--data", f"imagefolder:{folder}", *FEW)
@@ -50,7 +48,16 @@ def test_a_preset_runs_to_its_end_and_is_resumed(tmp_path, monkeypatch, preset):
 @pytest.mark.slow
 def test_a_preset_runs_on_two_processes_of_accelerate(tmp_path):
     folder, run = image_folder(tmp_path / "data", side=32, train=16, test=2), tmp_path / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "pfb", "train"]
     launch += ["--preset", "cifar10", "--data", f"imagefolder:{folder}", *FEW, "--out", str(run)]
     subprocess.run(launch, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -43,8 +43,10 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
     Example:
         >>> run = TrainConfig(epochs=20, batch_size=128, prune=0.5)
         >>> twins = [twin(run, arm, compute=0.6, samples=50_000) for arm in ARMS]
-        >>> [(twin.method, twin.epochs, twin.batch_size) for twin in twins]
-        [('full', 20, 128), ('full', 12, 128), ('full', 12, 77), ('uniform', 20, 128), ('paper', 20, 128)]
+        >>> [(twin.epochs, twin.batch_size) for twin in twins]
+        [(20, 128), (12, 128), (12, 77), (20, 128), (20, 128)]
+        >>> [twin.method for twin in twins]
+        ['full', 'full', 'full', 'uniform', 'paper']
     """
     if arm == "paper":
         return dataclasses.replace(config, **CHOICE | {"method": "paper", "prune": config.prune})
@@ -63,8 +65,8 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
 
 
 def kind(run: Settings, other: Settings) -> str | None:
-    """What the second of two runs is to the first, which prunes: ``full``, ``short``,
-    ``small-batch``, ``uniform`` or ``paper``; ``None`` if they differ in more, or nothing can be told from it.
+    """What the second of two runs is to the first, which prunes: one of :data:`ARMS`; ``None`` if
+    they differ in more, or nothing can be told from it.
 
     Args:
         run, other: the settings of the two, as in ``config.json``.

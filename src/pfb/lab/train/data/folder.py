@@ -195,9 +195,7 @@ class OnDisk(Dataset[dict[str, Any]]):
         return item if self.thumbnail is None else {**item, "original": self.thumbnail(image)}
 
 
-def _on_disk(
-    train_files: Files, test_files: Files, classes: list[str], side: int, config: TrainConfig
-) -> Source:
+def _on_disk(train_files: Files, test_files: Files, classes: list[str], side: int, config: TrainConfig) -> Source:
     """As ImageNet is usually trained on: random resized crops and flips, tested on the center; a
     thumbnail of the whole image beside each, for a method that judges by it.
     """
