@@ -92,7 +92,7 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
 
     def changed(self) -> list[str]:
         """Names of the settings that differ from their defaults, of this method and data."""
-        named = {"data": self.data, "method": self.method}
+        named: dict[str, Any] = {"data": self.data, "method": self.method}
         defaults = dataclasses.asdict(TrainConfig(**named)) | {name: getattr(TrainConfig, name) for name in named}
         return [name for name, default in defaults.items() if getattr(self, name) != default]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shlex
@@ -16,18 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from pfb.lab.errors import RunError
-from pfb.lab.origin import versions
 from pfb.lab.train import checkpoint, compiling, optim, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.cost import compute_of, measure_full_cost
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
 from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.methods import unused
 from pfb.lab.train.setup import TOTALS, Setup
-from pfb.lab.train.summary import device_name, peak_memory, render
+from pfb.lab.train.summary import render, summary_of
 from pfb.lab.train.terminal import console, epoch_line, headline
 
 
@@ -297,7 +294,7 @@ class Training(Setup):
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Look at what was learned and what it cost, and write the summary."""
-        config, accelerator = self.config, self.accelerator
+        accelerator = self.accelerator
         if accelerator.is_main_process:
             self.folder.write_records(self.records, labels_of(self.source.train), self.source.names)
             self.folder.write_weights(WEIGHTS, self.plain_model)
@@ -305,23 +302,7 @@ class Training(Setup):
                 self.folder.write_weights(AVERAGE, self.averaged.module)
         with self.bars.shown():
             learned = self.evaluate(self.model, self.learned_loader, "train")
-        summary = {
-            "config": json.loads(config.to_json()),
-            "versions": versions(),
-            "device": device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "task": self.source.task,
-            "cut": self.cut,
-            "full_samples": config.epochs * self.length.per_epoch * self.length.samples,
-            "classes": self.source.classes,
-            **metrics,
-            **{f"best_{name}": value for name, value in self.best.items()},
-            "train_accuracy": learned["train_accuracy"],
-            **self.totals,
-        }
-        summary["compute"] = compute_of(summary, self.method, self.plain_model, self.two_samples())
-        summary |= measure_full_cost(self)
-        summary["peak_memory_bytes"] = peak_memory(accelerator.device)
+        summary = summary_of(self, metrics | {"train_accuracy": learned["train_accuracy"]})
         if accelerator.is_main_process:
             self.folder.write_summary(summary)
             console.print(render(summary))

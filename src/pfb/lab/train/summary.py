@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
 
-from pfb.lab.origin import processor
+from pfb.lab.origin import processor, versions
+from pfb.lab.train.cost import compute_of, measure_full_cost
 from pfb.lab.train.methods import method_of
+
+if TYPE_CHECKING:
+    from pfb.lab.train.setup import Setup
+
+
+def summary_of(run: Setup, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What came out of a run and what it cost, as ``summary.json`` has it.
+
+    Args:
+        run: at its end.
+        metrics: of its last epoch, and its training accuracy.
+    """
+    config, device = run.config, run.accelerator.device
+    summary = {
+        "config": json.loads(config.to_json()),
+        "versions": versions(),
+        "device": device_name(device),
+        "processes": run.accelerator.num_processes,
+        "task": run.source.task,
+        "cut": run.cut,
+        "full_samples": config.epochs * run.length.per_epoch * run.length.samples,
+        "classes": run.source.classes,
+        **metrics,
+        **{f"best_{name}": value for name, value in run.best.items()},
+        **run.totals,
+    }
+    summary["compute"] = compute_of(summary, run.method, run.plain_model, run.two_samples())
+    return summary | measure_full_cost(run) | {"peak_memory_bytes": peak_memory(device)}
 
 
 def device_name(device: torch.device) -> str:
