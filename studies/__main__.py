@@ -13,6 +13,7 @@ from studies import (
     copies,
     density,
     evidence,
+    gpu,
     groups,
     measure,
     natural,
@@ -31,7 +32,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, overview, zoo),
+    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
 ):
     add_benchmark(app, _study)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pfb
 from pfb.features.cost import step_cost
+from pfb.lab import files
 from pfb.lab.bench import output
 from pfb.lab.origin import versions
 from pfb.selection.sampling import drawn
@@ -72,7 +73,7 @@ def run_missing(
     place = out.with_suffix(".jsonl")
     place.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(output.rounded(settings)))
-    runs = [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+    runs = [json.loads(line) for line in files.read_text(place).splitlines()] if place.exists() else []
     runs = [run for run in runs if run["settings"] == settings]
     missing = sorted(set(asked) - {Cell.of(run) for run in runs}, key=asked.index)
     commit = versions().get("commit")
@@ -81,7 +82,7 @@ def run_missing(
             break
         ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": commit}
         runs.append(output.rounded(ended))
-        with place.open("a") as file:
+        with files.appending(place) as file:
             file.write(json.dumps(runs[-1]) + "\n")
     runs = [{k: v for k, v in run.items() if k != "settings"} for run in runs]
     return sorted(runs, key=lambda run: Cell.of(run) not in asked)

@@ -25,7 +25,7 @@ from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.methods import unused
 from pfb.lab.train.setup import TOTALS, Setup
 from pfb.lab.train.summary import render, summary_of
-from pfb.lab.train.terminal import console, epoch_line, headline
+from pfb.lab.train.terminal import console, epoch_line, headline, show
 
 
 def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
@@ -305,7 +305,7 @@ class Training(Setup):
         summary = summary_of(self, metrics | {"train_accuracy": learned["train_accuracy"]})
         if accelerator.is_main_process:
             self.folder.write_summary(summary)
-            console.print(render(summary))
+            show(render(summary))
         accelerator.end_training()
         return summary
 
@@ -337,5 +337,5 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
     summary = RunFolder(config.out).summary_of(config)
     if summary is not None and os.environ.get("RANK", "0") == "0":
         console.print(f"{config.out} is finished already; nothing was changed", highlight=False)
-        console.print(render(summary))
+        show(render(summary))
     return summary
