@@ -62,7 +62,7 @@ def test_the_page_shows_each_run_and_every_figure(tmp_path):
         assert heading in text
     assert text.count("data:image/png;base64,") == 3
     assert "40 of 80 (50.0%)" in text
-    assert "<td>pfb train --train-samples=40 --method=pfb --prune=0.5 --shallow=reuse</td>" in text
+    assert "<td>pfb train --train-samples=40 --method=paper --prune=0.5</td>" in text
     assert "<td>some processor, 1 threads</td>" in text
 
 
