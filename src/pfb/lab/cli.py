@@ -29,7 +29,7 @@ from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
-BENCHMARKS = ("accuracy", "speed", "memory", "profile")
+BENCHMARKS = ("speed", "memory", "profile")
 PLANNED_AT_MOST = 10**5
 """Samples, pixels of a side, classes."""
 
@@ -47,7 +47,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
-    control: tuple[Literal["full", "short", "small-batch"], ...] = (),
+    control: tuple[Literal["full", "short", "small-batch", "uniform", "paper"], ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved. For example:
@@ -57,21 +57,22 @@ def train(
     Args:
         data: what is trained on.
         model: what is trained, and in which numbers.
-        pruning: which samples are stopped, where, and when.
+        pruning: which samples are left out, where, and when.
         optimisation: how the others are learned from.
         run: where the run lies, and what it says.
-        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
-            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
-            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
-            docs/options.md.
+        preset: a recipe, over which a file and flags win. cifar10, cifar100: ResNet-18, 200 epochs.
+            imagenet-r50: ResNet-50, 90 epochs. imagenet-swin-t: Swin-T, 300 epochs. All these by
+            the paper's method. finetune: published weights on --data imagefolder:PATH. Sources are
+            in docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
             whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
-        control: then train its twins on full data, beside --out, and compare. full: as long. short:
-            fewer epochs, at the compute of the run. small-batch: as many steps with smaller
-            batches, at that compute. With --resume: twins of a run that is there.
+        control: then train its twins, beside --out, and compare. full: full data, as long. short:
+            full data for fewer epochs, at the compute of the run. small-batch: as many steps with
+            smaller batches, at that compute. uniform: random samples left out instead. paper:
+            the paper's method. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
     if resume is None:
@@ -228,7 +229,7 @@ def advise(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
+    """Benchmarks: speed, memory, profile; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
 
 
