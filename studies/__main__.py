@@ -7,29 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import (
-    agreement,
-    clips,
-    copies,
-    density,
-    evidence,
-    measure,
-    natural,
-    neighbours,
-    overview,
-    predictions,
-    scaling,
-    scoring,
-    sight,
-    trainer,
-    zoo,
-)
+from studies import grid
 
 app = tyro.extras.SubcommandApp()
-for _study in (
-    *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, sight, clips, natural, evidence, overview, zoo),
-):
+for _study in (grid,):
     add_benchmark(app, _study)
 
 
