@@ -7,10 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import grid
+from studies import grid, stream
 
 app = tyro.extras.SubcommandApp()
-for _study in (grid,):
+for _study in (grid, stream):
     add_benchmark(app, _study)
 
 

@@ -7,6 +7,7 @@ out), so that intervals cover data and training together.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,16 +127,45 @@ def _logs(folder: Path, generator: torch.Generator, n: int) -> Task:
     drawn.
     """
     data = _load(folder, "loghub")
-    drawn = torch.randperm(len(data["x_train"]), generator=generator)[:n]
+    return _logs_of(data, torch.randperm(len(data["x_train"]), generator=generator)[:n])
+
+
+def _logs_of(data: dict[str, Tensor], drawn: Tensor) -> Task:
     y, y_test = data["y_train"].long()[drawn], data["y_test"].long()
     known = torch.isin(y_test, y)
     classes = int(max(data["y_train"].max(), data["y_test"].max())) + 1
     return Task(
-        *(data["x_train"][drawn], y, y, data["x_test"][known], y_test[known], classes),
-        *(Tensor.long, Tensor.long),
-        *(lambda: LineReader(classes), "first"),
+        x=data["x_train"][drawn],
+        y=y,
+        groups=y,
+        x_test=data["x_test"][known],
+        y_test=y_test[known],
+        classes=classes,
+        prepare=Tensor.long,
+        augment=Tensor.long,
+        model=lambda: LineReader(classes),
+        cut="first",
         images=False,
     )
+
+
+def log_stream(folder: Path, generator: torch.Generator, n: int | None = None) -> Task:
+    """All training lines, the systems' in turn, one line each, in the order of their files; the
+    seed decides which system comes first. At most ``n`` lines.
+    """
+    data = _load(folder, "loghub")
+    system = data["system_train"].long()
+    place = torch.empty_like(system)
+    for one in system.unique():
+        here = system == one
+        place[here] = torch.arange(int(here.sum()))
+    turn = torch.randperm(int(system.max()) + 1, generator=generator)[system]
+    return _logs_of(data, (place * len(turn) + turn).argsort(stable=True)[:n])
+
+
+def reordered(task: Task, order: Tensor) -> Task:
+    """The same task with its training samples in another order."""
+    return dataclasses.replace(task, x=task.x[order], y=task.y[order], groups=task.groups[order])
 
 
 def _signs(folder: Path, generator: torch.Generator, tracks: int) -> Task:
@@ -151,9 +181,16 @@ def _signs(folder: Path, generator: torch.Generator, tracks: int) -> Task:
         return x.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     return Task(
-        *(data["x_train"][here], data["y_train"].long()[here], track[here]),
-        *(data["x_test"], data["y_test"].long(), classes),
-        *(prepare, lambda x: moved(prepare(x), 2), lambda: picture_reader(3, classes), "0"),
+        x=data["x_train"][here],
+        y=data["y_train"].long()[here],
+        groups=track[here],
+        x_test=data["x_test"],
+        y_test=data["y_test"].long(),
+        classes=classes,
+        prepare=prepare,
+        augment=lambda x: moved(prepare(x), 2),
+        model=lambda: picture_reader(3, classes),
+        cut="0",
     )
 
 
@@ -172,8 +209,16 @@ def _digits(folder: Path, seed: int, generator: torch.Generator) -> Task:
         return ((x.float() - mean) / std)[:, None]
 
     return Task(
-        *(x[~out], y[~out], group[~out], x[out], y[out], 10),
-        *(prepare, lambda x: moved(prepare(x), 2), lambda: picture_reader(1, 10), "0"),
+        x=x[~out],
+        y=y[~out],
+        groups=group[~out],
+        x_test=x[out],
+        y_test=y[out],
+        classes=10,
+        prepare=prepare,
+        augment=lambda x: moved(prepare(x), 2),
+        model=lambda: picture_reader(1, 10),
+        cut="0",
     )
 
 
@@ -196,8 +241,16 @@ def _clips(name: SetName, images: str, seed: int, tiny: bool) -> Task:
         return torch.where(back, x.flip(3), x)
 
     return Task(
-        *(train.images, train.labels, groups, test.images, test.labels, classes),
-        *(prepare, augment, lambda: picture_reader(channels, classes, 16), "0"),
+        x=train.images,
+        y=train.labels,
+        groups=groups,
+        x_test=test.images,
+        y_test=test.labels,
+        classes=classes,
+        prepare=prepare,
+        augment=augment,
+        model=lambda: picture_reader(channels, classes, 16),
+        cut="0",
     )
 
 
