@@ -7,10 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import grid, stream
+from studies import grid, groups, stream
 
 app = tyro.extras.SubcommandApp()
-for _study in (grid, stream):
+for _study in (grid, stream, groups):
     add_benchmark(app, _study)
 
 

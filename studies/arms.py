@@ -44,7 +44,6 @@ has of all, which is less than the budget.
 """
 BY_THE_RULE: tuple[ArmName, ...] = ("copies", "copies-fill", "removed", "removed-epochs", "sampler-found")
 PRUNE, START, STOP = 0.5, 0.05, 0.875
-MEMORY = 4096  # at most, and at most a third of the samples
 BUDGET = 1 - PRUNE * (STOP - START)
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -185,15 +184,14 @@ class Run:
         shallow = shallow_share(model, task.cut, given) if arm.startswith("paper") else 0.0
         self.sizes = sizes(arm, full_steps, min(recipe.batch_size, len(self.left)), len(self.left) / n, shallow)
         share = pfb.window(PRUNE, START, STOP)
-        self.memory = max(2, min(MEMORY, n // 3))
         self.blocker: pfb.Blocker | None = None
         self.pruner: pfb.BatchPruner | None = None
         self.infobatch = _infobatch(n) if arm == "infobatch" else None
         ways: dict[str, dict[str, Any]] = {
             "uniform": {"rule": pfb.Uniform()},
             "paper-before": {"rule": pfb.RareFirst(), "features": pfb.Shallow(model, task.cut)},
-            "copies": {"density": pfb.NeighbourMemory(self.memory)},
-            "copies-fill": {"density": pfb.NeighbourMemory(self.memory)},
+            "copies": {},
+            "copies-fill": {},
             "oracle": {"rule": Oracle(), "features": lambda sizes: sizes[:, None].float()},
         }
         if arm == "paper":
@@ -203,6 +201,8 @@ class Run:
             )
         if arm in ways:
             self.pruner = pfb.BatchPruner(share, total_steps=self.sizes.loads, seed=seed, **ways[arm])
+            if isinstance(self.pruner.density, pfb.NeighbourMemory):
+                self.pruner.density.epoch = n  # as prune_batches tells it
 
     def batches(self) -> Iterator[Batch]:
         """What comes to the model, one batch for each step."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.blocking.cost import shallow_share
+from pfb.features.cost import shallow_share
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.train.data.source import Source

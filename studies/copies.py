@@ -16,8 +16,8 @@ from torch import Tensor
 
 import pfb
 from pfb.density.kernels import COPY
-from pfb.density.neighbours import DIMENSIONS, LEAST, MOST
-from pfb.density.search import in_deviations, least_of_groups, usual_square
+from pfb.density.neighbours import MOST
+from pfb.density.search import in_deviations
 from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
@@ -113,25 +113,9 @@ class Seen:
         return self.distances.amin(1).clamp_min(COPY)
 
     @property
-    def usual(self) -> Tensor:
-        """Distance that is usual in data of the dimension that these seem to have, ``[N]``, in
-        parts of that in eight: by how much nearer the nearest of sixteen rows is than that of four.
-        """
-        squares, rows = self.distances[:512].square(), torch.tensor(self.distances.size(1))
-        of_four, of_sixteen = (
-            usual_square(least_of_groups(squares, size), rows.to(squares.device), size).sqrt() for size in (4, 16)
-        )
-        dimension = (math.log(4) / (of_four / of_sixteen).log().median()).clamp(*ESTIMATED)
-        return (4 / self.distances.size(1)) ** (1 / dimension - 1 / DIMENSIONS)
-
-    @property
     def copies(self) -> Tensor:
         """Rows that are so near that they are taken for copies, ``[N]``."""
         return (self.distances < MOST).sum(1)
-
-
-ESTIMATED = 2.0, 32.0
-"""Least and most dimensions."""
 
 
 def _usual_case(config: CopiesConfig) -> str:
@@ -226,9 +210,6 @@ DEFAULT = "from 1/3 to 1, to the power of 4: `InverseDensity()`"
 RULES: dict[str, Callable[[Seen], Tensor]] = {
     DEFAULT: lambda seen: 4 * seen.isolation.log(),
     "... squared: `InverseDensity(2)`": lambda seen: 2 * seen.isolation.log(),
-    "from 1/3 to 1, usual by an estimated dimension, to the power of 4": lambda seen: (
-        4 * ((seen.nearest / seen.usual).clamp(LEAST, MOST) / MOST).log()
-    ),
     "distance as it is, to the power of 4": lambda seen: 4 * seen.nearest.log(),
     "... squared": lambda seen: 2 * seen.nearest.log(),
     "... to the power of 4, at most that of the median": lambda seen: 4 * seen.nearest.clamp_max(_median(seen)).log(),

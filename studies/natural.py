@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.blocking.cost import shallow_share
+from pfb.features.cost import shallow_share
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError

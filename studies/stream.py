@@ -201,15 +201,16 @@ def kept(arm: str, task: sets.Task, places: Tensor, seed: int) -> Iterator[tuple
 def _filtered(task: sets.Task, places: Tensor) -> Iterator[tuple[int, Tensor]]:
     """First come, first kept: what is a copy of a row in the memory is dropped."""
     sketch, memory = pfb.Sketch(), pfb.NeighbourMemory(4096)
+    generator = torch.Generator().manual_seed(0)
     waiting = places[:0]
     for i, index in enumerate(places.split(BATCH), 1):
-        features = sketch(task.prepare(task.x[index]))
-        waiting = torch.cat([waiting, index[memory.isolation(features) > LIKE_A_COPY]])
+        x = task.prepare(task.x[index])
+        features = sketch(x)
+        is_copy = memory.looks_like_copy(features, sketch.own_view(x, generator))
+        waiting = torch.cat([waiting, index[~is_copy]])
         memory.accumulate(features)
         memory.apply()
         while len(waiting) >= BATCH:
             yield i * BATCH, waiting[:BATCH]
             waiting = waiting[BATCH:]
 
-
-LIKE_A_COPY = 0.5  # of the isolation of a single sample

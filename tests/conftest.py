@@ -85,11 +85,6 @@ def _made_up_times(monkeypatch):
     monkeypatch.setattr("pfb.adviser.advise.interleaved_seconds", made_up)
 
 
-@pytest.fixture(params=["reuse", "recompute"])
-def shallow(request):
-    return request.param
-
-
 @pytest.fixture
 def _fresh_accelerate():
     """Accelerate keeps its precision for the whole process."""

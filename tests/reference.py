@@ -157,17 +157,32 @@ class Memory:
     def distance(self, x: Tensor) -> Tensor:
         return torch.tensor([min(self.to_each(row)) for row in x.double().tolist()], dtype=torch.float64)
 
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         group, alive = min(4, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
-        result, queries = [], x.double().tolist()
+        queries, nearest, of_four, falls = x.double().tolist(), [], [], []
         for place, row in enumerate(queries):
             far = self.to_each(row)
-            least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
-            usual = max(least[(len(least) - 1) * 9 // 10], 0.3 * math.sqrt(2 * alive))
-            usual *= min(1.0, group / len(far)) ** (1 / 8)
-            part = min(far + self.to_each(row, queries[:place])) / usual
-            result.append(min(max(part, 0.2), 0.6) / 0.6)
+            least = self.usual(far, group)
+            of_four.append(max(least, 0.3 * math.sqrt(2 * alive)))
+            nearest.append(min(far + self.to_each(row, queries[:place])))
+            if (of_all := self.usual(far, 4 * group)) > 0 and least > of_all:
+                falls.append(math.log(least / of_all))
+        dimension = 8.0
+        if len(far) >= 64 and falls:
+            dimension = min(max(math.log(4) / sorted(falls)[(len(falls) - 1) // 2], 8.0), 64.0)
+        result = []
+        for place, row in enumerate(queries):
+            usual = of_four[place] * min(1.0, group / len(far)) ** (1 / dimension)
+            if own is not None:
+                usual = min(usual, 3 * self.to_each(row, [own[place].double().tolist()])[0])
+            result.append(min(max(nearest[place] / max(usual, 1e-3), 0.2), 0.6) / 0.6)
         return torch.tensor(result)
+
+    @staticmethod
+    def usual(far: list[float], group: int) -> float:
+        """What nine in ten groups of rows do not exceed by their nearest."""
+        least = sorted(min(far[i : i + group]) for i in range(0, len(far), group))
+        return least[(len(least) - 1) * 9 // 10]
 
     def log_density(self, x: Tensor) -> Tensor:
         alive = [s for s in self.deviations() if s > 0]
@@ -176,23 +191,27 @@ class Memory:
 
 
 def sketch_of_image(image: Tensor, filters: Tensor) -> Tensor:
-    """Of one image ``[C, H, W]`` whose sides are below 64, pixel by pixel."""
+    """Of one image ``[C, H, W]`` whose sides are below 64, pixel by pixel, without a rim of 1/32."""
     image, filters = image.double(), filters.double()
     c, height, width = image.shape
-    plain = (image - image.mean()) / image.std(correction=0)
+    image = image[:, height // 32 : height - height // 32, width // 32 : width - width // 32]
+    c, height, width = image.shape
+    plain = (image - image.mean((1, 2), keepdim=True)) / image.std((1, 2), correction=0, keepdim=True)
     maps = [image[k].flatten().tolist() for k in range(c)]
     answers = []
-    for f in filters:
+    for number, f in enumerate(filters):
+        even = number < len(filters) // 2
         answer = []
-        for i in range(height):
-            for j in range(width):
+        for i in range(1, height - 1):
+            for j in range(1, width - 1):
                 total = 0.0
                 for k in range(c):
                     for a in (-1, 0, 1):
                         for b in (-1, 0, 1):
-                            if 0 <= i + a < height and 0 <= j + b < width:
-                                total += float(f[k, a + 1, b + 1]) * float(plain[k, i + a, j + b])
-                answer.append(max(total, 0.0))
+                            mirrored = float(f[k, a + 1, 1 - b])
+                            weight = (float(f[k, a + 1, b + 1]) + (mirrored if even else -mirrored)) / math.sqrt(2)
+                            total += weight * float(plain[k, i + a, j + b])
+                answer.append(max(total, 0.0) if even else abs(total))
         answers.append(answer)
 
     def moments(values: list[list[float]]) -> list[float]:
@@ -201,7 +220,8 @@ def sketch_of_image(image: Tensor, filters: Tensor) -> Tensor:
             math.sqrt(math.fsum((x - m) ** 2 for x in v) / len(v)) for v, m in zip(values, means, strict=True)
         ]
 
-    return torch.tensor(moments(maps) + moments(answers), dtype=torch.float64)
+    half = len(filters) // 2
+    return torch.tensor(moments(maps) + moments(answers[:half]) + moments(answers[half:]), dtype=torch.float64)
 
 
 def sketch_of_sequence(x: Tensor, projection: Tensor, filters: Tensor) -> Tensor:
@@ -229,10 +249,12 @@ def sketch_of_sequence(x: Tensor, projection: Tensor, filters: Tensor) -> Tensor
 
 
 def sketch_of_tokens(tokens: list[int]) -> Tensor:
-    """Of one sequence: runs of 1 to 4 tokens, each put into one of 64 buckets with a sign."""
-    blocks = []
-    for length in (1, 2, 3, 4):
-        block = [0.0] * 64
+    """Of one sequence: tokens and, with weight 0.35, pairs, each put into one of 256 buckets with a
+    sign.
+    """
+    total = [0.0] * 256
+    for length, weight in ((1, 1.0), (2, 0.35)):
+        block = [0.0] * 256
         for end in range(length, len(tokens) + 1):
             if end > 1 and tokens[end - 1] == tokens[end - 2]:
                 continue
@@ -240,7 +262,8 @@ def sketch_of_tokens(tokens: list[int]) -> Tensor:
             for token in tokens[end - length : end]:
                 value = (value * 1_103_515_245 + token + 1) % (2**31 - 1)
             value = value * 1_640_531_527 % (2**31 - 1)
-            block[value % 64] += -1.0 if value // 64 % 2 else 1.0
+            block[value % 256] += -1.0 if value // 256 % 2 else 1.0
         norm = math.sqrt(sum(v * v for v in block))
-        blocks += [v / norm if norm else 0.0 for v in block]
-    return torch.tensor(blocks, dtype=torch.float64)
+        total = [t + weight * v / norm if norm else t for t, v in zip(total, block, strict=True)]
+    norm = math.sqrt(sum(v * v for v in total))
+    return torch.tensor([v / norm if norm else 0.0 for v in total], dtype=torch.float64)

@@ -48,7 +48,7 @@ def losses(shallow, backend, prune=0.4, steps=6, total_steps=None, **arguments):
     """
     torch.manual_seed(0)
     model = zoo.SmallNet("batch")
-    default = {"estimator": pfb.DensityEstimator(8, 0.1), "importance": lambda x, density: -density.log_density(x)}
+    default = {"estimator": pfb.MovingCenters(8, 0.1), "importance": lambda x, density: -density.log_density(x)}
     blocker = pfb.attach(model, "layer1", prune, shallow=shallow, total_steps=total_steps, **{**default, **arguments})
     run = model if backend is None else torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -90,8 +90,8 @@ def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, fe
             shallow,
             backend,
             features=features,
-            estimator=pfb.NeighbourMemory(64),
-            importance=pfb.InverseDensity(),
+            density=pfb.NeighbourMemory(64),
+            rule=pfb.InverseDensity(),
         )
 
     expected, expected_choice = run(None)
@@ -115,7 +115,7 @@ def test_reduced_features_are_equal_to_eager_without_graph_breaks(whole, feature
 def test_a_compiled_draw_takes_as_many():
     """Whose random numbers may be others."""
     _, choice = losses(
-        "recompute", "aot_eager", steps=3, importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory(64)
+        "recompute", "aot_eager", steps=3, rule=pfb.InverseDensity(), density=pfb.NeighbourMemory(64)
     )
     assert [len(chosen) for chosen in choice] == [12] * 3
 
@@ -124,7 +124,7 @@ def test_equal_to_eager_with_inductor():
     def trained(compiled):
         torch.manual_seed(0)
         model = zoo.mlp(6, 16, 3)
-        blocker = pfb.attach(model, "0", 0.4, importance=lambda features: features[:, 0])
+        blocker = pfb.attach(model, "0", 0.4, rule=lambda features: features[:, 0])
         run = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
         for x in torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(1)):
             run(x).square().mean().backward()

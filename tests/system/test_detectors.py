@@ -45,7 +45,7 @@ def losses(model, images, targets):
 def test_losses_are_those_of_the_kept_images(importance, same_size):
     model = faster_rcnn()
     plain = copy.deepcopy(model)
-    with pfb.attach(model, "backbone.0", 0.4, shallow="recompute", importance=importance) as blocker:
+    with pfb.attach(model, "backbone.0", 0.4, shallow="recompute", rule=importance) as blocker:
         for n in (5, 3, 4, 2):  # three images of three channels look like three batches
             images, targets = batch(n, same_size)
             with blocker.decide_once():
@@ -77,7 +77,7 @@ def test_a_single_shot_detector_learns_in_it():
 def test_with_reuse_their_targets_bypass_the_cut():
     model = faster_rcnn()
     with (
-        pfb.attach(model, "backbone.0", shallow="reuse"),
+        pfb.attach(model, "backbone.0"),
         pytest.raises(ValueError, match="takes 'targets' beside 'images'"),
     ):
         model(*batch(5, same_size=False))

@@ -77,7 +77,7 @@ def data(rank, step, n=20):
 def build(shallow, **arguments):
     torch.manual_seed(0)
     model = zoo.SmallNet().double()
-    settings = {"importance": pfb.RareFirst(0.0), "estimator": pfb.DensityEstimator(8, 0.1), **arguments}
+    settings = {"importance": pfb.RareFirst(0.0), "estimator": pfb.MovingCenters(8, 0.1), **arguments}
     return model, pfb.attach(model, "layer1", settings.pop("prune", 0.4), shallow=shallow, **settings)
 
 
@@ -110,9 +110,9 @@ def _gradients_and_estimate(rank, shallow):
         literal.step(in_turn)
         blocker.step()
         torch.testing.assert_close(
-            blocker.estimator.centers.double(), torch.tensor(literal.centers).double(), rtol=1e-4, atol=1e-5
+            blocker.density.centers.double(), torch.tensor(literal.centers).double(), rtol=1e-4, atol=1e-5
         )
-        states = gathered(blocker.estimator.state_dict())
+        states = gathered(blocker.density.state_dict())
         for name in ("centers", "counts", "mean", "variance"):
             assert torch.equal(states[0][name], states[1][name]), name
         for optimizer in optimizers:
@@ -161,15 +161,15 @@ def test_one_collective_per_step_and_none_when_pruning_is_off():
 
 def _uneven(rank):
     """Other batch sizes on each rank, also none at all, also while centers are being gathered."""
-    model, blocker = build("reuse", estimator=pfb.DensityEstimator(24, 0.1))
+    model, blocker = build("reuse", density=pfb.MovingCenters(24, 0.1))
     for step, sizes in enumerate([(20, 0), (0, 7), (20, 20), (20, 0), (1, 20), (3, 17)]):
         x, _ = data(rank, step, n=sizes[rank])
         model(x).sum().backward()
         blocker.step()
-        ready = gathered(blocker.estimator.ready)
+        ready = gathered(blocker.density.ready)
         assert ready[0] == ready[1]
-    assert blocker.estimator.ready
-    centers = gathered(blocker.estimator.centers)
+    assert blocker.density.ready
+    centers = gathered(blocker.density.centers)
     assert torch.equal(*centers)
 
 
@@ -206,7 +206,7 @@ def _mixed(rank):
     if rank == 0:
         model(data(rank, 4)[0])
         blocker.step()
-    assert int(blocker.estimator.counts.sum()) == 8 + 7 * 12
+    assert int(blocker.density.counts.sum()) == 8 + 7 * 12
 
 
 def test_a_step_that_one_rank_forgets_is_not_noticed():
@@ -225,9 +225,9 @@ def _one_memory(rank, shallow, features):
         "layer1",
         0.4,
         shallow=shallow,
-        importance=pfb.InverseDensity(),
+        rule=pfb.InverseDensity(),
         features=features,
-        estimator=pfb.NeighbourMemory(50),
+        density=pfb.NeighbourMemory(50),
     )
     parallel = DistributedDataParallel(model)
     literal = reference.Memory(50)
@@ -237,12 +237,12 @@ def _one_memory(rank, shallow, features):
         seen = gathered(blocker.features)
         blocker.step()
         literal.add(torch.cat(seen))
-    states = gathered({**blocker.estimator.state_dict(), **blocker.state_dict()["averages"]})
+    states = gathered({**blocker.density.state_dict(), **blocker.state_dict()["averages"]})
     for name, value in states[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][name])), name
-    rows = blocker.estimator.state_dict()["rows"]
+    rows = blocker.density.state_dict()["rows"]
     torch.testing.assert_close(rows.double(), torch.tensor(literal.rows, dtype=torch.float64))
-    assert blocker.estimator.distance(seen[1 - rank]).max() < 1e-2
+    assert blocker.density.distance(seen[1 - rank]).max() < 1e-2
 
 
 @pytest.mark.parametrize(("shallow", "features"), [("reuse", "sketch"), ("recompute", "momentum")])
@@ -260,9 +260,9 @@ def _accumulation(rank):
         x, y = data(rank, 2 * step + 1)
         nn.functional.cross_entropy(parallel(x), blocker.select(y)).backward()
         blocker.step()
-    states = gathered(blocker.estimator.state_dict())
+    states = gathered(blocker.density.state_dict())
     assert torch.equal(states[0]["centers"], states[1]["centers"])
-    assert int(blocker.estimator.counts.sum()) == 8 + 3 * WORLD * 2 * 12
+    assert int(blocker.density.counts.sum()) == 8 + 3 * WORLD * 2 * 12
 
 
 def test_gradient_accumulation_without_sync():
@@ -277,7 +277,7 @@ def _fully_sharded(rank, shallow):
     torch.manual_seed(0)
     model, plain = zoo.SmallNet(), zoo.SmallNet()
     plain.load_state_dict(model.state_dict())
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8, 0.1))
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8, 0.1))
     mesh = init_device_mesh("cpu", (WORLD,))
     for module in (model.layer1, model.layer2, model):
         fully_shard(module, mesh=mesh)
@@ -299,7 +299,7 @@ def _fully_sharded(rank, shallow):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    centers = gathered(blocker.estimator.centers)
+    centers = gathered(blocker.density.centers)
     assert torch.equal(*centers)
     model.eval()
     with torch.no_grad():
@@ -327,7 +327,7 @@ def test_a_run_without_a_process_group_needs_none():
     for step in range(3):
         model(data(0, step)[0]).sum().backward()
         blocker.step()
-    assert blocker.estimator.ready
+    assert blocker.density.ready
 
 
 ELASTIC = Path(__file__).parents[2] / "examples" / "torchrun_elastic.py"

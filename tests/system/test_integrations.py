@@ -154,10 +154,10 @@ class TestLightning:
         state = torch.load(saved, weights_only=True)["callbacks"]
         [ours] = [value for key, value in state.items() if "BlockerCallback" in key]
         assert ours["step"] == 16
-        assert same(ours["estimator"], first.blocker.estimator.state_dict())
+        assert same(ours["estimator"], first.blocker.density.state_dict())
         resumed = train(str(tmp_path), epochs=2, checkpoint=str(saved), **QUIET)
         assert resumed.blocker.steps == 32
-        assert not same(resumed.blocker.estimator.state_dict(), ours["estimator"])
+        assert not same(resumed.blocker.density.state_dict(), ours["estimator"])
 
     def test_the_share_pruned_is_logged_with_every_step(self, tmp_path):
         shares = []
@@ -267,7 +267,7 @@ class TestTransformers:
         assert resumed.blocker.steps == 48
         for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
             assert torch.equal(a, b), "a resumed run ends bit-identical"
-        assert same(*(trainer.blocker.estimator.state_dict() for trainer in (straight, resumed)))
+        assert same(*(trainer.blocker.density.state_dict() for trainer in (straight, resumed)))
 
     def test_a_checkpoint_without_our_state_is_an_error(self, half):
         (half / "pfb.pt").unlink()
@@ -299,7 +299,7 @@ class TestTransformers:
     def test_refusals(self, tmp_path):
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50))
         smoothing = TrainingArguments(str(tmp_path), report_to=[], label_smoothing_factor=0.1, use_cpu=True)
-        with pfb.attach(model, shallow="reuse") as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
+        with pfb.attach(model) as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
             BlockingTrainer(model=model, args=smoothing, blocker=blocker)
         blocker = pfb.attach(model, shallow="recompute")
         with pytest.raises(ValueError, match="label_smoothing_factor"):

@@ -11,7 +11,7 @@ from tests import zoo
 
 
 class Run:
-    def __init__(self, shallow, importance=None, seed=0, **arguments):
+    def __init__(self, shallow, rule=None, seed=0, **arguments):
         torch.manual_seed(seed)
         self.model = zoo.SmallNet("batch")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
@@ -21,8 +21,8 @@ class Run:
             pfb.window(0.4, start=0.1, stop=0.9, ramp=(0.2,)),
             total_steps=12,
             shallow=shallow,
-            importance=importance,
-            **{"estimator": pfb.DensityEstimator(16, 0.1), **arguments},
+            rule=importance,
+            **{"estimator": pfb.MovingCenters(16, 0.1), **arguments},
         )
 
     def micro_batch(self):
@@ -71,7 +71,7 @@ def test_resume_is_bit_identical(shallow, importance, stop_at):
     for (name, a), b in zip(straight.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     if importance is None:
-        assert torch.equal(straight.blocker.estimator.centers, second.blocker.estimator.centers)
+        assert torch.equal(straight.blocker.density.centers, second.blocker.density.centers)
     assert straight.blocker.steps == second.blocker.steps == 12
 
 
@@ -123,7 +123,7 @@ def test_without_the_blockers_state_the_end_differs(shallow):
         (lambda s: s.update(shallow="other"), "shallow='other'"),
         (lambda s: s.update(step="4"), "`step` must be a whole number >= 0 .got '4'"),
         (lambda s: s.update(step=-1), "`step` must be a whole number"),
-        (lambda s: s.update(estimator=None), "it is a NoneType"),
+        (lambda s: s.update(density=None), "it is a NoneType"),
         (lambda s: s["estimator"].update(pending=None), "must be tensors all, or None all"),
         (lambda s: s["estimator"].pop("counts"), r"lacks \['counts'\]"),
         (lambda s: s["estimator"].update(n_centers=7), "n_centers=7"),
@@ -134,11 +134,11 @@ def test_a_foreign_or_damaged_state_changes_nothing(shallow, spoil, message):
     run = Run(shallow)
     run.run(4)
     state = torch.load(io.BytesIO(run.save()), weights_only=True)["blocker"]
-    before = run.blocker.estimator.centers.clone()
+    before = run.blocker.density.centers.clone()
     spoil(state)
     with pytest.raises(ValueError, match=message):
         run.blocker.load_state_dict(state)
-    assert torch.equal(run.blocker.estimator.centers, before)
+    assert torch.equal(run.blocker.density.centers, before)
     assert run.blocker.steps == 4
 
 
@@ -151,7 +151,7 @@ def test_a_state_that_is_no_dict(shallow):
 @pytest.mark.parametrize("stop_at", [1, 6])
 def test_memory_and_averages_resume_bit_identically(features, stop_at):
     def made(seed=0):
-        return Run("recompute", pfb.InverseDensity(), seed, features=features, estimator=pfb.NeighbourMemory(64))
+        return Run("recompute", pfb.InverseDensity(), seed, features=features, density=pfb.NeighbourMemory(64))
 
     straight = made()
     straight.run(12)

@@ -84,7 +84,7 @@ class TestACutThatTheForwardLeavesOut:
 
     def test_all_samples_train_in_that_step_and_it_is_told_once(self):
         model = LayerDrop()
-        blocker = pfb.attach(model, "first", 0.5, shallow="reuse")
+        blocker = pfb.attach(model, "first", 0.5)
         kept = []
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -99,7 +99,7 @@ class TestACutThatTheForwardLeavesOut:
     @pytest.mark.parametrize("importance", [pfb.RareFirst(), pfb.Uniform()])
     def test_recompute_prunes_all_the_same(self, importance):
         model = LayerDrop()
-        blocker = pfb.attach(model, "first", 0.5, shallow="recompute", importance=importance)
+        blocker = pfb.attach(model, "first", 0.5, shallow="recompute", rule=importance)
         for _ in range(6):
             assert len(model(torch.randn(8, 5))) == 4
             blocker.step()
@@ -138,21 +138,21 @@ class TestARuleWithSettingsOfItsOwn:
             return -norm if smallest else norm
 
         model = nn.Sequential(nn.Identity(), nn.Linear(5, 2))
-        blocker = pfb.attach(model, "0", 0.5, importance=largest)
+        blocker = pfb.attach(model, "0", 0.5, rule=largest)
         model(torch.arange(8.0)[:, None].expand(8, 5))
         assert blocker.selection.indices.tolist() == [4, 5, 6, 7]
 
     def test_an_optional_estimator_is_still_given(self):
         given = []
 
-        def rule(features, estimator=None):
+        def rule(features, density=None):
             given.append(estimator)
             return features[:, 0]
 
         model = two_layers()
-        blocker = pfb.attach(model, "0", 0.5, importance=rule)
+        blocker = pfb.attach(model, "0", 0.5, rule=rule)
         model(torch.randn(8, 5))
-        assert given == [blocker.estimator]
+        assert given == [blocker.density]
 
 
 class TestSchedulesAndNumbersFromElsewhere:

@@ -183,7 +183,7 @@ def one_step(kind, model, batches, folder, arguments=None, **settings):
 
 
 def blocked(model, **settings):
-    return pfb.attach(model, prune=0.5, shallow="recompute", importance=lambda f: f[:, 0], **settings)
+    return pfb.attach(model, prune=0.5, shallow="recompute", rule=lambda f: f[:, 0], **settings)
 
 
 class Kept(list):

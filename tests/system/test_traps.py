@@ -30,7 +30,7 @@ def two_modes_with_sixteen_between(dims):
 def test_rare_samples_between_two_modes_are_kept(dims):
     """Averaging log densities is one Gaussian at the centers' mean: it would keep none of them."""
     stream, batch, rare = two_modes_with_sixteen_between(dims)
-    estimator = pfb.DensityEstimator(n_centers=64)
+    estimator = pfb.MovingCenters(n_centers=64)
     for step in torch.randperm(len(stream)).split(40):
         estimator.accumulate(stream[step])
         estimator.apply()
@@ -61,7 +61,7 @@ def test_assignments_to_one_center_all_count():
     """``counts[idx] += 1`` counts repeated indices once; centers then move by a multiple of the
     mean, and diverge.
     """
-    estimator = pfb.DensityEstimator(n_centers=2, beta=0.5)
+    estimator = pfb.MovingCenters(n_centers=2, beta=0.5)
     estimator.accumulate(torch.tensor([[0.0], [10.0]]))
     estimator.apply()
     for _ in range(50):
@@ -78,7 +78,7 @@ def test_the_random_term_does_not_swamp_the_score(scale):
     """
     stream, batch, rare = two_modes_with_sixteen_between(8)
     kept_rare = []
-    estimator = pfb.DensityEstimator(n_centers=64)
+    estimator = pfb.MovingCenters(n_centers=64)
     estimator.accumulate(stream[torch.randperm(len(stream))[:80]] * scale)
     estimator.apply()
     for _ in range(20):
@@ -90,7 +90,7 @@ def test_the_random_term_does_not_swamp_the_score(scale):
 
 
 def test_one_draw_per_sample():
-    estimator = pfb.DensityEstimator(n_centers=2)
+    estimator = pfb.MovingCenters(n_centers=2)
     estimator.accumulate(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     estimator.apply()
     far = torch.full((50, 2), 30.0)  # f is as good as 0 there, so the random term alone remains
@@ -110,7 +110,7 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("features", ["cut", "cut-spread", "sketch", "momentum"])
-@pytest.mark.parametrize("density", [pfb.DensityEstimator, pfb.NeighbourMemory])
+@pytest.mark.parametrize("density", [pfb.MovingCenters, pfb.NeighbourMemory])
 @pytest.mark.parametrize("rule", [pfb.RareFirst, pfb.InverseDensity])
 def test_a_training_step_reads_nothing_on_the_host(shallow, features, density, rule):
     if features == "momentum" and shallow == "reuse":
@@ -127,7 +127,7 @@ def test_a_training_step_reads_nothing_on_the_host(shallow, features, density, r
         blocker.step()
 
     step()
-    assert blocker.estimator.ready
+    assert blocker.density.ready
     with HostReads():
         step()
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
@@ -171,19 +171,19 @@ def test_a_dead_channel_at_the_cut(shallow):
         model.layer1[1].weight[0].zero_()
         model.layer1[1].bias[0].zero_()
     blocker = pfb.attach(
-        model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8), importance=pfb.RareFirst()
+        model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8), rule=pfb.RareFirst()
     )
     for _ in range(4):
         model(torch.randn(20, 3, 8, 8)).sum().backward()
         blocker.step()
-    assert blocker.estimator.bandwidth[0] == 0
+    assert blocker.density.bandwidth[0] == 0
     assert all(math.isfinite(value) for value in blocker.stats.values())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_features_surface_in_the_loss_and_spoil_nothing(bad, shallow):
     model = zoo.SmallNet()
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8))
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8))
     model(torch.randn(20, 3, 8, 8))
     blocker.step()
     x = torch.randn(20, 3, 8, 8)
@@ -191,7 +191,7 @@ def test_broken_features_surface_in_the_loss_and_spoil_nothing(bad, shallow):
     assert model(x).isnan().any()
     assert 7 in blocker.selection.indices
     blocker.step()
-    assert blocker.estimator.centers.isfinite().all()
+    assert blocker.density.centers.isfinite().all()
     assert math.isfinite(blocker.stats["log_density_50"])
     assert model(torch.randn(20, 3, 8, 8)).isfinite().all()
     blocker.detach()

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.lab.baselines import Stratified, Tempered
 from tests import zoo
 
 X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
@@ -29,15 +28,17 @@ class TestArguments:
             ({"prune": "half"}, ValueError, "got 'half'"),
             ({"prune": lambda t: 0.4}, ValueError, "pfb.window"),
             ({"total_steps": 0}, ValueError, "at least 1"),
-            ({"shallow": "reuze"}, ValueError, '"reuse", "recompute"'),
-            ({"importance": pfb.Uniform}, TypeError, r"must be a callable.*Did you mean `pfb.Uniform\(\)`"),
-            ({"importance": "uniform"}, TypeError, r"got 'uniform'.*Did you mean `pfb.Uniform\(\)`"),
-            ({"importance": 3}, TypeError, r"got 3\)\.$"),
+            ({"rule": pfb.Uniform}, TypeError, r"must be a callable.*Did you mean `pfb.Uniform\(\)`"),
+            ({"rule": "uniform"}, TypeError, r"got 'uniform'.*Did you mean `pfb.Uniform\(\)`"),
+            ({"rule": 3}, TypeError, r"got 3\)\.$"),
             ({"feature_dim": 0}, ValueError, "feature_dim"),
             ({"channel_dim": True, "features": "cut"}, ValueError, "`channel_dim` must be None or a whole.*got True"),
-            ({"channel_dim": 1.5, "features": "momentum"}, ValueError, "got 1.5"),
-            ({"estimator": 5}, TypeError, "such as `pfb.NeighbourMemory.*got 5, which has no accumulate, .*isolation"),
-            ({"estimator": pfb.NeighbourMemory}, TypeError, r"a class: write `\(\)` after it"),
+            ({"channel_dim": 1.5, "features": "cut-spread"}, ValueError, "got 1.5"),
+            ({"features": "sketch"}, ValueError, "pfb.BatchPruner"),
+            ({"features": pfb.Sketch()}, ValueError, "reads the model's input.*pfb.BatchPruner"),
+            ({"shared": "mask"}, TypeError, r"write shared=\('mask',\)"),
+            ({"density": 5}, TypeError, "such as `pfb.NeighbourMemory.*got 5, which has no accumulate, "),
+            ({"density": pfb.NeighbourMemory}, TypeError, r"a class: write `\(\)` after it"),
             (
                 {"channel_dim": 1, "features": lambda x: x},
                 ValueError,
@@ -69,39 +70,38 @@ class TestArguments:
 
 
 class TestImportance:
-    def test_own_callable(self, shallow):
+    def test_own_callable(self):
         model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
-        blocker = pfb.attach(model, "0", 0.5, shallow=shallow, importance=lambda features: features[:, 0])
+        blocker = pfb.attach(model, "0", 0.5, rule=lambda features: features[:, 0])
         model(torch.tensor([[3.0, 0], [1, 0], [4, 0], [2, 0]]))
         assert blocker.selection.indices.tolist() == [0, 2]
         blocker.step()
-        assert blocker.estimator.centers is None
+        assert blocker.density.centers is None
 
-    def test_own_callable_with_the_estimator(self, shallow):
+    def test_own_callable_with_the_estimator(self):
         model = nn.Sequential(nn.Identity(), nn.Linear(6, 2))
         blocker = pfb.attach(
             model,
             "0",
             0.5,
-            shallow=shallow,
-            importance=lambda features, estimator: -estimator.log_density(features),
-            estimator=pfb.DensityEstimator(4),
+            rule=lambda features, density: -density.log_density(features),
+            density=pfb.MovingCenters(4),
         )
         for _ in range(3):
             model(X)
             blocker.step()
-        assert blocker.estimator.ready
+        assert blocker.density.ready
 
-    def test_wrong_shape_is_an_error(self, shallow):
+    def test_wrong_shape_is_an_error(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=lambda features: features)
+        blocker = pfb.attach(model, "0", 0.4, rule=lambda features: features)
         with pytest.raises(ValueError, match=r"shape \(10,\)"):
             model(X)
         blocker.detach()
 
-    def test_uniform_keeps_each_sample_equally_often(self, shallow):
+    def test_uniform_keeps_each_sample_equally_often(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow, importance=pfb.Uniform())
+        blocker = pfb.attach(model, "0", 0.4, rule=pfb.Uniform())
         kept = torch.zeros(10)
         for _ in range(500):
             model(X)
@@ -120,19 +120,16 @@ class TestImportance:
         "rule",
         [
             pfb.RareFirst(),
-            Stratified(),
-            Tempered(),
-            Tempered(50.0),
             lambda features: torch.zeros(len(features)),
-            lambda features, estimator: -features.isnan().any(1).float(),
+            lambda features, density: -features.isnan().any(1).float(),
         ],
-        ids=["rare", "stratified", "tempered", "strict", "constant", "against"],
+        ids=["rare", "constant", "against"],
     )
-    def test_broken_samples_are_kept_whatever_the_rule_makes_of_them(self, rule, bad, shallow):
+    def test_broken_samples_are_kept_whatever_the_rule_makes_of_them(self, rule, bad):
         """Dropped, they would hide the trouble from the loss."""
         model = nn.Sequential(nn.Identity(), nn.Linear(6, 2))
-        settings = {"importance": rule, "estimator": pfb.DensityEstimator(8)}
-        with pfb.attach(model, "0", 0.5, shallow=shallow, **settings) as blocker:
+        settings = {"rule": rule, "density": pfb.MovingCenters(8)}
+        with pfb.attach(model, "0", 0.5, **settings) as blocker:
             model(torch.randn(20, 6))
             blocker.step()
             for i in range(8):
@@ -142,26 +139,15 @@ class TestImportance:
                 assert i in blocker.selection.indices
                 blocker.step()
 
-    def test_one_broken_sample_leaves_the_order_of_the_others(self):
-        """Statistics over the batch are those of the whole ones."""
-        estimator = pfb.DensityEstimator(8)
-        estimator.accumulate(torch.randn(64, 4))
-        estimator.apply()
-        x = torch.randn(40, 4)
-        x[7] = math.nan
-        whole = torch.arange(40) != 7
-        importance = Tempered(50.0)(x, estimator)[whole]
-        assert torch.corrcoef(torch.stack([importance, -estimator.log_density(x[whole])]))[0, 1] > 0.99
-
 
 def test_one_density_serves_one_blocker_at_a_time():
     """Two that share it would each move it by the other's features."""
-    estimator = pfb.DensityEstimator()
-    first = pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)
+    estimator = pfb.MovingCenters()
+    first = pfb.attach(zoo.mlp(6, 8, 3), "0", density=estimator)
     with pytest.raises(ValueError, match=r"belongs to another blocker, at the cut '0'.*detach\(\)"):
-        pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)
+        pfb.attach(zoo.mlp(6, 8, 3), "0", density=estimator)
     first.detach()
-    with pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator) as second:
-        assert second.estimator is estimator
+    with pfb.attach(zoo.mlp(6, 8, 3), "0", density=estimator) as second:
+        assert second.density is estimator
     del second
-    pfb.attach(zoo.mlp(6, 8, 3), "0", estimator=estimator)
+    pfb.attach(zoo.mlp(6, 8, 3), "0", density=estimator)

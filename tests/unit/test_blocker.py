@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ def hooks_of(model):
 
 
 class TestActivity:
-    def attached(self, shallow, prune=0.4):
+    def attached(self, prune=0.4):
         torch.manual_seed(0)
         model = zoo.SmallNet("batch")
-        return model, copy.deepcopy(model), pfb.attach(model, "layer1", prune, shallow=shallow)
+        return model, copy.deepcopy(model), pfb.attach(model, "layer1", prune)
 
     x = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -34,8 +35,8 @@ class TestActivity:
         for a, b in zip(model.buffers(), plain.buffers(), strict=True):
             assert torch.equal(a, b)
 
-    def test_evaluation(self, shallow):
-        model, plain, blocker = self.attached(shallow)
+    def test_evaluation(self):
+        model, plain, blocker = self.attached()
         model.eval()
         plain.eval()
         self.same(model, plain)
@@ -43,46 +44,46 @@ class TestActivity:
         assert blocker.select(y) is y
         assert blocker.selection is None
 
-    def test_no_grad(self, shallow):
-        model, plain, blocker = self.attached(shallow)
+    def test_no_grad(self):
+        model, plain, blocker = self.attached()
         with torch.no_grad():
             self.same(model, plain)
             y = torch.arange(10)
             assert blocker.select(y) is y
 
-    def test_prune_zero(self, shallow):
-        model, plain, blocker = self.attached(shallow, prune=0.0)
+    def test_prune_zero(self):
+        model, plain, blocker = self.attached(prune=0.0)
         self.same(model, plain)
         y, z = torch.arange(10), {"z": torch.arange(3)}
         assert blocker.select(y) is y
         assert blocker.select(y, z)[1] is z
         blocker.step()
 
-    def test_paused(self, shallow):
-        model, plain, blocker = self.attached(shallow)
+    def test_paused(self):
+        model, plain, blocker = self.attached()
         with blocker.paused():
             self.same(model, plain)
             y = torch.arange(10)
             assert blocker.select(y) is y
         assert model(self.x).shape[0] == 6
 
-    def test_paused_nests_and_survives_errors(self, shallow):
-        model, _, blocker = self.attached(shallow)
+    def test_paused_nests_and_survives_errors(self):
+        model, _, blocker = self.attached()
         with blocker.paused():
             with pytest.raises(ZeroDivisionError), blocker.paused():
                 raise ZeroDivisionError
             assert len(model(self.x)) == 10
         assert len(model(self.x)) == 6
 
-    def test_update_bn(self, shallow):
-        model, plain, _blocker = self.attached(shallow)
+    def test_update_bn(self):
+        model, plain, _blocker = self.attached()
         for m in (model, plain):
             torch.optim.swa_utils.update_bn([self.x], m)
         for a, b in zip(model.buffers(), plain.buffers(), strict=True):
             assert torch.equal(a, b)
 
-    def test_after_detach(self, shallow):
-        model, plain, blocker = self.attached(shallow)
+    def test_after_detach(self):
+        model, plain, blocker = self.attached()
         before = hooks_of(plain)
         assert hooks_of(model) > before
         blocker.detach()
@@ -90,18 +91,18 @@ class TestActivity:
         assert hooks_of(model) == before
         self.same(model, plain)
 
-    def test_parts_called_on_their_own(self, shallow):
-        model, plain, blocker = self.attached(shallow)
+    def test_parts_called_on_their_own(self):
+        model, plain, blocker = self.attached()
         model(self.x)
         stem = plain.stem(self.x)
         assert torch.equal(model.layer1(stem), plain.layer1(stem))
         blocker.detach()
 
 
-def test_readme_loop(shallow):
+def test_readme_loop():
     model = zoo.SmallNet("batch")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    blocker = pfb.attach(model, cut="layer1", prune=0.4, shallow=shallow)
+    blocker = pfb.attach(model, cut="layer1", prune=0.4)
     for _ in range(5):
         x, y = torch.randn(128, 3, 8, 8), torch.randint(5, (128,))
         logits = model(x)
@@ -118,7 +119,7 @@ def test_readme_loop(shallow):
     assert blocker.steps == 5
 
 
-def test_gradient_accumulation_moves_the_centers_by_all_micro_batches(shallow):
+def test_gradient_accumulation_moves_the_centers_by_all_micro_batches():
     """Four micro-batches and one step() end where the literal estimator does that sees all four at
     once.
     """
@@ -131,14 +132,13 @@ def test_gradient_accumulation_moves_the_centers_by_all_micro_batches(shallow):
         return importance
 
     keep = 6
-    twin = pfb.DensityEstimator(4, 0.5)
+    twin = pfb.MovingCenters(4, 0.5)
     blocker = pfb.attach(
         model,
         "0",
         0.4,
-        shallow=shallow,
-        importance=lambda features, estimator: remember(features),
-        estimator=pfb.DensityEstimator(4, 0.5),
+        rule=lambda features, estimator: remember(features),
+        density=pfb.MovingCenters(4, 0.5),
     )
     for _ in range(4):
         chosen.clear()
@@ -147,13 +147,13 @@ def test_gradient_accumulation_moves_the_centers_by_all_micro_batches(shallow):
         blocker.step()
         twin.accumulate(torch.cat(chosen))
         twin.apply()
-    torch.testing.assert_close(blocker.estimator.centers, twin.centers)
-    assert torch.equal(blocker.estimator.counts, twin.counts)
+    torch.testing.assert_close(blocker.density.centers, twin.centers)
+    assert torch.equal(blocker.density.counts, twin.counts)
 
 
-def test_several_forwards_do_not_disturb_each_other(shallow):
+def test_several_forwards_do_not_disturb_each_other():
     model = zoo.mlp(6, 8, 3)
-    blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+    blocker = pfb.attach(model, "0", 0.4)
     first_out = model(X)
     first = blocker.selection
     assert model(torch.randn(20, 6)).shape[0] == 12
@@ -165,17 +165,15 @@ def test_several_forwards_do_not_disturb_each_other(shallow):
         blocker.select(y)
 
 
-def test_schedule_moves_with_step(shallow):
+def test_schedule_moves_with_step():
     model = zoo.mlp(6, 8, 3)
-    blocker = pfb.attach(
-        model, "0", pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,)), total_steps=8, shallow=shallow
-    )
+    blocker = pfb.attach(model, "0", pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,)), total_steps=8)
     sizes, shares = [], []
     for _ in range(10):
         shares.append(blocker.prune)
         sizes.append(len(model(X)))
         if blocker.steps == 8:
-            with pytest.warns(UserWarning, match="more often than total_steps=8.*not epochs"):
+            with pytest.warns(UserWarning, match="more steps than total_steps=8.*not epochs"):
                 blocker.step()
         else:
             blocker.step()
@@ -184,34 +182,34 @@ def test_schedule_moves_with_step(shallow):
 
 
 class TestCopies:
-    def test_a_deep_copy_is_not_pruned_and_steps_nothing(self, shallow):
+    def test_a_deep_copy_is_not_pruned_and_steps_nothing(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         twin = copy.deepcopy(model)
         assert len(twin(X)) == 10
         assert len(model(X)) == 6
         blocker.detach()
 
-    def test_averaged_model(self, shallow):
+    def test_averaged_model(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         average = torch.optim.swa_utils.AveragedModel(model)
         model(X)
         average.update_parameters(model)
         assert len(average(X)) == 10
         assert blocker.selection.batch_size == 10
 
-    def test_a_copy_can_be_attached_to(self, shallow):
+    def test_a_copy_can_be_attached_to(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         twin = copy.deepcopy(model)
-        other = pfb.attach(twin, "0", 0.2, shallow=shallow)
+        other = pfb.attach(twin, "0", 0.2)
         assert (len(model(X)), len(twin(X))) == (6, 8)
         assert blocker.selection is not other.selection
 
-    def test_saving_the_whole_model(self, shallow):
+    def test_saving_the_whole_model(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         buffer = io.BytesIO()
         torch.save(model, buffer)
         buffer.seek(0)
@@ -220,21 +218,26 @@ class TestCopies:
 
 
 class TestLifetime:
-    def test_dropping_the_blocker_frees_the_model(self, shallow):
+    def test_a_blocker_that_nobody_keeps_stays_attached(self):
+        """As `def build(): ...; pfb.attach(model); return model` leaves it."""
         model = zoo.mlp(6, 8, 3)
-        before = hooks_of(model)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
-        assert hooks_of(model) > before
-        del blocker
+        pfb.attach(model, "0", 0.4)
         gc.collect()
-        assert hooks_of(model) == before
-        assert len(model(X)) == 10
+        assert len(model(X)) == 6
 
-    def test_context_manager_and_attaching_again(self, shallow):
+    def test_it_goes_with_the_model(self):
         model = zoo.mlp(6, 8, 3)
-        with pytest.raises(ZeroDivisionError), pfb.attach(model, "0", 0.4, shallow=shallow):
+        blocker = weakref.ref(pfb.attach(model, "0", 0.4))
+        assert blocker() is not None
+        del model
+        gc.collect()
+        assert blocker() is None
+
+    def test_context_manager_and_attaching_again(self):
+        model = zoo.mlp(6, 8, 3)
+        with pytest.raises(ZeroDivisionError), pfb.attach(model, "0", 0.4):
             raise ZeroDivisionError
-        with pfb.attach(model, "0", 0.2, shallow=shallow) as blocker:
+        with pfb.attach(model, "0", 0.2) as blocker:
             assert len(model(X)) == 8
         with pytest.raises(RuntimeError, match="detached"):
             blocker.step()
@@ -242,51 +245,51 @@ class TestLifetime:
         model(X)
         assert blocker.select(y) is y
 
-    def test_attaching_twice_is_refused(self, shallow):
+    def test_attaching_twice_is_refused(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with pytest.raises(ValueError, match="attached to this model already"):
             pfb.attach(model, "2", 0.4)
         blocker.detach()
 
-    def test_attaching_inside_an_attached_model_is_refused(self, shallow):
+    def test_attaching_inside_an_attached_model_is_refused(self):
         inner = zoo.mlp(6, 8, 3)
         model = nn.Sequential(inner, nn.Linear(3, 2))
-        blocker = pfb.attach(inner, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(inner, "0", 0.4)
         with pytest.raises(ValueError, match="already"):
             pfb.attach(model, "0", 0.4)
         blocker.detach()
 
 
 class TestMistakesInTheLoop:
-    def test_step_without_a_forward(self, shallow):
+    def test_step_without_a_forward(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with pytest.raises(RuntimeError, match="no forward reached the cut '0'"):
             blocker.step()
 
-    def test_select_before_the_forward(self, shallow):
+    def test_select_before_the_forward(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with pytest.raises(RuntimeError, match="before any forward"):
             blocker.select(torch.arange(10))
 
-    def test_targets_of_another_length(self, shallow):
+    def test_targets_of_another_length(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         model(X)
         with pytest.raises(ValueError, match=r"10 samples.*\(9,\)"):
             blocker.select(torch.arange(9))
 
-    def test_a_forgotten_select_is_told_by_pytorch(self, shallow):
+    def test_a_forgotten_select_is_told_by_pytorch(self):
         """In the words that README and docs/limits.md repeat, to be found by a search."""
         model = zoo.mlp(6, 8, 3)
-        with pfb.attach(model, "0", 0.4, shallow=shallow), pytest.raises(ValueError, match=r"batch_size \(6\).*\(10\)"):
+        with pfb.attach(model, "0", 0.4), pytest.raises(ValueError, match=r"batch_size \(6\).*\(10\)"):
             nn.functional.cross_entropy(model(X), torch.randint(3, (10,)))
 
-    def test_forgotten_step_is_told_once(self, shallow):
+    def test_forgotten_step_is_told_once(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(250):
@@ -294,9 +297,9 @@ class TestMistakesInTheLoop:
                 blocker.select(torch.arange(10))
         assert len([w for w in caught if "blocker.step()" in str(w.message)]) == 1
 
-    def test_an_error_in_the_forward_leaves_a_working_model(self, shallow):
+    def test_an_error_in_the_forward_leaves_a_working_model(self):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "0", 0.4, shallow=shallow)
+        blocker = pfb.attach(model, "0", 0.4)
         with pytest.raises(RuntimeError):
             model(torch.randn(10, 7))
         assert len(model(X)) == 6
@@ -309,9 +312,9 @@ class TestMistakesInTheLoop:
             pfb.attach(nn.DataParallel(zoo.mlp(6, 8, 3)), "module.0", 0.4)
 
 
-def test_stats_are_plain_floats(shallow):
+def test_stats_are_plain_floats():
     model = zoo.mlp(6, 8, 3)
-    blocker = pfb.attach(model, "0", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(4, 0.5))
+    blocker = pfb.attach(model, "0", 0.4, density=pfb.MovingCenters(4, 0.5))
     assert blocker.stats == {"step": 0.0, "kept_share": 1.0, "pruned_share": 0.0, "centers_in_use": 0.0}
     for _ in range(4):
         model(X)
@@ -324,7 +327,7 @@ def test_stats_are_plain_floats(shallow):
     assert quantiles == sorted(quantiles)
 
 
-def test_streaming_data_needs_no_index(shallow):
+def test_streaming_data_needs_no_index():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
             generator = torch.Generator().manual_seed(0)
@@ -332,7 +335,7 @@ def test_streaming_data_needs_no_index(shallow):
                 yield torch.randn(6, generator=generator), torch.randint(3, (), generator=generator)
 
     model = zoo.mlp(6, 8, 3)
-    with pfb.attach(model, "0", 0.5, shallow=shallow, estimator=pfb.DensityEstimator(8)) as blocker:
+    with pfb.attach(model, "0", 0.5, density=pfb.MovingCenters(8)) as blocker:
         kept = []
         for x, y in torch.utils.data.DataLoader(Stream(), batch_size=32):
             kept.append(len(model(x)))

@@ -16,20 +16,20 @@ from tests.unit.test_gate import X, attached, forwards
 class TestOneBatchTwice:
     """SAM, LBFGS, the two sides of a siamese net: each run would decide anew."""
 
-    def test_it_is_told_once(self, shallow):
-        model, _blocker = attached(shallow)
+    def test_it_is_told_once(self):
+        model, _blocker = attached()
         with pytest.warns(UserWarning, match="one batch was run twice.*decide_once") as told:
             forwards(model, 3)
         assert len(told) == 1
 
-    def test_a_copy_of_the_batch_is_not_known_again(self, shallow):
+    def test_a_copy_of_the_batch_is_not_known_again(self):
         """As when each call moves it to the device anew; comparing values would wait for them."""
-        model, _blocker = attached(shallow)
+        model, _blocker = attached()
         model(X)
         model(X.clone())
 
-    def test_all_runs_inside_decide_once_take_the_first_decision(self, shallow):
-        model, blocker = attached(shallow, importance=pfb.Uniform())
+    def test_all_runs_inside_decide_once_take_the_first_decision(self):
+        model, blocker = attached(rule=pfb.Uniform())
         chosen = []
         for _ in range(3):
             with blocker.decide_once():
@@ -41,35 +41,35 @@ class TestOneBatchTwice:
         assert len(set(chosen)) > 1, "the next step decides anew"
 
     def test_the_density_sees_its_samples_once(self):
-        model, blocker = attached("reuse", estimator=pfb.DensityEstimator(4, 0.5))
+        model, blocker = attached(density=pfb.MovingCenters(4, 0.5))
         model(X)
         blocker.step()
-        before = int(blocker.estimator.counts.sum())
+        before = int(blocker.density.counts.sum())
         with blocker.decide_once():
             model(X)
             model(X)
         blocker.step()
-        assert int(blocker.estimator.counts.sum()) == before + 6
+        assert int(blocker.density.counts.sum()) == before + 6
 
-    def test_another_number_of_rows_is_refused(self, shallow):
-        model, blocker = attached(shallow)
+    def test_another_number_of_rows_is_refused(self):
+        model, blocker = attached()
         with blocker.decide_once():
             model(X)
             with pytest.raises(ValueError, match="began with a batch of 10 rows and now got 8"):
                 model(X[:8])
         assert len(model(X[:8].clone())) == 5, "outside it all is as before"
 
-    def test_the_two_sides_of_a_siamese_net_keep_the_same_pairs(self, shallow):
-        model, blocker = attached(shallow)
+    def test_the_two_sides_of_a_siamese_net_keep_the_same_pairs(self):
+        model, blocker = attached()
         with blocker.decide_once():
             model(X)
             first = blocker.selection.indices
             model(X.flip(1))
         assert torch.equal(first, blocker.selection.indices)
 
-    def test_sharpness_aware_steps(self, shallow):
+    def test_sharpness_aware_steps(self):
         """Both passes of SAM see the same samples, and all are those of a plain model."""
-        model, blocker = attached(shallow)
+        model, blocker = attached()
         y = torch.randint(3, (10,))
         with blocker.decide_once():
             first = nn.functional.cross_entropy(model(X), blocker.select(y))
@@ -88,7 +88,7 @@ class TestOneBatchTwice:
     def test_a_line_search_sees_one_function(self):
         torch.manual_seed(0)
         model = zoo.mlp(6, 8, 1).double()
-        blocker = pfb.attach(model, "1", 0.4, importance=pfb.Uniform())
+        blocker = pfb.attach(model, "1", 0.4, rule=pfb.Uniform())
         optimizer = torch.optim.LBFGS(model.parameters(), max_iter=10, line_search_fn="strong_wolfe")
         x = torch.randn(40, 6).double()
         y, losses = x[:, :1].sin(), []
@@ -114,8 +114,8 @@ def penalty(critic, x):
 class TestGradientsByTheInput:
     """Those of stopped samples are zero, so that penalties and attacks would count them in."""
 
-    def test_a_leaf_that_wants_gradients_is_told_once(self, shallow):
-        model, _blocker = attached(shallow)
+    def test_a_leaf_that_wants_gradients_is_told_once(self):
+        model, _blocker = attached()
         x = torch.randn(10, 6, requires_grad=True)
         with pytest.warns(UserWarning, match=r"those of stopped samples are zero.*blocker.paused\(\)") as told:
             model(x).sum().backward()
@@ -123,8 +123,8 @@ class TestGradientsByTheInput:
         assert len(told) == 1
         assert ((x.grad == 0).all(1)).sum() == 4
 
-    def test_a_penalty_over_the_kept_samples_is_theirs(self, shallow):
-        model, blocker = attached(shallow)
+    def test_a_penalty_over_the_kept_samples_is_theirs(self):
+        model, blocker = attached()
         x = torch.randn(10, 6, requires_grad=True)
         with pytest.warns(UserWarning, match="stopped samples"):
             values = penalty(model, x)
@@ -133,8 +133,8 @@ class TestGradientsByTheInput:
         expected = penalty(model, x.detach()[kept].requires_grad_())
         torch.testing.assert_close(values[kept], expected)
 
-    def test_paused_it_is_that_of_all(self, shallow):
-        model, blocker = attached(shallow)
+    def test_paused_it_is_that_of_all(self):
+        model, blocker = attached()
         x = torch.randn(10, 6, requires_grad=True)
         with blocker.paused():
             values = penalty(model, x)
@@ -159,15 +159,15 @@ class TestThreads:
         thread.join()
         return failed
 
-    def test_the_others_decision_is_refused(self, shallow):
-        model, blocker = attached(shallow)
+    def test_the_others_decision_is_refused(self):
+        model, blocker = attached()
         model(X)
         assert not self.in_a_thread(lambda: model(torch.randn(20, 6)))
         with pytest.raises(RuntimeError, match="two threads within one step.*a blocker of its own"):
             blocker.select(torch.arange(10))
 
-    def test_a_pool_that_runs_each_step_in_another_thread_is_fine(self, shallow):
-        model, blocker = attached(shallow)
+    def test_a_pool_that_runs_each_step_in_another_thread_is_fine(self):
+        model, blocker = attached()
 
         def step():
             assert len(model(torch.randn(10, 6))) == len(blocker.select(torch.arange(10))) == 6
@@ -177,8 +177,8 @@ class TestThreads:
         for _ in range(2):
             assert not self.in_a_thread(step)
 
-    def test_a_forward_in_another_thread_may_be_selected_for_here(self, shallow):
-        model, blocker = attached(shallow)
+    def test_a_forward_in_another_thread_may_be_selected_for_here(self):
+        model, blocker = attached()
         assert not self.in_a_thread(lambda: model(X))
         assert len(blocker.select(torch.arange(10))) == 6
 
@@ -191,9 +191,9 @@ class Interrupts(nn.Module):
 
 
 class TestInterrupts:
-    def interrupted(self, shallow, place=2):
+    def interrupted(self, place=2):
         model = zoo.mlp(6, 8, 3)
-        blocker = pfb.attach(model, "1", 0.5, shallow=shallow)
+        blocker = pfb.attach(model, "1", 0.5)
         whole, model[place] = model[place], Interrupts()
         with pytest.raises(KeyboardInterrupt):
             model(X)
@@ -201,19 +201,19 @@ class TestInterrupts:
         return model, blocker
 
     @pytest.mark.parametrize("place", [0, 2])
-    def test_evaluations_and_pauses_are_whole(self, place, shallow):
-        model, blocker = self.interrupted(shallow, place)
+    def test_evaluations_and_pauses_are_whole(self, place):
+        model, blocker = self.interrupted(place)
         assert len(model.eval()[1](X)) == 10
-        model, blocker = self.interrupted(shallow, place)
+        model, blocker = self.interrupted(place)
         with blocker.paused():
             assert len(model[1](X)) == 10
         with torch.no_grad():
             assert len(model(X)) == 10
 
-    def test_with_reuse_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
+    def test_the_cut_on_its_own_is_not_free_until_the_model_is_called(self):
         hidden = torch.randn(10, 8)
         for place in (0, 2):
-            model, _blocker = self.interrupted("reuse", place)
+            model, _blocker = self.interrupted(place)
             if place == 0:  # before the cut
                 assert len(model[1](hidden)) == 5
             else:
@@ -221,8 +221,3 @@ class TestInterrupts:
                     model[1](hidden)
             assert len(model(X.clone())) == 5
             assert len(model[1](hidden)) == 10
-
-    def test_with_recompute_it_is(self):
-        model, _blocker = self.interrupted("recompute")
-        assert len(model[1](X)) == 10
-        assert len(model(X.clone())) == 5

@@ -8,7 +8,7 @@ from torch import nn
 
 import pfb
 from pfb.features.cut import (
-    FeatureReader,
+    CutFeatures,
     _drawn,
     batched_tensor,
     channel_layers,
@@ -94,7 +94,7 @@ def test_pooling_a_swin_map_keeps_the_channels():
 @pytest.mark.parametrize("named", [0, 4, 5, -4, -5])
 def test_a_dimension_that_is_none_of_the_channels_is_refused_and_does_not_wrap(named):
     with pytest.raises(ValueError, match=rf"beside that of the samples, 0, .*\(2, 3, 8, 8\) \(got {named}\)"):
-        FeatureReader((), channel_dim=named)(torch.zeros(2, 3, 8, 8))
+        CutFeatures((), channel_dim=named)(torch.zeros(2, 3, 8, 8))
 
 
 def test_pooling_tokens_keeps_the_channels():
@@ -127,19 +127,18 @@ def test_the_error_goes_away_with_channel_dim():
             return x.view(len(x), 2, 3, 4)
 
     model = nn.Sequential(Blocks(), nn.Flatten(), nn.Linear(24, 2))
-    blocker = pfb.attach(model, "0", 0.5, importance=pfb.RareFirst())
+    blocker = pfb.attach(model, "0", 0.5, rule=pfb.RareFirst())
     with pytest.raises(ValueError, match="channel_dim"):
         model(torch.randn(8, 24))
     blocker.detach()
-    with pfb.attach(model, "0", 0.5, channel_dim=-1, importance=pfb.RareFirst()):
+    with pfb.attach(model, "0", 0.5, channel_dim=-1, rule=pfb.RareFirst()):
         assert model(torch.randn(8, 24)).shape == (4, 2)
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
-@pytest.mark.parametrize("shallow", ["reuse", "recompute"])
-def test_structured_outputs(kind, shallow):
+def test_structured_outputs(kind):
     model = zoo.Structured(kind)
-    blocker = pfb.attach(model, "encoder", 0.5, shallow=shallow)
+    blocker = pfb.attach(model, "encoder", 0.5)
     assert model(torch.randn(8, 5, 6)).shape == (4, 3)
     assert blocker.select(torch.arange(8)).shape == (4,)
 
@@ -160,7 +159,7 @@ def test_an_output_without_features_is_refused():
 
     model = nn.Sequential(Ids(), nn.Embedding(10, 3))
     pfb_error = pytest.raises(TypeError, match="features=")
-    with pfb.attach(model, "0", 0.5, importance=pfb.RareFirst()), pfb_error:
+    with pfb.attach(model, "0", 0.5, rule=pfb.RareFirst()), pfb_error:
         model(torch.ones(4, 2))
 
 
@@ -182,6 +181,6 @@ def test_the_projection_is_fixed_and_keeps_distances():
 @pytest.mark.parametrize("features", [None, lambda output: output.square()])
 def test_wide_features_can_be_reduced(features):
     model = zoo.mlp(6, 64, 3)
-    with pfb.attach(model, "0", 0.5, features=features, feature_dim=16, importance=pfb.RareFirst()) as blocker:
+    with pfb.attach(model, "0", 0.5, features=features, feature_dim=16, rule=pfb.RareFirst()) as blocker:
         model(torch.randn(8, 6))
         assert blocker.features.shape == (8, 16)

@@ -20,10 +20,10 @@ X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
 class Owner(nn.Module):
     """Keeps its blocker as an attribute, as a LightningModule may."""
 
-    def __init__(self, shallow):
+    def __init__(self):
         super().__init__()
         self.net = zoo.mlp(6, 8, 3)
-        self.blocker = pfb.attach(self.net, "1", 0.4, shallow=shallow)
+        self.blocker = pfb.attach(self.net, "1", 0.4)
 
     def forward(self, x):
         return self.net(x)
@@ -41,8 +41,8 @@ WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps
 
 @pytest.mark.parametrize("way", WAYS)
 class TestCopies:
-    def test_a_copy_is_not_pruned_and_says_so(self, way, shallow):
-        owner = Owner(shallow)
+    def test_a_copy_is_not_pruned_and_says_so(self, way):
+        owner = Owner()
         owner(X)
         twin = WAYS[way](owner)
         assert len(twin(X)) == 10
@@ -52,29 +52,29 @@ class TestCopies:
         with pytest.raises(RuntimeError, match=r"or the copy of one \(deepcopy, pickle, a spawned process\)"):
             twin.blocker.step()
 
-    def test_the_original_goes_on(self, way, shallow):
-        owner = Owner(shallow)
+    def test_the_original_goes_on(self, way):
+        owner = Owner()
         WAYS[way](owner)(X)
         assert len(owner(X)) == 6
         owner.blocker.step()
 
-    def test_a_copy_holds_nothing_of_the_batch(self, way, shallow):
-        owner = Owner(shallow)
+    def test_a_copy_holds_nothing_of_the_batch(self, way):
+        owner = Owner()
         owner(X)
         twin = WAYS[way](owner)
         assert twin.blocker.features is None
-        assert twin.blocker.estimator.state_dict()["seeds"] == []
+        assert twin.blocker.density.state_dict()["seeds"] == []
 
-    def test_a_copy_can_be_attached_to(self, way, shallow):
-        twin = WAYS[way](Owner(shallow))
-        twin.blocker = pfb.attach(twin.net, "1", 0.2, shallow=shallow)
+    def test_a_copy_can_be_attached_to(self, way):
+        twin = WAYS[way](Owner())
+        twin.blocker = pfb.attach(twin.net, "1", 0.2)
         assert len(twin(X)) == 8
 
 
-def test_an_owner_can_be_freed(shallow):
+def test_an_owner_can_be_freed():
     import gc
 
-    owner = Owner(shallow)
+    owner = Owner()
     gone = weakref.ref(owner)
     owner(X).sum().backward()
     del owner
@@ -90,7 +90,7 @@ def _size_in_another_process(owner, sizes):
 def test_a_spawned_process_gets_a_model_that_is_not_pruned():
     context = torch.multiprocessing.get_context("spawn")
     sizes = context.SimpleQueue()
-    process = context.Process(target=_size_in_another_process, args=(Owner("reuse"), sizes))
+    process = context.Process(target=_size_in_another_process, args=(Owner(), sizes))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -99,43 +99,43 @@ def test_a_spawned_process_gets_a_model_that_is_not_pruned():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 class TestExports:
-    def test_scripting_asks_to_detach_first(self, shallow):
+    def test_scripting_asks_to_detach_first(self):
         model = zoo.mlp(6, 8, 3).eval()
-        attached = pfb.attach(model, "1", shallow=shallow)
+        attached = pfb.attach(model, "1")
         with attached, pytest.raises(AttributeError, match=r"cannot be scripted: call blocker.detach\(\) first"):
             torch.jit.script(model)
         assert torch.equal(torch.jit.script(model)(X), model(X))
 
-    def test_scripting_a_copy_says_when_to_copy(self, shallow):
+    def test_scripting_a_copy_says_when_to_copy(self):
         model = zoo.mlp(6, 8, 3).eval()
-        with pfb.attach(model, "1", shallow=shallow):
+        with pfb.attach(model, "1"):
             twin = copy.deepcopy(model)
         with pytest.raises(AttributeError, match=r"cannot be scripted: copy it after detach\(\)"):
             torch.jit.script(twin)
 
-    def test_tracing_an_evaluated_model_gives_the_model(self, shallow):
+    def test_tracing_an_evaluated_model_gives_the_model(self):
         model = zoo.mlp(6, 8, 3).eval()
-        with pfb.attach(model, "1", shallow=shallow):
+        with pfb.attach(model, "1"):
             assert torch.equal(torch.jit.trace(model, X)(X), model(X))
 
-    def test_tracing_one_that_prunes_is_refused(self, shallow):
+    def test_tracing_one_that_prunes_is_refused(self):
         model = zoo.mlp(6, 8, 3)
-        attached = pfb.attach(model, "1", shallow=shallow)
+        attached = pfb.attach(model, "1")
         with attached, pytest.raises(RuntimeError, match="that prunes cannot be traced"):
             torch.jit.trace(model, X)
 
-    def test_an_exported_model_is_the_plain_one(self, shallow):
+    def test_an_exported_model_is_the_plain_one(self):
         model = zoo.mlp(6, 8, 3).eval()
-        with pfb.attach(model, "1", shallow=shallow):
+        with pfb.attach(model, "1"):
             exported = torch.export.export(model, (X,)).module()
             torch.testing.assert_close(exported(X), model(X))
 
 
 class TestForwardsInsideBackward:
-    def test_one_without_gradients_is_left_whole_and_leaves_the_selection(self, shallow):
+    def test_one_without_gradients_is_left_whole_and_leaves_the_selection(self):
         """A hook that looks at the model while gradients come in."""
         model, sizes = zoo.mlp(6, 8, 3), []
-        with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+        with pfb.attach(model, "1", 0.4) as blocker:
 
             def look(gradient):
                 with torch.no_grad():
@@ -150,10 +150,10 @@ class TestForwardsInsideBackward:
             assert blocker.select(torch.arange(10)).tolist() == before.indices.tolist()
             blocker.step()
 
-    def test_another_forward_with_gradients_is_refused(self, shallow):
+    def test_another_forward_with_gradients_is_refused(self):
         """It would be taken for one that activation checkpointing runs again."""
         model = zoo.mlp(6, 8, 3)
-        with pfb.attach(model, "1", 0.4, shallow=shallow):
+        with pfb.attach(model, "1", 0.4):
 
             def run(gradient):
                 with torch.enable_grad():
@@ -164,18 +164,18 @@ class TestForwardsInsideBackward:
             with pytest.raises(RuntimeError, match="none of those since the last step"):
                 out.sum().backward()
 
-    def test_full_backward_hooks_see_the_kept_samples(self, shallow):
+    def test_full_backward_hooks_see_the_kept_samples(self):
         model, sizes = zoo.mlp(6, 8, 3), []
         model[2].register_full_backward_hook(lambda module, gin, gout: sizes.append(len(gout[0])))
-        with pfb.attach(model, "1", 0.4, shallow=shallow):
+        with pfb.attach(model, "1", 0.4):
             model(X).sum().backward()
         assert sizes == [6]
 
 
-def test_an_evaluation_with_gradients_is_whole_and_keeps_the_training_steps_decision(shallow):
+def test_an_evaluation_with_gradients_is_whole_and_keeps_the_training_steps_decision():
     """Saliency in evaluation mode between a forward and its backward."""
     model = zoo.mlp(6, 8, 3)
-    with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+    with pfb.attach(model, "1", 0.4) as blocker:
         loss = nn.functional.cross_entropy(model(X), blocker.select(torch.randint(3, (10,))))
         x = torch.randn(10, 6, requires_grad=True)
         model.eval()(x).sum().backward()

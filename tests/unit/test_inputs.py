@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import pfb
-from pfb.blocking.inputs import looks_flat
-from tests import zoo
+from pfb.pruning.flat import looks_flat
 
 
 class TestFlatTargets:
@@ -26,29 +25,10 @@ class TestFlatTargets:
                 dense[i, boxes[boxes[:, 0] == i, 1].long()] = 1
             return nn.functional.binary_cross_entropy_with_logits(logits, dense)
 
-    @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
-    @pytest.mark.parametrize("importance", [None, pfb.Uniform()], ids=["rare", "uniform"])
-    def test_as_many_as_images_by_chance_they_are_refused(self, dtype, importance):
-        model = self.Detector()
-        boxes = torch.tensor(
-            [[0, 1], [0, 2], [1, 0], [3, 1], [4, 4], [6, 1], [7, 3], [8, 0], [9, 1], [9, 2]], dtype=dtype
-        )
-        attached = pfb.attach(model, "a", shallow="recompute", importance=importance)
-        with attached, pytest.raises(ValueError, match=r"'boxes' of shape \(10, 2\) looks like a flat list of targets"):
-            model(torch.randn(10, 3, 8, 8), boxes)
-
-    @pytest.mark.parametrize("m", [7, 17])
-    def test_any_other_number_is_no_batch(self, m):
-        model = self.Detector()
-        boxes = torch.stack([(torch.arange(m) % 10).sort().values, torch.randint(5, (m,))], 1)
-        attached = pfb.attach(model, "a", shallow="recompute")
-        with attached, pytest.raises(ValueError, match="`input boxes` must have the batch of 10 samples"):
-            model(torch.randn(10, 3, 8, 8), boxes)
-
-    def test_with_reuse_they_bypass_the_cut(self):
+    def test_they_bypass_the_cut(self):
         model = self.Detector()
         with (
-            pfb.attach(model, "a", shallow="reuse"),
+            pfb.attach(model, "a"),
             pytest.raises(ValueError, match="takes 'boxes' beside 'image'"),
         ):
             model(torch.randn(10, 3, 8, 8), torch.zeros(10, 2))
@@ -85,124 +65,40 @@ class Tower(nn.Module):
 
 
 class TestSequenceFirst:
-    def test_it_is_asked_where_the_samples_are(self, shallow):
+    def test_it_is_asked_where_the_samples_are(self):
         model = Tower()
-        attached = pfb.attach(model, "blocks.0", shallow=shallow, importance=pfb.RareFirst())
+        attached = pfb.attach(model, "blocks.0", rule=pfb.RareFirst())
         with attached, pytest.raises(ValueError, match=r"'blocks.0' holds a MultiheadAttention with batch_first=False"):
             model(torch.randn(10, 3, 16, 16))
 
     @pytest.mark.parametrize("n", [10, 16])
-    def test_told_so_images_are_stopped_also_with_as_many_tokens_as_images(self, n, shallow):
+    def test_told_so_images_are_stopped_also_with_as_many_tokens_as_images(self, n):
         model = Tower().double()
         plain = copy.deepcopy(model)
         x = torch.randn(n, 3, 16, 16).double()  # 16 tokens
         rule = pfb.RareFirst()
-        with pfb.attach(model, "blocks.0", 0.5, shallow=shallow, batch_dim=1, importance=rule) as blocker:
+        with pfb.attach(model, "blocks.0", 0.5, batch_dim=1, rule=rule) as blocker:
             torch.testing.assert_close(model(x), plain(x[blocker.selection.indices]))
             features = plain.blocks[0](plain.patches(x).flatten(2).permute(2, 0, 1)).mean(0)
             torch.testing.assert_close(blocker.features, features.float())
 
-    def test_the_wrong_answer_is_noticed(self, shallow):
+    def test_the_wrong_answer_is_noticed(self):
         model = Tower()
-        attached = pfb.attach(model, "blocks.0", shallow=shallow, batch_dim=0, importance=pfb.RareFirst())
+        attached = pfb.attach(model, "blocks.0", batch_dim=0, rule=pfb.RareFirst())
         with (
             attached,
             pytest.raises(ValueError, match=r"\(16, 10, 16\), whose dimension 0 is not the model's batch of 10"),
         ):
             model(torch.randn(10, 3, 16, 16))
 
-    def test_a_sketch_of_images_needs_no_telling_of_the_cut(self):
-        model = Tower().double()
-        plain = copy.deepcopy(model)
-        x = torch.randn(10, 3, 16, 16).double()
-        for told in (None, 0, 1):
-            with pfb.attach(model, "blocks.0", 0.5, batch_dim=told) as blocker:
-                torch.testing.assert_close(model(x), plain(x[blocker.selection.indices]))
-
-    @pytest.mark.parametrize("rule", [pfb.InverseDensity(), pfb.Uniform()])
-    def test_it_is_asked_of_inputs_that_may_be_sequences_first(self, rule):
-        """Nothing is scored at the cut, so the inputs alone must tell."""
-
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.lstm, self.head = nn.LSTM(4, 8), nn.Linear(8, 3)
-
-            def forward(self, x):
-                return self.head(self.lstm(x)[0][-1])
-
-        model, x = Net(), torch.randn(10, 10, 4)
-        with (
-            pfb.attach(model, "lstm", 0.5, importance=rule),
-            pytest.raises(ValueError, match=r"LSTM with batch_first=False.*shallow=pfb.Recompute\(batch_dim=1\)"),
-        ):
-            model(x)
-        with (
-            pfb.attach(model, "lstm", 0.5, importance=rule, batch_dim=1),
-            pytest.raises(ValueError, match=r"whose dimension 1 is not the model's batch of 5"),
-        ):
-            model(x)
-        wiring = pfb.Recompute(batch_dim=1)
-        with pfb.attach(model, "lstm", 0.5, importance=rule, shallow=wiring, batch_dim=1) as blocker:
-            torch.testing.assert_close(model(x), model.eval()(x[:, blocker.selection.indices]))
-
-    def test_a_recurrent_net_on_sequences_first(self, shallow):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.embed, self.lstm, self.head = nn.Linear(4, 6), nn.LSTM(6, 8), nn.Linear(8, 3)
-
-            def forward(self, x):
-                return self.head(self.lstm(self.embed(x))[0][-1])
-
-        model = Net().double()
-        plain = copy.deepcopy(model)
-        x = torch.randn(7, 10, 4).double()
-        wiring = pfb.Reuse() if shallow == "reuse" else pfb.Recompute(batch_dim=1)
-        for cut in ("embed", "lstm"):  # the latter also gives its states, [1, N, C]
-            with pfb.attach(model, cut, 0.5, shallow=wiring, batch_dim=1) as blocker:
-                torch.testing.assert_close(model(x), plain(x[:, blocker.selection.indices]))
-                assert blocker.select(x, dim=1).shape == (7, 5, 4)
-
-    @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
-    @pytest.mark.parametrize("n", [6, 10])
-    def test_a_whole_transformer_with_masks_that_have_their_samples_first(self, n):
-        """Masks [N, S] beside sequences [S, N, C], also with as many steps as samples."""
-
-        class Translator(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.source, self.target = nn.Linear(4, 8), nn.Linear(4, 8)
-                self.transformer = nn.Transformer(8, 2, 1, 1, 16, 0.0)
-
-            def forward(self, source, target, padding):
-                return self.transformer(self.source(source), self.target(target), src_key_padding_mask=padding)
-
-        model = Translator().double()
-        plain = copy.deepcopy(model)
-        source, target = torch.randn(10, n, 4).double(), torch.randn(5, n, 4).double()
-        padding = torch.arange(10) >= torch.arange(n)[:, None] % 3 + 5
-        recompute = pfb.Recompute(batch_dim=1)
-        with pfb.attach(model, "source", 0.5, shallow=recompute, batch_dim=1) as blocker:
-            out = model(source, target, padding)
-            kept = blocker.selection.indices
-            torch.testing.assert_close(out, plain(source[:, kept], target[:, kept], padding[kept]))
-
     def test_a_float_mask_is_known_by_the_batches_before(self):
-        from pfb.selection.nested import select
+        from pfb.selection.select import select
 
         seen, kept = {}, torch.tensor([0, 2])
         assert select(torch.zeros(5, 4), kept, 4, "mask", 1, seen).shape == (5, 2)
         seen.clear()
         assert select(torch.zeros(4, 5), kept, 4, "mask", 1, seen).shape == (2, 5)
         assert torch.equal(select(torch.eye(4), kept, 4, "mask", 1, seen), torch.eye(4)[kept])
-
-    @pytest.mark.parametrize("wrong", [-1, 1.0, True, "N"])
-    def test_the_dimension_is_checked(self, wrong):
-        with pytest.raises(ValueError, match="`batch_dim` must be a whole number"):
-            pfb.attach(zoo.SmallNet(), "layer1", batch_dim=wrong)
-        with pytest.raises(ValueError, match="`batch_dim` must be a whole number"):
-            pfb.Recompute(batch_dim=wrong)
 
 
 class Video(nn.Module):
@@ -218,21 +114,16 @@ class Video(nn.Module):
 
 
 class TestTheCutsBatchIsTheModels:
-    def test_frames_folded_into_the_batch_are_refused_by_name(self, shallow):
+    def test_frames_folded_into_the_batch_are_refused_by_name(self):
         model = Video()
-        attached = pfb.attach(model, "a", shallow=shallow, importance=pfb.RareFirst())
+        attached = pfb.attach(model, "a", rule=pfb.RareFirst())
         with (
             attached,
             pytest.raises(ValueError, match=r"the cut 'a' has an output of shape \(40.*the model's batch of 10"),
         ):
             model(torch.randn(10, 4, 3, 8, 8))
 
-    def test_what_the_cut_makes_of_samples_is_nothing_to_a_sketch(self):
-        model, clips = Video(), torch.randn(10, 4, 3, 8, 8)
-        with pfb.attach(model, "a", 0.5) as blocker:
-            torch.testing.assert_close(model(clips), model.eval()(clips[blocker.selection.indices]))
-
-    def test_an_output_that_is_one_vector_is_refused(self, shallow):
+    def test_an_output_that_is_one_vector_is_refused(self):
         class Prompted(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -243,16 +134,7 @@ class TestTheCutsBatchIsTheModels:
 
         model = Prompted()
         with (
-            pfb.attach(model, "prompt", shallow=shallow, importance=pfb.RareFirst()),
+            pfb.attach(model, "prompt", rule=pfb.RareFirst()),
             pytest.raises(ValueError, match="'prompt' has an output"),
         ):
             model(torch.randn(10, 6))
-
-
-@pytest.mark.parametrize(
-    ("shared", "message"), [("mask", r"write shared=\('mask',\)"), ((1,), "tuple of input names"), ([None], "names")]
-)
-@pytest.mark.parametrize("wiring", [pfb.Reuse, pfb.Recompute])
-def test_names_of_shared_inputs_are_checked(wiring, shared, message):
-    with pytest.raises(TypeError, match=message):
-        wiring(shared=shared)

@@ -13,13 +13,13 @@ from tests import zoo
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_around_the_cut(use_reentrant, shallow):
+def test_activation_checkpointing_around_the_cut(use_reentrant):
     """The checkpointed part runs again in backward and must take the same decision, several
     forwards included.
     """
     model = zoo.Checkpointed(use_reentrant).double()
     plain = copy.deepcopy(model)
-    blocker = pfb.attach(model, "block", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(4))
+    blocker = pfb.attach(model, "block", 0.4, density=pfb.MovingCenters(4))
     for _ in range(3):
         model.zero_grad()
         plain.zero_grad()
@@ -33,21 +33,21 @@ def test_activation_checkpointing_around_the_cut(use_reentrant, shallow):
         with blocker.paused():  # one that nothing is pruned in
             loss = loss + model(x).square().mean()
             expected = expected + plain(x).square().mean()
-        seen = 0 if blocker.estimator.counts is None else int(blocker.estimator.counts.sum())
+        seen = 0 if blocker.density.counts is None else int(blocker.density.counts.sum())
         loss.backward()
         expected.backward()
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
         blocker.step()
         if seen:
-            assert int(blocker.estimator.counts.sum()) == seen + 12, "a replay must not count its samples again"
+            assert int(blocker.density.counts.sum()) == seen + 12, "a replay must not count its samples again"
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_around_the_whole_model(use_reentrant, shallow):
+def test_activation_checkpointing_around_the_whole_model(use_reentrant):
     model = zoo.mlp(6, 8, 8, 3).double()
     plain = copy.deepcopy(model)
-    blocker = pfb.attach(model, "1", 0.4, shallow=shallow)
+    blocker = pfb.attach(model, "1", 0.4)
     x = torch.randn(10, 6, dtype=torch.float64, requires_grad=True).clone()
     out = checkpoint(model, x, use_reentrant=use_reentrant)
     if use_reentrant:  # its first run is without gradients, so nothing was pruned
@@ -62,41 +62,24 @@ def test_activation_checkpointing_around_the_whole_model(use_reentrant, shallow)
     blocker.detach()
 
 
-def test_without_a_scoring_pass_a_replay_takes_its_own_forwards_decision():
-    """Two checkpointed forwards, and backward through the first one first."""
-    torch.manual_seed(0)
-    model, plain = zoo.mlp(6, 8, 3).double(), zoo.mlp(6, 8, 3).double()
-    plain.load_state_dict(model.state_dict())
-    with pfb.attach(model, "0", 0.5, shallow="recompute", importance=pfb.Uniform()) as blocker:
-        passes = []
-        for x in torch.randn(2, 10, 6, dtype=torch.float64):
-            out = checkpoint(model, x, use_reentrant=False)
-            passes.append((out, plain(x[blocker.selection.indices])))
-        for out, expected in passes:
-            out.square().sum().backward()
-            expected.square().sum().backward()
-    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
 class TestDecisionsThatAreNotKnown:
     """Better an error than gradients of other samples."""
 
     def checkpointed(self, model, x):
         return checkpoint(model, x, use_reentrant=False)
 
-    def test_a_step_before_backward(self, shallow):
+    def test_a_step_before_backward(self):
         model = zoo.mlp(6, 8, 3)
-        with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+        with pfb.attach(model, "1", 0.4) as blocker:
             out = self.checkpointed(model, torch.randn(10, 6))
             blocker.step()
             with pytest.raises(RuntimeError, match=r"only after `backward\(\)`"):
                 out.sum().backward()
 
-    def test_a_step_and_another_forward_before_backward(self, shallow):
+    def test_a_step_and_another_forward_before_backward(self):
         """The other forward's decision would fit in its shape."""
         model = zoo.mlp(6, 8, 3)
-        with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+        with pfb.attach(model, "1", 0.4) as blocker:
             out = self.checkpointed(model, torch.randn(10, 6))
             blocker.step()
             model(torch.randn(10, 6))
@@ -120,12 +103,12 @@ class TestDecisionsThatAreNotKnown:
         assert replays.decision(features.clone()).tolist() == list(range(6))
 
 
-def test_one_batch_twice_under_checkpointing_keeps_one_decision(shallow):
+def test_one_batch_twice_under_checkpointing_keeps_one_decision():
     """SAM with activation checkpointing: gradients of both runs are those of the kept samples."""
     model = zoo.mlp(6, 8, 3).double()
     plain = copy.deepcopy(model)
     x = torch.randn(10, 6).double()
-    with pfb.attach(model, "1", 0.4, shallow=shallow) as blocker:
+    with pfb.attach(model, "1", 0.4) as blocker:
         with blocker.decide_once():
             loss = sum(checkpoint(model, x, use_reentrant=False).square().sum() for _ in range(2))
         kept = blocker.selection.indices
@@ -136,7 +119,7 @@ def test_one_batch_twice_under_checkpointing_keeps_one_decision(shallow):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_forwards_that_pass_whole_are_replayed_whole(shallow):
+def test_forwards_that_pass_whole_are_replayed_whole():
     """Paused, or with features that cannot be read, since nothing is asked of them."""
     model = zoo.mlp(6, 8, 3).double()
     plain = copy.deepcopy(model)
@@ -145,7 +128,7 @@ def test_forwards_that_pass_whole_are_replayed_whole(shallow):
     for features in readers:
         model.zero_grad()
         plain.zero_grad()
-        with pfb.attach(model, "1", 0.4, shallow=shallow, features=features) as blocker, blocker.paused():
+        with pfb.attach(model, "1", 0.4, features=features) as blocker, blocker.paused():
             checkpoint(model, x, use_reentrant=False).square().sum().backward()
         plain(x).square().sum().backward()
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""The wiring that keeps the shallow pass: what it refuses beside the cut's own input."""
+"""The shallow pass is reused: what is refused beside the cut's own input."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ import pfb
 from tests import zoo
 
 
-def test_reuse_fails_loudly_where_an_input_bypasses_the_cut():
+def test_it_fails_loudly_where_an_input_bypasses_the_cut():
     model = zoo.Bypass()
-    with pfb.attach(model, "shallow", 0.9, shallow=pfb.Reuse(shared=("gain",))):
+    with pfb.attach(model, "shallow", 0.9, shared=("gain",)):
         with pytest.raises(RuntimeError, match="size") as failed:
             model(torch.randn(10, 6), gain=torch.rand(10))
-        assert 'shallow="recompute"' in failed.value.__notes__[0], "the way out"
+        assert "pfb.BatchPruner(features=pfb.Shallow(model, 'shallow')" in failed.value.__notes__[0], "the way out"
         with pytest.raises(TypeError) as failed:
             model(torch.randn(10, 6), gian=None)
         assert not hasattr(failed.value, "__notes__"), "an error of another origin is left alone"
@@ -24,7 +24,7 @@ def test_reuse_fails_loudly_where_an_input_bypasses_the_cut():
 def test_other_hooks_on_the_cut_see_what_goes_on():
     model, seen = zoo.mlp(6, 8, 3), []
     model[0].register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    with pfb.attach(model, "0", 0.5, shallow="reuse"):
+    with pfb.attach(model, "0", 0.5):
         model(torch.randn(10, 6))
     assert seen == [5]
 
@@ -35,7 +35,7 @@ def test_channels_last_is_kept_through_the_cut():
     model.layer2.register_forward_pre_hook(
         lambda m, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
     )
-    with pfb.attach(model, "layer1", 0.5, shallow="reuse"):
+    with pfb.attach(model, "layer1", 0.5):
         model(torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last))
     assert formats == [True]
 
@@ -86,13 +86,19 @@ def test_what_would_be_paired_with_the_wrong_samples_is_refused(how, call):
     }[call]
     cut = "query.0" if model is towers else "towers.query.0"
     with (
-        pfb.attach(model, cut, importance=pfb.RareFirst(), shallow="reuse"),
-        pytest.raises(ValueError, match='still holds the whole batch.*shallow="recompute"'),
+        pfb.attach(model, cut),
+        pytest.raises(ValueError, match="still holds the whole batch.*pfb.BatchPruner"),
     ):
         model(*arguments, **keywords)
-    with pfb.attach(model, cut, shallow="recompute", importance=pfb.RareFirst()) as blocker:
-        loss = model(*arguments, **keywords)
-        kept = blocker.selection.indices
+    pruner = pfb.BatchPruner(0.4, features=pfb.Shallow(model, cut), rule=pfb.RareFirst())
+    if arguments and call not in ("mapping", "tuple", "dataclass"):
+        given = pruner(*arguments, by=arguments)
+        loss = model(*given)
+    elif keywords:
+        loss = model(**pruner(keywords))
+    else:
+        loss = model(pruner(arguments[0], by=arguments))
+    kept = pruner.selection.indices
     torch.testing.assert_close(loss, towers(query[kept], passage[kept]))
 
 
@@ -104,7 +110,7 @@ class Pair:
 
 def test_what_is_named_as_shared_passes():
     model = TwoTowers("product")
-    with pfb.attach(model, "query.0", shallow=pfb.Reuse(shared=("passage",))) as blocker:
+    with pfb.attach(model, "query.0", shared=("passage",)) as blocker:
         query, passage = torch.randn(10, 6), torch.randn(4, 6)
         model(query, passage=torch.cat([passage, passage]))
         assert len(blocker.select(query)) == 6
@@ -127,22 +133,22 @@ class TestListsBesideTheBatch:
     def test_one_item_per_sample_is_told(self, items):
         """It cannot be known whether the deep part pairs them with samples."""
         model = self.Net()
-        blocker = pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse")
+        blocker = pfb.attach(model, "a")
         with pytest.warns(UserWarning, match="takes 'other' beside its batch"):
             model(torch.randn(10, 6), items)
         blocker.detach()
-        with pfb.attach(model, "a", shallow=pfb.Reuse(shared=("other",)), importance=pfb.RareFirst()):
+        with pfb.attach(model, "a", shared=("other",)):
             model(torch.randn(10, 6), items)
 
     def test_a_list_that_had_another_length_before_is_not(self):
         model = self.Net()
-        with pfb.attach(model, "a", shallow="reuse"):
+        with pfb.attach(model, "a"):
             for n in (8, 5, 2):
                 model(torch.randn(n, 6), ("cat", "dog", "owl", "fox", "elk"))
 
     def test_neither_are_numbers_and_small_shared_things(self):
         model = self.Net()
-        with pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"):
+        with pfb.attach(model, "a"):
             for other in (None, 0.5, torch.tensor(0.5), (16, 16), "mean", {"p": 0.1}, torch.nn.Identity()):
                 assert len(model(torch.randn(10, 6), other)) == 6
 
@@ -157,7 +163,7 @@ class TestListsBesideTheBatch:
 
         model = Sum()
         with (
-            pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"),
+            pfb.attach(model, "a"),
             pytest.raises(ValueError, match=r"takes 'parts\[1\]' beside 'parts\[0\]'"),
         ):
             model([torch.randn(10, 6), torch.randn(10, 6)])
@@ -173,12 +179,12 @@ class TestListsBesideTheBatch:
 
         model = Stacks()
         for sizes in (range(2, 12), [4] * 10):
-            with pfb.attach(model, "a", importance=pfb.RareFirst(), shallow="reuse"):
+            with pfb.attach(model, "a"):
                 assert len(model([torch.randn(n, 3) for n in sizes])) == 6
 
 
 def test_what_a_forward_takes_from_its_batch_before_the_cut_is_not_noticed():
-    """The limit of reuse: of one input, nothing tells what else is made of it on the way."""
+    """The limit of what acts inside a model: nothing tells what else is made of its one input."""
 
     class Weighted(nn.Module):
         def __init__(self):
@@ -192,11 +198,9 @@ def test_what_a_forward_takes_from_its_batch_before_the_cut_is_not_noticed():
 
     model = Weighted()
     x = torch.randn(10, 6)
-    results = {}
-    for shallow in ("reuse", "recompute"):
-        with pfb.attach(model, "a", shallow=shallow, importance=lambda features: -features[:, 0]) as blocker:
-            results[shallow] = model(x)
-            kept = blocker.selection.indices
-        results[shallow, "plain"] = model(x[kept])
-    torch.testing.assert_close(results["recompute"], results["recompute", "plain"])
-    assert not torch.isclose(results["reuse"], results["reuse", "plain"])
+    with pfb.attach(model, "a", rule=lambda features: -features[:, 0]) as blocker:
+        inside = model(x)
+        kept = blocker.selection.indices
+    assert not torch.isclose(inside, model(x[kept]))
+    pruner = pfb.BatchPruner(0.4, features=pfb.Shallow(model, "a"), rule=lambda features: -features[:, 0])
+    assert torch.equal(pruner(x), x[kept])

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import pfb
 from tests import zoo
-from tests.unit.test_trace import Two, X, like_plain
+from tests.unit.test_side_effects import Two, X, like_plain
 
 
 class TestWhatEvaluationAndNoGradSwitchOn:
@@ -22,10 +22,11 @@ class TestWhatEvaluationAndNoGradSwitchOn:
         for layer in (model[0], model[2]):
             parametrize.register_parametrization(layer, "weight", Symmetric())
         plain = copy.deepcopy(model)
-        with pfb.attach(model, "1", 0.5, shallow="recompute") as blocker, parametrize.cached():
-            model(X.double()).square().sum().backward()
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "1"), rule=pfb.RareFirst())
+        with parametrize.cached():
+            model(pruner(X.double())).square().sum().backward()
             assert parametrize._cache_enabled == 1, "as it was"
-            kept = blocker.selection.indices
+            kept = pruner.selection.indices
         plain(X[kept].double()).square().sum().backward()
         for p, q in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad)
@@ -76,11 +77,12 @@ class TestWhatEvaluationAndNoGradSwitchOn:
                     return super().forward(x)
 
         model = Net()
-        with pfb.attach(model, "a", 0.5, shallow="recompute") as blocker:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
-                loss = nn.functional.cross_entropy(model(X).float(), blocker.select(torch.randint(3, (10,))))
-                assert torch.is_autocast_cache_enabled()
-            loss.backward()
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "a"), rule=pfb.RareFirst())
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+            x, y = pruner(X, torch.randint(3, (10,)))
+            loss = nn.functional.cross_entropy(model(x).float(), y)
+            assert torch.is_autocast_cache_enabled()
+        loss.backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -106,49 +108,25 @@ class TestHooks:
 
         if order == "before":
             register()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=lambda features: features[:, 0]) as blocker:
-            if order != "before":
-                register()
-            for _ in range(3):
-                x = self.mean + torch.randn(10, 6)
-                out = model(x=x) if with_kwargs else model(x)
-                kept = blocker.selection.indices
-                features = model.a((x - self.mean) * self.scale)
-                assert kept.tolist() == features[:, 0].topk(5).indices.sort().values.tolist()
-                torch.testing.assert_close(out, model.b(features[kept].tanh()))
-                blocker.step()
-
-    def test_a_late_hook_that_returns_one_tensor_or_nothing(self):
-        model, seen = Two(), []
-        with pfb.attach(model, "a", 0.5, shallow="recompute") as blocker:
-            model.register_forward_pre_hook(lambda module, args: args[0] * 2)
-            model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-            out = model(X)
-            torch.testing.assert_close(out, model.b(model.a(2 * X[blocker.selection.indices]).tanh()))
-
-    def test_a_hook_that_asks_for_kept_samples_stays_behind_when_another_comes_late(self):
-        """As an adapter's does, which counts the labels that the model is about to see."""
-
-        class Counts:
-            sees_kept_samples = True
-
-            def __call__(self, module, args):
-                seen.append(len(args[0]))
-
-        model, seen = Two(), []
-        with pfb.attach(model, "a", 0.5, shallow="recompute"):
-            model.register_forward_pre_hook(Counts())
-            model.register_forward_pre_hook(lambda module, args: args[0] * 2)
-            for _ in range(3):
-                model(X.clone())
-        assert seen == [5, 5, 5]
+        features = pfb.Shallow(model, "a")
+        pruner = pfb.BatchPruner(0.5, features=features, rule=lambda features: features[:, 0])
+        if order != "before":
+            register()
+        for _ in range(3):
+            x = self.mean + torch.randn(10, 6)
+            kept_x = pruner(x, by={"x": x} if with_kwargs else x)
+            out = model(x=kept_x) if with_kwargs else model(kept_x)
+            kept = pruner.selection.indices
+            hidden = model.a((x - self.mean) * self.scale)
+            assert kept.tolist() == hidden[:, 0].topk(5).indices.sort().values.tolist()
+            torch.testing.assert_close(out, model.b(hidden[kept].tanh()))
 
     def test_hooks_of_layers_before_the_cut_see_both_passes(self):
         """It cannot be told from outside which of the user's hooks want to see the scoring pass."""
         model, seen = zoo.SmallNet(), []
         model.stem.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-        with pfb.attach(model, "layer1", 0.5, shallow="recompute", importance=pfb.RareFirst()):
-            model(torch.randn(10, 3, 8, 8))
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "layer1"), rule=pfb.RareFirst())
+        model(pruner(torch.randn(10, 3, 8, 8)))
         assert seen == [10, 5]
 
 
@@ -164,8 +142,8 @@ class TestWhatIsNotTakenBack:
                 return super().forward(x)
 
         model = Logs()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=pfb.RareFirst()):
-            model(X)
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "a"), rule=pfb.RareFirst())
+        model(pruner(X))
         assert cache == [10, 5]
 
     def test_a_cache_of_a_module_that_fills_for_the_first_time_after_three_passes(self):
@@ -179,9 +157,8 @@ class TestWhatIsNotTakenBack:
                 return super().forward(x)
 
         model = Late()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", importance=pfb.RareFirst()) as blocker:
-            for step in range(5):
-                object.__setattr__(model, "calls", step)
-                model(torch.randn(10, 6))
-                blocker.step()
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "a"), rule=pfb.RareFirst())
+        for step in range(5):
+            object.__setattr__(model, "calls", step)
+            model(pruner(torch.randn(10, 6)))
         assert model.log == (10, 5)

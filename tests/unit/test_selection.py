@@ -63,9 +63,6 @@ def test_selection_of_trees_and_lists():
     selection = Selection(torch.tensor([0, 2]), 3)
     a, b = selection.select(torch.arange(3), {"x": torch.arange(3)})
     assert a.tolist() == b["x"].tolist() == [0, 2]
-    assert selection.select_list(["p", "q", "r"]) == ["p", "r"]
-    with pytest.raises(ValueError, match="3 .got 2"):
-        selection.select_list(["p", "q"])
     with pytest.raises(ValueError, match="`batch 1`"):
         selection.select(torch.arange(3), torch.arange(4))
 

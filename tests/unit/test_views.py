@@ -21,9 +21,9 @@ def interleaved(n, count, noise=0.05, d=6):
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("importance", [None, pfb.Uniform()], ids=["rare", "uniform"])
-def test_stacked_views_stay_in_step(count, importance, shallow):
+def test_stacked_views_stay_in_step(count, importance):
     model = zoo.mlp(6, 8, 4)
-    with pfb.attach(model, "1", 0.4, shallow=shallow, views=count, importance=importance) as blocker:
+    with pfb.attach(model, "1", 0.4, views=count, rule=importance) as blocker:
         out = model(stacked(10, count))
         kept = (blocker.selection.indices % 10).view(count, -1)
         assert len(out) == 6 * count
@@ -32,35 +32,35 @@ def test_stacked_views_stay_in_step(count, importance, shallow):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_interleaved_views_stay_side_by_side(count, shallow):
+def test_interleaved_views_stay_side_by_side(count):
     model = zoo.mlp(6, 8, 4)
-    with pfb.attach(model, "1", 0.4, shallow=shallow, views=pfb.Views(count, interleaved=True)) as blocker:
+    with pfb.attach(model, "1", 0.4, views=pfb.Views(count, interleaved=True)) as blocker:
         model(interleaved(10, count))
         groups = blocker.selection.indices.view(-1, count)
         assert len(groups) == 6
         assert torch.equal(groups, groups[:, :1] // count * count + torch.arange(count))
 
 
-def test_the_group_is_judged_by_the_mean_of_its_views(shallow):
+def test_the_group_is_judged_by_the_mean_of_its_views():
     model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 1))
-    rule = {"importance": lambda features: features[:, 0]}
-    with pfb.attach(model, "0", 0.5, shallow=shallow, views=2, **rule) as blocker:
+    rule = {"rule": lambda features: features[:, 0]}
+    with pfb.attach(model, "0", 0.5, views=2, **rule) as blocker:
         model(torch.tensor([[9.0], [1.0], [2.0], [3.0], [-9.0], [1.0], [2.0], [3.0]]))  # means 0, 1, 2, 3
         assert blocker.selection.indices.tolist() == [2, 3, 6, 7]
 
 
 def test_the_density_counts_groups():
     model = zoo.mlp(6, 8, 4)
-    with pfb.attach(model, "1", 0.5, views=2, estimator=pfb.DensityEstimator(4)) as blocker:
+    with pfb.attach(model, "1", 0.5, views=2, density=pfb.MovingCenters(4)) as blocker:
         for _ in range(2):
             model(stacked(10, 2))
             blocker.step()
-        assert int(blocker.estimator.counts.sum()) == 4 + 5
+        assert int(blocker.density.counts.sum()) == 4 + 5
 
 
-def test_a_batch_of_no_whole_number_of_groups_is_refused(shallow):
+def test_a_batch_of_no_whole_number_of_groups_is_refused():
     model = zoo.mlp(6, 8, 4)
-    with pfb.attach(model, "1", shallow=shallow, views=2), pytest.raises(ValueError, match="21 rows holds no whole"):
+    with pfb.attach(model, "1", views=2), pytest.raises(ValueError, match="21 rows holds no whole"):
         model(torch.randn(21, 6))
 
 
@@ -83,17 +83,17 @@ def test_rows_of_groups_are_ascending_and_whole(count, groups, near, data):
 class TestUndeclaredViews:
     @pytest.mark.parametrize("make", [stacked, interleaved])
     @pytest.mark.parametrize("count", [2, 3, 4])
-    def test_they_are_told_with_what_to_declare(self, make, count, shallow):
+    def test_they_are_told_with_what_to_declare(self, make, count):
         model = zoo.mlp(6, 8, 4)
         declared = f"views={count}`" if make is stacked else rf"views=pfb.Views\(count={count}, interleaved=True\)"
-        blocker = pfb.attach(model, "1", shallow=shallow)
+        blocker = pfb.attach(model, "1")
         with pytest.warns(UserWarning, match=f"alike as views.*{declared}"):
             model(make(16, count))
         blocker.detach()
 
-    def test_declared_ones_are_not_told(self, shallow):
+    def test_declared_ones_are_not_told(self):
         model = zoo.mlp(6, 8, 4)
-        with pfb.attach(model, "1", shallow=shallow, views=2):
+        with pfb.attach(model, "1", views=2):
             model(stacked(16, 2))
 
     def test_paused_nobody_looks(self):

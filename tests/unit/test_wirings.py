@@ -4,7 +4,6 @@ others.
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
@@ -16,13 +15,13 @@ def batch(n=20):
     return torch.randn(n, 3, 8, 8, dtype=torch.float64), torch.randint(5, (n,))
 
 
-def trained_steps(shallow, steps, prune=0.4, model_seed=0, cut="layer1"):
+def trained_steps(steps, prune=0.4, model_seed=0, cut="layer1"):
     """Train a model without batch statistics; returns it, each step's indices and the last
     gradients.
     """
     torch.manual_seed(model_seed)
     model = zoo.SmallNet().double()
-    blocker = pfb.attach(model, cut, prune, shallow=shallow, estimator=pfb.DensityEstimator(8, 0.1))
+    blocker = pfb.attach(model, cut, prune, density=pfb.MovingCenters(8, 0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     chosen = []
     for _ in range(steps):
@@ -35,10 +34,10 @@ def trained_steps(shallow, steps, prune=0.4, model_seed=0, cut="layer1"):
     return model, chosen, {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_gradients_equal_those_of_the_kept_samples_alone(shallow):
+def test_gradients_equal_those_of_the_kept_samples_alone():
     model = zoo.SmallNet().double()
     plain = copy.deepcopy(model)
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, estimator=pfb.DensityEstimator(8))
+    blocker = pfb.attach(model, "layer1", 0.4, density=pfb.MovingCenters(8))
     for _ in range(4):
         x, y = batch()
         model.zero_grad()
@@ -47,26 +46,16 @@ def test_gradients_equal_those_of_the_kept_samples_alone(shallow):
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-12)
         blocker.step()
-    assert blocker.estimator.ready
+    assert blocker.density.ready
 
 
-def test_both_wirings_select_the_same_samples_and_learn_the_same():
-    model_a, chosen_a, gradients_a = trained_steps("reuse", 6)
-    model_b, chosen_b, gradients_b = trained_steps("recompute", 6)
-    assert chosen_a == chosen_b
-    for name in gradients_a:
-        torch.testing.assert_close(gradients_a[name], gradients_b[name], rtol=1e-10, atol=1e-12)
-    for a, b in zip(model_a.parameters(), model_b.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-def test_the_selection_is_the_rarest_by_the_literal_density(shallow):
+def test_the_selection_is_the_rarest_by_the_literal_density():
     """End to end: features, density, importance and choice against the reference, without the
     random term.
     """
     model = zoo.SmallNet()
-    estimator = pfb.DensityEstimator(8, 0.1)
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, importance=pfb.RareFirst(0.0), estimator=estimator)
+    estimator = pfb.MovingCenters(8, 0.1)
+    blocker = pfb.attach(model, "layer1", 0.4, rule=pfb.RareFirst(0.0), density=estimator)
     literal = reference.Estimator(8, 0.1)
     for step in range(6):
         x = torch.randn(20, 3, 8, 8)
@@ -81,11 +70,11 @@ def test_the_selection_is_the_rarest_by_the_literal_density(shallow):
         blocker.step()
 
 
-def test_names_parameters_and_state_dict_stay(shallow):
+def test_names_parameters_and_state_dict_stay():
     model = zoo.SmallNet()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modules = [name for name, _ in model.named_modules()]
-    with pfb.attach(model, "layer1", 0.4, shallow=shallow) as blocker:
+    with pfb.attach(model, "layer1", 0.4) as blocker:
         model(torch.randn(8, 3, 8, 8)).sum().backward()
         blocker.step()
         assert list(model.state_dict()) == list(before)
@@ -94,44 +83,14 @@ def test_names_parameters_and_state_dict_stay(shallow):
         assert torch.equal(value, before[name])
 
 
-def test_a_layer_that_runs_twice(shallow):
-    model = zoo.TwiceCalled()
-    blocker = pfb.attach(model, "block", 0.5, shallow=shallow)
-    if shallow == "reuse":
-        with pytest.raises(RuntimeError, match="ran twice"):
-            model(torch.randn(8, 8))
-    else:
-        assert model(torch.randn(8, 8)).shape == (4, 3)
-    blocker.detach()
-
-
-@pytest.mark.parametrize("settings", [{"features": lambda output: output.mean((2, 3))}, {"channel_dim": 2}])
-def test_a_criterion_that_reads_no_features_needs_no_settings_for_them(settings, shallow):
-    """They describe the cut's output, which is not even computed for it under recompute."""
-    model = zoo.SmallNet()
-    with pfb.attach(model, "layer1", 0.5, shallow=shallow, importance=pfb.Uniform(), **settings) as blocker:
-        assert model(torch.randn(8, 3, 8, 8)).shape == (4, 5)
-        assert blocker.last_log_density is None
-
-
-def test_a_wiring_is_its_name_with_default_settings():
-    for name, wiring in (("reuse", pfb.Reuse()), ("recompute", pfb.Recompute())):
-        for shallow in (name, wiring):
-            with pfb.attach(zoo.SmallNet(), "layer1", shallow=shallow) as blocker:
-                assert blocker.shallow == name
-    for wrong in ("both", pfb.Reuse, None):
-        with pytest.raises(ValueError, match="with brackets"):
-            pfb.attach(zoo.SmallNet(), "layer1", shallow=wrong)
-
-
-def test_a_frozen_shallow_part(shallow):
+def test_a_frozen_shallow_part():
     """Shallow layers in evaluation mode and without gradients are still cut at: the deep part is
     what costs.
     """
     model = zoo.SmallNet("batch")
     model.stem.requires_grad_(False)
     model.layer1.requires_grad_(False).eval()
-    with pfb.attach(model, "layer1", 0.5, shallow=shallow) as blocker:
+    with pfb.attach(model, "layer1", 0.5) as blocker:
         out = model(torch.randn(10, 3, 8, 8))
         assert out.shape[0] == 5
         out.sum().backward()

@@ -40,7 +40,7 @@ def attach(
     *,
     rule: Rule | None = None,
     density: Density | None = None,
-    features: Literal["cut", "cut-spread"] | Callable[[Any], Tensor] = "cut",
+    features: Literal["cut", "cut-spread"] | Callable[[Any], Tensor] | None = None,
     total_steps: int | None = None,
     feature_dim: int | None = None,
     channel_dim: int | None = None,
@@ -68,9 +68,9 @@ def attach(
             ``[N]``, larger is kept. Default :class:`pfb.RareFirst`, the paper's.
         density: default :class:`pfb.MovingCenters`, the paper's; :class:`pfb.NeighbourMemory` for
             :class:`pfb.InverseDensity`.
-        features: what samples are judged by: ``"cut"``, averages of the cut's output over all but
-            the channels (the paper); ``"cut-spread"``, standard deviations beside them; or a
-            callable from the cut's output to ``[N, D]``.
+        features: what samples are judged by: ``"cut"``, by default, averages of the cut's output
+            over all but the channels (the paper); ``"cut-spread"``, standard deviations beside
+            them; or a callable from the cut's output to ``[N, D]``.
         total_steps: optimizer steps of the whole training; needed by :func:`pfb.window`.
         feature_dim: reduce wider features to so many dimensions by a fixed random projection (the
             paper's release: 128); ``None``: never.
@@ -113,7 +113,9 @@ def attach(
         log.info("pfb cuts %s after %r", type(model).__name__, name)
     doubt = doubt_of_batch_dim(name, module) if batch_dim is None else None
     dim = 0 if batch_dim is None else checked_dim(batch_dim)
-    reader = _reader(features, channel_layers(module, model), feature_dim, channel_dim, dim)
+    reader = _reader(
+        "cut" if features is None else features, channel_layers(module, model), feature_dim, channel_dim, dim
+    )
     gate = Gate(call, density, reader, views if isinstance(views, Views) else Views(views))
     owner = OWNERS.get(id(density))
     if owner is not None and not owner.detached:

@@ -96,8 +96,8 @@ class Blocker:
         return trees[0] if len(trees) == 1 else trees
 
     def step(self) -> None:
-        """Move the density by what the forwards since the last call brought, and the schedule by one
-        step.
+        """Move the density by what the forwards since the last call brought, and the schedule by
+        one step.
 
         Call it once beside ``optimizer.step()``. With several ranks it is one collective (one more
         in the first, which compares their settings), in which all must take part; none while the
@@ -298,7 +298,8 @@ class Blocker:
         for name, ours in (("cut", self.cut), ("features", self._gate.reader.name)):
             if not isinstance(state[name], str) or state[name] != ours:
                 raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={ours!r}: attach as before"
+                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={ours!r}: attach "
+                    "as before"
                 )
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")

@@ -16,13 +16,16 @@ class Diagnostics(FirstLook):
         super().__init__()
         self._unread = False  # nobody has read the latest decision yet
         self._lost = False  # ... nor, in this step, one before it
+        self._reads = 0  # of the latest decision, to select labels
+        self._stepped = False  # before the first step a forward may be a first try
         self._steps_unread = 0
 
     def read(self, labels: bool = False) -> None:
-        """The latest decision is read; to select ``labels`` by it, the usual case, there must not be
-        an earlier one that nobody read.
+        """The latest decision is read; to select ``labels`` by it, the usual case, there must not
+        be an earlier one that nobody read.
         """
-        if labels and self._lost:
+        self._reads += labels
+        if labels and self._lost and (self._stepped or self._reads > 1):
             self.warn(
                 "lost",
                 "two pruned forwards ran in one step, and the first one's selection was not read before the second, "
@@ -30,11 +33,12 @@ class Diagnostics(FirstLook):
                 "keep `s = blocker.selection` for a later `s.select(y)`, or put both inside "
                 "`with blocker.decide_once():` if their rows belong together.",
             )
-        self._unread = self._lost = False
+        self._unread = False
         self._steps_unread = -1
 
     def end_step(self) -> None:
         """An optimizer step is done."""
+        self._stepped = True
         if self._unread and self._steps_unread >= 0:
             self._steps_unread += 1
         if self._steps_unread == STEPS_UNREAD:
@@ -48,7 +52,7 @@ class Diagnostics(FirstLook):
     def decided(self, kept: int, of: int, is_repeat: bool = False) -> None:
         """A decision was taken."""
         self._lost = self._lost or (self._unread and not is_repeat)
-        self._unread = kept < of
+        self._unread, self._reads = kept < of, 0
         self.count(kept, of)
 
 

@@ -209,7 +209,7 @@ class Gate:
         """Indices of the samples that go on, given the cut's output."""
         with torch.no_grad():
             features_ND = self.read(output)
-            n = features_ND.size(0)
+            n, again = features_ND.size(0), bool(self._once)
             if self._once and n != self._once[0][1]:
                 raise ValueError(f"decide_once() began with a batch of {self._once[0][1]} rows and now got {n}")
             if not torch.compiler.is_compiling():
@@ -221,7 +221,6 @@ class Gate:
                 collect(features_ND, indices_K, self.rule, self.density, self.views)
             if self._once == []:
                 self._once.append((indices_K, n))
-        again = self._once is not None and len(self._once) == 1
         self._indices, self._batch_size = indices_K, n
         self.features = None if self.rule.reads == "nothing" else features_ND
         self.latest = (len(indices_K), n)
@@ -258,8 +257,8 @@ class Gate:
 
     @torch.no_grad()
     def read(self, output: Any) -> Tensor:
-        """Float32 features ``[N, D]`` of the cut's output, without graph; for a rule that reads none
-        ``[N, 1]``, enough to know a batch again.
+        """Float32 features ``[N, D]`` of the cut's output, without graph; for a rule that reads
+        none ``[N, 1]``, enough to know a batch again.
         """
         if self.rule.reads == "nothing":
             x = output if isinstance(output, Tensor) else batched_tensor(output)

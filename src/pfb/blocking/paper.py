@@ -18,7 +18,8 @@ def paper(total_steps: int, prune: float = 0.4) -> dict[str, Any]:
     """Keyword arguments for :func:`pfb.attach` that make a training the paper's: 100 centers, at
     most 128 dimensions, beta 0.01, alpha ~ U(0, 0.01), and the window and ramp of the authors'
     release (2/90 to 79/90 of training, from ``0.2 prune`` to ``prune`` over its first half), which
-    the paper does not give. So the share pruned over the whole training is about two thirds of ``prune``.
+    the paper does not give. So the share pruned over the whole training is about two thirds of
+    ``prune``.
 
     Args:
         total_steps: optimizer steps of the whole training.

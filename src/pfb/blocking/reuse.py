@@ -104,8 +104,8 @@ class _Enter(Hook):
     def _bypass(self, model: str, second: str, first: str) -> str:
         return (
             f"{model} takes {second!r} beside {first}, which still holds the whole batch after the cut, where it would "
-            f"be paired with the wrong samples. Prune before the model, where both are selected: {before(self.cut_name)}; or "
-            f"attach with shared=({second!r},) if nothing after the cut takes rows of it."
+            "be paired with the wrong samples. Prune before the model, where both are selected: "
+            f"{before(self.cut_name)}; or attach with shared=({second!r},) if nothing after the cut takes rows of it."
         )
 
     def training(self) -> bool:

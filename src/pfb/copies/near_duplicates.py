@@ -33,6 +33,7 @@ FEWEST = 64  # samples; of fewer nothing is known but whether two are equal
 # together (4 to 77 %).
 NEAR = 0.165  # of the usual distance
 NEAR_OF_EXPECTED = 0.35  # of that of the nearest of all, in many dimensions
+MANY, NEAR_IN_MANY = 24.0, 0.58  # ... in so many, as of text: of 40 tokens four may differ from a common original
 CLOSE, CLOSE_IMAGES = 0.15, 0.3  # the usual distance is at least so much of that of any two samples
 IMAGE_DIMENSIONS = 5.0  # which images fill, other than vectors: CIFAR-10 7, digits 6
 # In few dimensions the nearest of many is near by chance: so many samples may be taken for copies
@@ -151,7 +152,7 @@ def reach(nearest_of: dict[int, Tensor], n: int, apart: float, images: bool) -> 
     steps = zip(sizes, sizes[1:], medians, medians[1:], strict=False)
     found = [math.log(h / g) / math.log(max(1.02, far / max(near, 1e-30))) for g, h, far, near in steps]
     d = max(IMAGE_DIMENSIONS if images else 1.0, *found)
-    part = max(NEAR, NEAR_OF_EXPECTED * (USUAL / n) ** (1 / d))
+    part = max(NEAR, (NEAR_OF_EXPECTED if d < MANY else NEAR_IN_MANY) * (USUAL / n) ** (1 / d))
     by_chance = (BY_CHANCE / n) ** (1 / d)
     return torch.minimum(
         part * nearest_of[USUAL].clamp_min((CLOSE_IMAGES if images else CLOSE) * apart),

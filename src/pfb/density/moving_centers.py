@@ -53,11 +53,11 @@ class MovingCenters:
     Example:
         >>> import torch
         >>> _ = torch.manual_seed(0)
-        >>> estimator = MovingCenters(n_centers=8)
+        >>> centers = MovingCenters(n_centers=8)
         >>> for _ in range(20):
-        ...     estimator.accumulate(torch.randn(32, 3))
-        ...     estimator.apply()
-        >>> rare_is_less_dense = estimator.log_density(torch.tensor([[0.0, 0, 0], [5.0, 5, 5]]))
+        ...     centers.accumulate(torch.randn(32, 3))
+        ...     centers.apply()
+        >>> rare_is_less_dense = centers.log_density(torch.tensor([[0.0, 0, 0], [5.0, 5, 5]]))
         >>> bool(rare_is_less_dense[0] > rare_is_less_dense[1])
         True
     """
@@ -117,9 +117,10 @@ class MovingCenters:
         with full_precision(x_ND.device):
             return self._centers.log_density(x_ND)
 
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at
-        which one neighbour alone would make the density what it is. Reads only.
+        which one neighbour alone would make the density what it is. Reads only; ``own`` views make
+        no difference to it.
         """
         return torch.exp(-self.log_density(x) / x.size(1))
 
@@ -206,7 +207,7 @@ class MovingCenters:
         if state["n_centers"] != self.n_centers:
             raise ValueError(
                 f"the saved density has {state['n_centers']} centers, this one {self.n_centers}: "
-                f"attach with `estimator=pfb.MovingCenters(n_centers={state['n_centers']})`"
+                f"make it with `density=pfb.MovingCenters(n_centers={state['n_centers']})`"
             )
         updates, seeds = state["updates"], state["seeds"]
         tensors = {name: state[name] for name in NAMES}

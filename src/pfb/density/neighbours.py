@@ -13,9 +13,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pfb.density import epochs
 from pfb.density.centers import DEAD_CHANNEL, spread_of, within_reach
 from pfb.density.kernels import COPY, Collects, checked_width, median
-from pfb.density.search import in_deviations, least_squares, to_nearest, to_those_before, usual_square
+from pfb.density.search import (
+    dimension,
+    in_deviations,
+    least_squares,
+    median_of_positive,
+    to_nearest,
+    to_those_before,
+    usual_square,
+)
 from pfb.utils import distributed as sync
 
 MOST_PER_STEP = 2048  # rows of one rank
@@ -24,11 +33,13 @@ MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
 CLOSE = 0.3  # part of the distance between any two samples
-DIMENSIONS = 8  # how fast the nearest of more rows comes nearer; images of CIFAR-10 and digits: 7 to 8
+LEAST_DIMENSIONS, MOST_DIMENSIONS = 8.0, 64.0  # how fast the nearest of more rows comes nearer; CIFAR-10: 5 to 8
+TELLS = 64  # rows, of fewer the dimension is not told
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
-FIRST_CHECK = 64  # step
+OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
+FIRST_LOOK, FIRST_CHECK = 32, 64  # steps
 NEARLY_ALL = 0.9
-NAMES = ("rows", "counts", "frame", "pending")
+NAMES = ("rows", "counts", "frame", "pending", "noted")
 
 
 class NeighbourMemory:
@@ -41,21 +52,24 @@ class NeighbourMemory:
     therefore puts it in proportion to what is usual around there.
 
     **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
-    is seen from about three on, so ``size`` should be at least ``3 S / c``; and at most a third of
-    an epoch, since a longer memory meets the samples of the epoch before, and every sample looks
-    like a copy of itself.
+    is seen from about three on, so ``size`` should be at least ``3 S / c``. A memory that is longer
+    than a third of an epoch would meet the samples of the epoch before, and every sample would look
+    like a copy of itself; so it uses fewer rows then. It is told the length of an epoch, or finds
+    out by how old the rows are that samples meet.
 
     A step costs matrix products of ``[N, D]`` and ``[D, M + N]``, of which, for long memories, a
     third is held at a time, and with several ranks one collective, so that copies are seen on
-    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 64,
-    128, 256, ..., where a memory that is too long is told. Of one rank and step at most 2,048 rows
-    are remembered.
+    whatever rank they lie. Shapes are constant, and nothing is read on the host except at steps 32,
+    48, 64, 96, 128, ..., where a memory that is too long becomes shorter. Of one rank and step at
+    most 2,048 rows are remembered.
 
     Args:
         size: M, number of features remembered, of all ranks together.
 
     Attributes:
         collects: ``"all"``: it is given the features of stopped samples, too.
+        epoch: samples of an epoch, on all ranks together, if the caller knows it: at most a third
+            as many rows are used. ``None``, the default: found out.
 
     Example:
         >>> import torch
@@ -71,7 +85,10 @@ class NeighbourMemory:
         if not isinstance(size, int) or isinstance(size, bool) or size < 2:
             raise ValueError(f"`size` must be a whole number of at least 2 (got {size!r}); the default is 4096")
         self.size = size
+        self.epoch: int | None = None
         self.updates = 0
+        self._limit = size  # rows in use
+        self._noted: Tensor | None = None  # [B], what probes met since the last look at it
         self._group = min(GROUP, max(1, size // 8))
         self._told = False
         self._rows: Tensor | None = None  # [M, D]
@@ -96,7 +113,7 @@ class NeighbourMemory:
         return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
 
     @torch.no_grad()
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
         extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
 
@@ -105,20 +122,38 @@ class NeighbourMemory:
         around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
         is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
         are seen even if they are two in five of all samples), or three tenths of the mean distance
-        between two samples if that is more, times ``(4 / M) ** (1 / 8)``, as in eight dimensions,
-        which images fill. Where data fill fewer than about five, all have near neighbours, and all
-        are alike.
+        between two samples if that is more, times ``(4 / M) ** (1 / d)``. d is the dimension that
+        the rows around the samples seem to have, from 8, as of images, to 64, as of text.
+
+        With ``own``, usual is at most three times the distance from a sample to its own slightly
+        changed view: a copy is what is nearer than the sample's own views, and a group that is
+        merely more alike than the rest, whose views are more alike, too, is none.
+
+        Args:
+            x: ``[N, D]``.
+            own: ``[N, D]``, features of a slightly changed view of each sample, as
+                :meth:`pfb.Sketch.own_view` gives them; a row that is not finite sets no limit.
 
         Raises:
-            ValueError: another feature width than that of the remembered ones.
+            ValueError: another feature width than that of the remembered ones, or ``own`` of
+                another shape than ``x``.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> memory, alike = NeighbourMemory(200), torch.zeros(1, 8)
+            >>> memory.accumulate(torch.cat([torch.randn(180, 8), 0.1 * torch.randn(20, 8)]))
+            >>> memory.apply()
+            >>> memory.isolation(alike), memory.isolation(alike, own=alike + 0.01)
+            (tensor([0.3333]), tensor([1.]))
         """
-        x_ND = self._checked(x)
-        if self._counts is None or self._frame is None:
-            return x_ND.new_ones(x_ND.size(0))
-        z_ND, distance_N, usual_N = self._look(x_ND)
-        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
-        part_N = (nearest_N / usual_N).clamp(LEAST, MOST) / MOST
-        return torch.where(self._counts[1] > 0, part_N, 1.0)
+        return self._part(x, own) / MOST
+
+    @torch.no_grad()
+    def looks_like_copy(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+        """Whether each row of ``x`` counts in full as a copy, ``[N]`` bool: its isolation is the
+        least there is. Reads only, arguments and errors as of :meth:`isolation`.
+        """
+        return self._part(x, own) <= LEAST
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -171,22 +206,24 @@ class NeighbourMemory:
                 "Give every rank at least one training batch per step, if only an empty one."
             )
         self.updates += 1
+        self._shorten()
         self._tell_if_too_long()
         new_RD = self._rows_of_all_ranks()
         if self._rows is None or self._counts is None or self._frame is None:
             self._rows = new_RD.new_zeros(self.size, new_RD.size(1) - 1)
             self._frame = new_RD.new_zeros(2, new_RD.size(1) - 1)
             self._counts = torch.zeros(2, dtype=torch.int64, device=new_RD.device)
+            self._noted = new_RD.new_zeros(epochs.COUNTED + 2)
         given_R = new_RD[:, -1] > 0
         # More ranks than places: of the rows, the first that find one.
-        first_R = given_R.argsort(descending=True, stable=True)[: self.size]
+        first_R = given_R.argsort(descending=True, stable=True)[: self._limit]
         new_RD = new_RD.index_select(0, first_R)[:, :-1]
         head, filled = self._counts.unbind()
         turn_R, n = torch.arange(len(new_RD), device=new_RD.device), given_R.sum()
-        place_R = (head + turn_R) % self.size  # each one once, so that only these rows are touched
+        place_R = (head + turn_R) % self._limit  # each one once, so that only these rows are touched
         written_RD = torch.where((turn_R < n)[:, None], new_RD, self._rows.index_select(0, place_R))
         self._rows.index_copy_(0, place_R, written_RD)
-        self._counts.copy_(torch.stack([(head + n) % self.size, (filled + n).clamp_max(self.size)]))
+        self._counts.copy_(torch.stack([(head + n) % self._limit, (filled + n).clamp_max(self._limit)]))
         self._pending.zero_()
         self._measure()
 
@@ -198,7 +235,8 @@ class NeighbourMemory:
         """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
         references.
         """
-        return {"size": self.size, "updates": self.updates, **{name: getattr(self, f"_{name}") for name in NAMES}}
+        numbers = {"size": self.size, "updates": self.updates, "limit": self._limit}
+        return {**numbers, **{name: getattr(self, f"_{name}") for name in NAMES}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; its tensors are copied, and moved to the features' device at the next
@@ -208,48 +246,74 @@ class NeighbourMemory:
             ValueError: not a state of a memory, of another size, or of parts that do not belong
                 together. Nothing is changed then.
         """
-        wanted = {"size", "updates", *NAMES}
+        wanted = {"size", "updates", "limit", *NAMES}
         if not isinstance(state, dict) or not wanted <= state.keys():
             lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
             raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
         if state["size"] != self.size:
             raise ValueError(
-                f"the saved memory holds {state['size']} features, this one {self.size}: attach with "
-                f"`estimator=pfb.NeighbourMemory({state['size']})`"
+                f"the saved memory holds {state['size']} features, this one {self.size}: make it with "
+                f"`density=pfb.NeighbourMemory({state['size']})`"
             )
         if type(state["updates"]) is not int or state["updates"] < 0:
             raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
+        if type(state["limit"]) is not int or not 2 <= state["limit"] <= self.size:
+            raise ValueError(f"the memory's `limit` must be from 2 to {self.size} (got {state['limit']!r})")
         tensors = {name: state[name] for name in NAMES}
         if any(x is not None and not isinstance(x, Tensor) for x in tensors.values()):
             raise ValueError(f"the memory's {', '.join(NAMES)} must be tensors or None")
         shapes = {name: None if x is None else tuple(x.shape) for name, x in tensors.items()}
         d = 0 if shapes["pending"] is None else shapes["pending"][-1] - 1
-        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d)}
+        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d), "noted": (epochs.COUNTED + 2,)}
         if {name: shapes[name] for name in filled} not in (filled, dict.fromkeys(filled)):
             raise ValueError(f"the shapes of the memory's state do not belong together (got {shapes})")
         for name, x in tensors.items():
             setattr(self, f"_{name}", None if x is None else x.detach().clone())
-        self.updates = state["updates"]
+        self.updates, self._limit = state["updates"], state["limit"]
         if self._pending is not None:  # of a run on another number of ranks
             none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), d + 1)
             self._pending = torch.cat([none, self._pending])[-len(none) :]
 
     # Inside
 
+    def _part(self, x: Tensor, own: Tensor | None) -> Tensor:
+        """The distance to the nearest as a part of the usual one, from 0.2 to 0.6, ``[N]``."""
+        x_ND = self._checked(x)
+        if own is not None and own.shape != x.shape:
+            raise ValueError(f"`own` must have the shape of the features {tuple(x.shape)} (got {tuple(own.shape)})")
+        if self._counts is None or self._frame is None:
+            return x_ND.new_full((x_ND.size(0),), MOST)
+        z_ND, distance_N, usual_N = self._look(x_ND)
+        if own is not None:
+            moved_N = in_deviations(own.detach().float(), self._frame).sub_(z_ND).square_().sum(1).sqrt()
+            usual_N = torch.where(moved_N.isfinite(), torch.minimum(usual_N, OWN_VIEWS * moved_N), usual_N)
+        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
+        part_N = (nearest_N / usual_N.clamp_min(COPY)).clamp(LEAST, MOST)
+        return torch.where(self._counts[1] > 0, part_N, MOST)
+
     def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features in deviations ``[N, D]``, their distance to the nearest row ``[N]``, and what is
         usual around there ``[N]``.
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled, group, z_ND = self._counts[1], self._group, in_deviations(x_ND, self._frame)
-        least_NG = least_squares(z_ND, self._rows, self._frame, filled, group)
-        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, group)
-        usual_N = usual_square(least_NG, filled, group) + z_ND.square().sum(1)
-        apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
-        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-        usual_N = usual_N * (group / filled.clamp_min(group)) ** (1 / DIMENSIONS)
+        filled, z_ND = self._counts[1], in_deviations(x_ND, self._frame)
+        least_NG, usual_N = self._usual(z_ND)
+        distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, self._group)
         none = filled == 0
         return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+
+    def _usual(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """What :func:`least_squares` says ``[N, G]``, and the distance that is usual ``[N]``."""
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        filled, group = self._counts[1], self._group
+        least_NG = least_squares(z_ND, self._rows[: self._limit], self._frame, filled, group)
+        squares_N = z_ND.square().sum(1)
+        usual_N = usual_square(least_NG, filled, group) + squares_N
+        apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
+        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+        d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
+        d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
+        return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
 
     def _rows_of_all_ranks(self) -> Tensor:
         assert self._pending is not None
@@ -280,8 +344,40 @@ class NeighbourMemory:
         n = filled.clamp_min(1)
         mean_D = near_MD.mul_(there_M1).sum(0) / n
         std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
-        alive_D = std_D > DEAD_CHANNEL * _median_of_positive(std_D)  # of the widest, one column would blind all
+        alive_D = std_D > DEAD_CHANNEL * median_of_positive(std_D)  # of the widest, one column would blind all
         self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
+
+    def _shorten(self) -> None:
+        """Use fewer rows, the latest, if they are more than a third of an epoch. The host waits at
+        steps 32, 48, 64, 96, 128, ... alone.
+        """
+        if self._rows is None or self._counts is None or self._noted is None or self._pending is None:
+            return
+        limit = self._limit if self.epoch is None else min(self._limit, max(2, self.epoch // epochs.PART))
+        if self.epoch is None:
+            self._note()
+            if self.updates in (2 ** (self.updates.bit_length() - 1), 3 * 2 ** (self.updates.bit_length() - 2)):
+                if self.updates >= FIRST_LOOK:
+                    found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))
+                    limit = limit if found is None else min(limit, found)
+                self._noted.zero_()
+        if limit < self._limit:
+            head, filled = self._counts.unbind()
+            turn_M = torch.arange(limit, device=head.device)
+            left = filled.clamp_max(limit)
+            self._rows[:limit] = self._rows.index_select(0, (head - left + turn_M) % self._limit)
+            self._counts.copy_(torch.stack([left % limit, left]))
+            self._limit = limit
+
+    def _note(self) -> None:
+        """What a few rows of this rank that were collected meet."""
+        assert self._rows is not None and self._counts is not None and self._frame is not None
+        assert self._noted is not None and self._pending is not None
+        probes = self._pending[-epochs.PROBES :]
+        z_ND = in_deviations(probes[:, :-1], self._frame)
+        least_NG, usual_N = self._usual(z_ND)
+        least_NG = least_NG + z_ND.square().sum(1, keepdim=True)
+        self._noted += epochs.noted(least_NG, usual_N, probes[:, -1] > 0, *self._counts.unbind(), self._group)
 
     def _tell_if_too_long(self) -> None:
         """At steps 64, 128, 256, ..., the only ones at which the host waits."""
@@ -310,12 +406,6 @@ class NeighbourMemory:
                 tensor = getattr(self, f"_{name}")
                 setattr(self, f"_{name}", None if tensor is None else tensor.to(x.device))
         return x_ND
-
-
-def _median_of_positive(x_D: Tensor) -> Tensor:
-    """The lower median of the values above 0, ``[1]``; infinite if there is none."""
-    sorted_D = torch.where(x_D > 0, x_D, math.inf).sort().values
-    return sorted_D.index_select(0, ((x_D > 0).sum(0, keepdim=True) - 1).clamp_min(0) // 2)
 
 
 def most_per_step(size: int, ranks: int) -> int:

@@ -96,6 +96,35 @@ def to_those_before(z_ND: Tensor) -> Tensor:
         return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
 
 
+def dimension(least_NG: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:
+    """In how many dimensions the rows seem to lie, ``[1]``: the distance that is usual to the
+    nearest of g rows falls to that of 4 g as ``4 ** (-1 / d)``. The middle of all samples; infinite
+    if none tells.
+
+    Args:
+        least_NG: see :func:`least_squares`.
+        squares_N: ``|z|`` squared, which they lack.
+        filled, group: as there.
+
+    Example:
+        >>> rows = torch.rand(4096, 2)
+        >>> z, frame, there = rows[:99], torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor(4096)
+        >>> least = least_squares(z, rows, frame, there, group=4)
+        >>> bool((dimension(least, z.square().sum(1), there, group=4) - 2).abs() < 0.5)
+        True
+    """
+    of_four_N = usual_square(least_NG, filled, group) + squares_N
+    of_all_N = usual_square(least_of_groups(least_NG, 4), filled, 4 * group) + squares_N
+    fall_N = F.pad(0.5 * (of_four_N / of_all_N.clamp_min(1e-30)).log(), (0, 1))  # of none, too
+    return math.log(4) / median_of_positive(torch.where(fall_N.isfinite(), fall_N, 0.0))
+
+
+def median_of_positive(x_D: Tensor) -> Tensor:
+    """The lower median of the values above 0, ``[1]``; infinite if there is none."""
+    sorted_D = torch.where(x_D > 0, x_D, math.inf).sort().values
+    return sorted_D.index_select(0, ((x_D > 0).sum(0, keepdim=True) - 1).clamp_min(0) // 2)
+
+
 def usual_square(least_NG: Tensor, filled: Tensor, group: int) -> Tensor:
     """What nine in ten groups of so many rows do not exceed by their least square, ``[N]``; the
     first ``filled`` of the rows are there.

@@ -42,7 +42,8 @@ class Features:
 
 
 class FromFunction(Features):
-    """Features by a function of the user's, of the first tensor in a batch or of what ``by=`` names.
+    """Features by a function of the user's, of the first tensor in a batch or of what ``by=``
+    names.
 
     Args:
         read: from that to ``[N, D]``.

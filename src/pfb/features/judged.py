@@ -26,7 +26,7 @@ def candidates(batch: Any, path: str = "batch") -> list[tuple[str, Any]]:
     sequences, tokens, vectors; of one kind in the batch's order.
 
     Example:
-        >>> batch = {"gps": torch.rand(4, 2), "frame": torch.rand(4, 3, 8, 8), "label": torch.arange(4)}
+        >>> batch = {"gps": torch.rand(4, 2), "frame": torch.rand(4, 3, 8, 8)}
         >>> [path for path, _ in candidates(batch)]
         ["batch['frame']", "batch['gps']"]
     """

@@ -33,7 +33,7 @@ def output_of(
     handle = cut.register_forward_hook(catch, prepend=True)
     try:
         with torch.set_grad_enabled(grad), as_in_training():
-            model._call_impl(*args, **kwargs)  # hooks and all, but never compiled code
+            model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # hooks, but never compiled code
     except Reached as reached:
         return reached.args[0]
     finally:

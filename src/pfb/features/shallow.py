@@ -24,8 +24,8 @@ class Shallow(Features):
     samples go through the whole model. For models in which something bypasses the cut.
 
     ``pfb.BatchPruner(features=pfb.Shallow(model), rule=pfb.RareFirst())`` chooses as
-    :func:`pfb.attach` does but for dropout and batch statistics; a step costs ``1 - p + s / 3`` of a
-    full one, with s the shallow part's share of a forward.
+    :func:`pfb.attach` does but for dropout and batch statistics; a step costs ``1 - p + s / 3`` of
+    a full one, with s the shallow part's share of a forward.
 
     Args:
         model: any module; also one that is compiled or wrapped by DistributedDataParallel.
@@ -73,8 +73,8 @@ class Shallow(Features):
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
-        """Features ``[N, D]`` of a batch as the model takes it: a tensor, a tuple of positional or a
-        dict of keyword arguments.
+        """Features ``[N, D]`` of a batch as the model takes it: a tensor, a tuple of positional or
+        a dict of keyword arguments.
 
         Raises:
             RuntimeError: the forward does not reach the cut.

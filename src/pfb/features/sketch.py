@@ -8,7 +8,7 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,19 +16,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfb.density.kernels import full_precision
+from pfb.features import own_views
 from pfb.features.base import Features
 from pfb.features.cut import fixed_normal, mean_and_deviation, mean_and_spread
 from pfb.features.judged import are_images, as_tensor, candidates
 from pfb.selection.select import is_array
 
 FILTERS = 16  # of images; as many again tell copies no better
+RIM = 32  # the side of an image over that of its rim which does not count: a frame, a border of an augmentation
 PROJECTIONS = 8  # of sequences, beside as many filters as of images
 STEPS = 5  # in time that a filter of sequences spans
 SIDE = 32  # images are averaged down to sides of 32 to 63 pixels
 BLANK = 1e-4  # an image that deviates less from its mean is blank, and no noise is made of it
 VECTOR = 256  # dimensions of the sketch of a vector: shorter ones keep their columns, each in its own units
-GRAMS = 4  # longest run of tokens that is counted
-BUCKETS = 64  # counts of the runs of one length
+BUCKETS = 256  # counts of tokens and of their pairs
+PAIRS = 0.35  # weight of pairs, of which a changed token changes two; few tokens fill few buckets, so there they count
 PRIME = 2**31 - 1
 BASE, SPREAD = 1_103_515_245, 1_640_531_527  # below PRIME, so that no product leaves int64
 
@@ -38,11 +40,15 @@ class Sketch(Features):
 
     Images ``[N, C, H, W]``, or a list of them of whatever sizes (``[N, H, W, C]`` where one, three
     or four channels show it, and volumes ``[N, C, T, H, W]``): averages and standard deviations
-    over space of each channel, and of 16 random 3x3 filters with ReLU on the image, which is first
-    standardized by its own mean and deviation. A change of all inputs' offset or scale thus changes
-    nothing that a density in units of the features' deviations sees. Tokens ``[N, T]`` (whole
-    numbers): the runs of 1 to 4 tokens, counted in 64 hashed buckets with random signs for each
-    length and normalized to length 1. A token that repeats the one before it counts for nothing, so
+    over space of each channel, and of what 16 random 3x3 filters answer, of which half are even
+    (then ReLU) and half odd from left to right (then the absolute value), so that a mirrored image
+    has the same sketch. They are applied to channels that are first standardized by their own mean
+    and deviation, so that pictures by night differ from each other as those by day do; and a change
+    of all inputs' offset or scale changes nothing that a density in units of the features'
+    deviations sees. A rim of a sixteenth of the sides does not count. Tokens ``[N, T]`` (whole
+    numbers): the tokens, and with a third of the weight the pairs of neighbours, counted in 256
+    hashed buckets with random signs; so one token in ten may differ between near-copies, and the
+    order tells little. A token that repeats the one before it counts for nothing, so
     padding tells nothing. Sequences ``[N, T, F]``: averages and standard deviations over time of 8
     random projections and of 16 random filters over 5 steps, as for images; a step that repeats the
     one before it counts for nothing. Vectors ``[N, F]``: as they are, so that a density in units of
@@ -74,18 +80,48 @@ class Sketch(Features):
         x = as_tensor(x) if is_array(x) else x
         if are_images(x):
             return torch.cat([self(image[None]) for image in x])
+        x, kind = self._known(x)
+        with full_precision(x.device):
+            return _SKETCHES[kind](x)
+
+    @torch.no_grad()
+    def own_view(self, x: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Features ``[N, D]`` of a slightly changed view of each sample: what lies no farther from
+        it than this may be its copy, see :meth:`pfb.NeighbourMemory.isolation`.
+
+        Images are shifted by a sixteenth of their sides and made a little lighter or darker
+        (mirrored ones have the same sketch anyway), vectors and sequences get noise of 7 % of each
+        column's deviation in the batch, and one in ten tokens is replaced.
+
+        Args:
+            x: as :meth:`__call__` takes it.
+            generator: of the changes, on the device of ``x``; default: that device's global one.
+
+        Raises:
+            TypeError: as :meth:`__call__`.
+
+        Example:
+            >>> x, sketch = torch.rand(5, 3, 32, 32), Sketch()
+            >>> sketch.own_view(x, torch.Generator().manual_seed(0)).shape == sketch(x).shape
+            True
+        """
+        if are_images(x):
+            return torch.cat([self.own_view(image[None], generator) for image in x])
+        x, kind = self._known(x)
+        with full_precision(x.device):
+            return _SKETCHES[kind](_VIEWS[kind](x, generator))
+
+    def _known(self, x: Any) -> tuple[Tensor, str]:
+        """The input with its samples first, and what it is; images small."""
         if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
             raise TypeError(_refusal(x))
         x = x.detach()
         if x.dim() == 2 and not x.is_floating_point():
-            return of_tokens(x)
-        with full_precision(x.device):
-            if x.dim() in (4, 5):
-                return of_images((x.movedim(3, 1) if _has_channels_last(x) else x).float())
-            if x.dim() == 3 and x.is_floating_point():
-                return of_sequences(x.float())
-            if x.dim() == 2 and x.is_floating_point():
-                return of_vectors(x.float())
+            return x, "tokens"
+        if x.dim() in (4, 5):
+            return small((x.movedim(3, 1) if _has_channels_last(x) else x).float()), "images"
+        if x.dim() in (2, 3) and x.is_floating_point():
+            return x.float(), "sequences" if x.dim() == 3 else "vectors"
         raise TypeError(_refusal(x))
 
 
@@ -97,16 +133,26 @@ def _has_channels_last(x: Tensor) -> bool:
     return last and (x.dtype == torch.uint8 or sides[0] == sides[1])
 
 
+def small(x: Tensor) -> Tensor:
+    """Images or volumes ``[N, C, ...]`` averaged down to sides of 32 to 63 pixels."""
+    windows = [max(1, side // SIDE) for side in x.shape[2:]]
+    pool = F.avg_pool2d if x.dim() == 4 else F.avg_pool3d
+    return pool(x, windows) if max(windows) > 1 else x
+
+
 def of_images(x: Tensor) -> Tensor:
     """Sketch of float32 images or volumes ``[N, C, ...]``, ``[N, 2 C + 32]``."""
-    pool, convolve = (F.avg_pool2d, F.conv2d) if x.dim() == 4 else (F.avg_pool3d, F.conv3d)
-    windows = [max(1, side // SIDE) for side in x.shape[2:]]
-    x = pool(x, windows) if max(windows) > 1 else x
-    mean, std = mean_and_deviation(x, list(range(1, x.dim())))
+    for dim in (-2, -1):
+        rim = x.size(dim) // RIM
+        x = x.narrow(dim, rim, x.size(dim) - 2 * rim)
+    mean, std = mean_and_deviation(x, list(range(2, x.dim())))
     plain = (x - mean).div_((std + BLANK * mean.abs()).clamp_min(1e-30))  # in place: new memory costs more than sums
+    convolve = F.conv2d if x.dim() == 4 else F.conv3d
+    padding = [0 if side >= 3 else 1 for side in x.shape[2:]]  # there is nothing to see beyond the edge
     filters = fixed_normal(FILTERS, x.size(1), *(3 for _ in x.shape[2:]), device=x.device)
-    answers = convolve(plain, filters, padding=1).relu_()
-    return torch.cat([mean_and_spread(x, 1), mean_and_spread(answers, 1)], 1)
+    even, odd = (0.5**0.5 * (part + sign * part.flip(-1)) for part, sign in zip(filters.chunk(2), (1, -1), strict=True))
+    answers = [convolve(plain, even, padding=padding).relu_(), convolve(plain, odd, padding=padding).abs_()]
+    return torch.cat([mean_and_spread(x, 1), *(mean_and_spread(answer, 1) for answer in answers)], 1)
 
 
 def of_tokens(x_NT: Tensor) -> Tensor:
@@ -114,18 +160,18 @@ def of_tokens(x_NT: Tensor) -> Tensor:
     x_NT = x_NT.long() % PRIME
     news_NT = torch.ones_like(x_NT, dtype=torch.float32)
     news_NT[:, 1:] = (x_NT[:, 1:] != x_NT[:, :-1]).float()
-    hash_NT = torch.zeros_like(x_NT)
-    parts = []
-    for length in range(1, GRAMS + 1):
-        counts = x_NT.new_zeros(len(x_NT), BUCKETS, dtype=torch.float32)
-        if x_NT.size(1) >= length:
-            before = hash_NT if length == 1 else hash_NT[:, :-1]
-            hash_NT = (before * BASE + x_NT[:, length - 1 :] + 1) % PRIME
-            place_NT = hash_NT * SPREAD % PRIME
-            sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
-            counts = counts.scatter_add(1, place_NT % BUCKETS, sign_NT * news_NT[:, length - 1 :])
-        parts.append(F.normalize(counts, dim=1))
-    return torch.cat(parts, 1)
+    one_NT = (x_NT + 1) % PRIME
+    two_NT = (one_NT[:, :-1] * BASE + x_NT[:, 1:] + 1) % PRIME
+    pairs = _counted(two_NT, news_NT[:, 1:])
+    return F.normalize(_counted(one_NT, news_NT) + PAIRS * pairs, dim=1)
+
+
+def _counted(hash_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """Counts in hashed buckets with random signs, ``[N, 256]``, of length 1."""
+    place_NT = hash_NT * SPREAD % PRIME
+    sign_NT = 1 - 2 * (place_NT // BUCKETS % 2)
+    counts = weights_NT.new_zeros(len(hash_NT), BUCKETS).scatter_add(1, place_NT % BUCKETS, sign_NT * weights_NT)
+    return F.normalize(counts, dim=1)
 
 
 def of_sequences(x_NTF: Tensor) -> Tensor:
@@ -152,6 +198,20 @@ def of_vectors(x_NF: Tensor) -> Tensor:
     """Sketch of float32 vectors ``[N, F]``, ``[N, 256]`` at most."""
     width = x_NF.size(1)
     return x_NF if width <= VECTOR else x_NF @ fixed_normal(width, VECTOR, device=x_NF.device)
+
+
+_SKETCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "images": of_images,
+    "tokens": of_tokens,
+    "sequences": of_sequences,
+    "vectors": of_vectors,
+}
+_VIEWS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
+    "images": own_views.of_images,
+    "tokens": own_views.of_tokens,
+    "sequences": own_views.of_sequences,
+    "vectors": own_views.of_vectors,
+}
 
 
 def _refusal(x: object) -> str:

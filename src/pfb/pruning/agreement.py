@@ -71,9 +71,9 @@ class Agreement:
         if theirs not in ("", mine):
             what = "chose other samples of it" if theirs.startswith(batch) else "hold another batch"
             raise RuntimeError(
-                f"ranks with place {sync.rank()} in their `group` must hold the same batch and choose the same samples, "
-                f"but two of them {what} in call {call}. Make the BatchPruner with the same settings and `seed` on all "
-                "ranks, load the same state, and give all ranks of one model the same batches."
+                f"ranks with place {sync.rank()} in their `group` must hold the same batch and choose the same "
+                f"samples, but two of them {what} in call {call}. Make the BatchPruner with the same settings and "
+                "`seed` on all ranks, load the same state, and give all ranks of one model the same batches."
             )
 
 

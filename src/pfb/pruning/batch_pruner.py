@@ -225,7 +225,8 @@ class BatchPruner:
         latest = self.selection
         kept = 1.0 if latest is None else len(latest.indices) / max(latest.batch_size, 1)
         stats: dict[str, Any] = {"step": float(self.steps), "kept_share": kept, "pruned_share": 1.0 - kept}
-        return stats | self.density.summary() | self._counts.summary()
+        stats |= self.density.summary()
+        return stats | self._counts.summary()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors, numbers and texts, so that
@@ -257,8 +258,8 @@ class BatchPruner:
             raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {VERSION}")
         if state["features"] != self.features.name:
             raise ValueError(
-                f"the state was saved with features {state['features']!r}, this pruner has {self.features.name!r}: make "
-                "it with the same"
+                f"the state was saved with features {state['features']!r}, this pruner has {self.features.name!r}: "
+                "make it with the same"
             )
         for name in ("step", "seed"):
             if type(state[name]) is not int or (name == "step" and state[name] < 0):
@@ -279,8 +280,8 @@ class BatchPruner:
     def __getstate__(self) -> dict[str, Any]:
         if self._group is not None:
             raise TypeError(
-                "a BatchPruner with `group=` cannot be copied or pickled, since a process group belongs to its process: "
-                "make one in each process, and load_state_dict() of the other's"
+                "a BatchPruner with `group=` cannot be copied or pickled, since a process group belongs to its "
+                "process: make one in each process, and load_state_dict() of the other's"
             )
         return self.__dict__.copy()
 

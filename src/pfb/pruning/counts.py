@@ -86,7 +86,7 @@ class Counts:
         if not (x is None or whole):
             raise ValueError("the state's `counts` must hold whole numbers [2, 65537] or None; it is damaged")
         counts = cls()
-        counts._by_class = None if x is None else x.detach().clone()
+        counts._by_class = x.detach().clone() if isinstance(x, Tensor) else None
         return counts
 
     def _warn_if_starved(self) -> None:

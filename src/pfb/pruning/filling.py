@@ -70,7 +70,8 @@ class Pool:
         self.size, self.held, self._rest = state["size"], state["held"], state["rest"]
 
     def _part(self, indices: Tensor, n: int) -> Any:
-        batch, lists = self._rest, {}
+        batch = self._rest
+        lists: dict[str, bool] = {}
         if isinstance(batch, (tuple, list)) and not hasattr(batch, "_make"):
             parts = [
                 value
@@ -90,10 +91,9 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
             the message names the place.
 
     Example:
-        >>> joined({"x": torch.zeros(2, 3), "id": ["a", "b"]}, 2, {"x": torch.ones(1, 3), "id": ["c"]}, 1, Declared())
-        {'x': tensor([[0., 0., 0.],
-                [0., 0., 0.],
-                [1., 1., 1.]]), 'id': ['a', 'b', 'c']}
+        >>> two = {"x": torch.zeros(2, 1), "id": ["a", "b"]}
+        >>> joined(two, 2, {"x": torch.ones(1, 1), "id": ["c"]}, 1, Declared())["id"]
+        ['a', 'b', 'c']
     """
     name = key_of(path)
     dim = declared.dims.get(name, 0)
@@ -131,7 +131,7 @@ def _the_same(a: Any, b: Any, path: str) -> Any:
     equal = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
     if not equal:
         raise ValueError(
-            f"`{path}` belongs to a batch as a whole and differs between batches ({a!r}, then {b!r}), so they cannot be "
-            "gathered to full ones. Make it a tensor with one value per sample, or leave out `fill=True`."
+            f"`{path}` belongs to a batch as a whole and differs between batches ({a!r}, then {b!r}), so they cannot "
+            "be gathered to full ones. Make it a tensor with one value per sample, or leave out `fill=True`."
         )
     return a

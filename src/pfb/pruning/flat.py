@@ -1,8 +1,8 @@
 """Flat lists of targets: as many rows as samples by chance, and no row per sample.
 
 Detection data give ``[M, 5]`` targets of a whole batch whose first column counts the images, or
-``batch_idx [M]`` beside ``boxes [M, 4]``; point clouds give ``[M, 3]`` points and the cloud of each.
-Where M is the number of samples by chance, a selection would pair them with the wrong ones.
+``batch_idx [M]`` beside ``boxes [M, 4]``; point clouds give ``[M, 3]`` points and the cloud of
+each. Where M is the number of samples by chance, a selection would pair them with the wrong ones.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ def refuse(batch: Any, judged: str, n: int, declared: Declared) -> None:
 
 def looks_flat(x: Tensor, n: int) -> bool:
     """Whether a tensor of n rows says which sample each row belongs to: a first column, or the
-    whole, of whole numbers below n, sorted; of a column at least half occur, of a vector those up to
-    the last, most of them more than once.
+    whole, of whole numbers below n, sorted; of a column at least half occur, of a vector those up
+    to the last, most of them more than once.
 
     Example:
         >>> looks_flat(torch.tensor([[0, 7], [0, 9], [2, 7], [3, 1]]), 4)
         True
-        >>> looks_flat(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), 8), looks_flat(torch.tensor([1, 0, 0, 2]), 4)
-        (True, False)
+        >>> looks_flat(torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), 8)
+        True
+        >>> looks_flat(torch.tensor([1, 0, 0, 2]), 4)
+        False
     """
     if n < LEAST or x.is_complex() or x.dtype == torch.bool or x.dim() > 2 or (x.dim() == 2 and x.size(1) < 2):
         return False

@@ -78,9 +78,9 @@ class PrunedLoader:
             place.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how many
-        batches this epoch has taken, samples held back with ``fill``, and the loader's own state,
-        if it has one.
+        """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how
+        many batches this epoch has taken, samples held back with ``fill``, and the loader's own
+        state, if it has one.
         """
         own = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
         held = None if self._pool is None else self._pool.state_dict()
@@ -145,10 +145,11 @@ def prune_batches(
     Example:
         >>> import torch, pfb
         >>> data = torch.utils.data.TensorDataset(torch.randn(100, 3, 8, 8), torch.arange(100))
-        >>> loader = pfb.prune_batches(torch.utils.data.DataLoader(data, batch_size=10), prune=0.5)
-        >>> len(loader), {len(x) for x, y in loader}
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=10)
+        >>> pruned = pfb.prune_batches(loader, prune=0.5)
+        >>> len(pruned), {len(x) for x, y in pruned}
         (10, {5})
-        >>> full = pfb.prune_batches(torch.utils.data.DataLoader(data, batch_size=10), prune=0.5, fill=True)
+        >>> full = pfb.prune_batches(loader, prune=0.5, fill=True)
         >>> len(full), {len(x) for x, y in full}
         (5, {10})
     """

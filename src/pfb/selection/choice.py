@@ -74,6 +74,5 @@ def collect(features_ND: Tensor, indices_K: Tensor, rule: RuleCall, density: Den
         return
     features_GD = views.pooled(features_ND)
     if density.collects != "all":
-        groups_K = indices_K if views.count == 1 else views.groups(indices_K, len(features_ND)).unique()
-        features_GD = features_GD.index_select(0, groups_K)
+        features_GD = features_GD.index_select(0, views.groups(indices_K))
     density.accumulate(features_GD)

@@ -24,13 +24,13 @@ def random_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def generator_of(device: torch.device, *numbers: int) -> torch.Generator:
-    """A generator of its own for these numbers (a seed, a rank, a step): a run that is resumed draws
-    what it would have drawn, and nobody else's random stream is touched. Steele, Lea and Flood's
-    SplitMix64 (OOPSLA 2014) makes one seed of them.
+    """A generator of its own for these numbers (a seed, a rank, a step): a run that is resumed
+    draws what it would have drawn, and nobody else's random stream is touched. Steele, Lea and
+    Flood's SplitMix64 (OOPSLA 2014) makes one seed of them.
 
     Example:
         >>> a, b = (generator_of(torch.device("cpu"), 0, 0, step) for step in (1, 1))
-        >>> bool((torch.rand(5, generator=a) == torch.rand(5, generator=b)).all())
+        >>> torch.equal(torch.rand(5, generator=a), torch.rand(5, generator=b))
         True
     """
     state = 0

@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pfb.selection.nested import DESCEND, children, is_list, key_of, leaves, mapped
 
-PLAIN = (str, bytes, numbers.Number, torch.dtype, torch.device, enum.Enum, Path)
-SHARED = (*PLAIN, slice, range)
+PLAIN = (str, bytes, numbers.Number, torch.dtype, torch.device)
+SHARED = (*PLAIN, enum.Enum, Path, slice, range)
 FEW = 4  # plain values in a list: sizes, means per channel; of longer ones a batch's length is no accident
 
 
@@ -210,8 +210,7 @@ def _is_one_per_sample(
     if all(isinstance(item, PLAIN) for item in node) and batch_size <= FEW:
         raise TypeError(
             f"`{path}` holds {batch_size} plain values for {batch_size} samples, so it is not clear whether they are "
-            f"one per sample. Make it a tensor, or, with a BatchPruner, say which: `items=({key_of(path)!r},)` or "
-            f"`shared=({key_of(path)!r},)`."
+            f"one per sample. Make it a tensor; or, with a BatchPruner, name it in `items=` or `shared=`."
         )
     alike = len({type(item) for item in node if item is not None}) <= 1
     if batched and all(batched) and not _are_images(node):

@@ -66,15 +66,17 @@ class Views:
             return (groups_K[:, None] * self.count + view_V).flatten()
         return (view_V[:, None] * (batch_size // self.count) + groups_K).flatten()
 
-    def groups(self, rows_K: Tensor, batch_size: int) -> Tensor:
-        """Which group each row belongs to.
+    def groups(self, rows_K: Tensor) -> Tensor:
+        """The groups of which these are all rows, as :meth:`rows` gives them.
 
         Example:
             >>> import torch
-            >>> Views(2).groups(torch.tensor([0, 2, 3, 5]), batch_size=6)
-            tensor([0, 2, 0, 2])
+            >>> Views(2).groups(torch.tensor([0, 2, 3, 5]))
+            tensor([0, 2])
         """
-        return rows_K // self.count if self.interleaved else rows_K % (batch_size // self.count)
+        if self.interleaved:
+            return rows_K[:: self.count] // self.count
+        return rows_K[: len(rows_K) // self.count]
 
 
 def undeclared(features_ND: Tensor) -> Views | None:

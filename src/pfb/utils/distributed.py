@@ -99,9 +99,10 @@ def check_settings(settings: list[dict[str, str]], way_out: str) -> None:
         RuntimeError: they are not; the message names the first that differs.
 
     Example:
-        >>> check_settings([{"prune": "0.4"}, {"prune": "0.5"}], "make it with the same on all ranks")
+        >>> check_settings([{"prune": "0.4"}, {"prune": "0.5"}], "make both alike")
         Traceback (most recent call last):
-        RuntimeError: the ranks have different settings: `prune` is 0.4 on rank 0 and 0.5 on rank 1; make it with the same on all ranks
+        RuntimeError: the ranks have different settings: `prune` is 0.4 on rank 0 and 0.5 on rank 1;
+        make both alike
     """
     for place, theirs in enumerate(settings):
         for name, value in settings[0].items():

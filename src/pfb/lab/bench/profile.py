@@ -163,6 +163,6 @@ class _WatchedCenters(_Watched, pfb.DensityEstimator):
 
 
 class _WatchedMemory(_Watched, pfb.NeighbourMemory):
-    def isolation(self, x: Tensor) -> Tensor:
+    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         self._begin()
-        return super().isolation(x)
+        return super().isolation(x, own)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from pfb.selection.nested import copied, leaves, select
+from pfb.selection.nested import copied, leaves
+from pfb.selection.select import select
 
 KEPT = torch.tensor([1, 3])
 N = 4

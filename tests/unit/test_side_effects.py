@@ -1,10 +1,11 @@
 """The scoring pass is not seen from outside: what it writes is taken back, and it sees what the
 forward proper sees.
 
-Each model here is compared with a copy that never had a blocker, run on the kept samples.
+Each model here is compared with a copy whose samples nobody scored, run on the kept ones.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -13,32 +14,37 @@ from torch import nn
 import pfb
 
 
+def pruned_call(model, pruner, *args, **kwargs):
+    """The model's output for what a pruner keeps, judged by all that the model takes."""
+    named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return model(**pruner(dict(named), by=dict(named)))
+
+
 def like_plain(model, *args, cut="a", steps=1, **kwargs):
     """Outputs, gradients and buffers equal those of a plain model on the kept samples; no argument
     is changed.
     """
     plain = copy.deepcopy(model)
-    with pfb.attach(model, cut, 0.5, shallow="recompute") as blocker:
-        for _ in range(steps):
-            given = copy.deepcopy((args, kwargs))
-            model.zero_grad()
-            plain.zero_grad()
-            out = model(*given[0], **given[1])
-            kept = blocker.selection.indices
-            assert len(kept) == 5
-            expected_args, expected_kwargs = pfb.Selection(kept, 10).select(copy.deepcopy(args), copy.deepcopy(kwargs))
-            expected = plain(*expected_args, **expected_kwargs)
-            torch.testing.assert_close(out, expected)
-            out.square().sum().backward()
-            expected.square().sum().backward()
-            blocker.step()
-            for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
-                assert p.grad is not None, f"{name} has no gradient"
-                torch.testing.assert_close(p.grad, q.grad, msg=name)
-            buffers = dict(plain.named_buffers())
-            assert {name for name, _ in model.named_buffers()} == set(buffers)
-            for name, buffer in model.named_buffers():
-                torch.testing.assert_close(buffer, buffers[name], msg=name)
+    pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, cut), rule=pfb.RareFirst())
+    for _ in range(steps):
+        given = copy.deepcopy((args, kwargs))
+        model.zero_grad()
+        plain.zero_grad()
+        out = pruned_call(model, pruner, *given[0], **given[1])
+        kept = pruner.selection.indices
+        assert len(kept) == 5
+        expected_args, expected_kwargs = pfb.Selection(kept, 10).select(copy.deepcopy(args), copy.deepcopy(kwargs))
+        expected = plain(*expected_args, **expected_kwargs)
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert p.grad is not None, f"{name} has no gradient"
+            torch.testing.assert_close(p.grad, q.grad, msg=name)
+        buffers = dict(plain.named_buffers())
+        assert {name for name, _ in model.named_buffers()} == set(buffers)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(buffer, buffers[name], msg=name)
     return model, plain
 
 
@@ -177,65 +183,6 @@ class TestModules:
 
         like_plain(Appearing(), X)
 
-    def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
-        class Late(Two):
-            calls: torch.Tensor
-
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("calls", torch.zeros(()))
-                self.on = False
-
-            def forward(self, x):
-                if self.on:
-                    self.calls.add_(1)
-                return super().forward(x)
-
-        model = Late()
-        with pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()) as blocker:
-            for _ in range(4):
-                model(torch.randn(10, 6))
-                blocker.step()
-            model.on = True
-            with pytest.raises(RuntimeError, match="wrote to the buffer 'calls' of a Late.*is_grad_enabled"):
-                model(X)
-
-    def test_a_failing_pass_is_taken_back_too(self):
-        class Fails(Two):
-            steps = 0
-
-            def forward(self, x):
-                self.steps += 1
-                x.zero_()
-                raise ArithmeticError("by the model")
-
-        model, x = Fails(), X.clone()
-        with (
-            pfb.attach(model, "a", shallow="recompute", importance=pfb.RareFirst()),
-            pytest.raises(ArithmeticError) as failed,
-        ):
-            model(x)
-        assert model.steps == 0
-        assert torch.equal(x, X)
-        assert "this is the scoring pass of recompute: Fails on the whole batch" in failed.value.__notes__[0]
-
-    def test_lazy_layers_are_made_by_the_first_pass(self):
-        class Lazy(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.a = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
-                self.b = nn.LazyLinear(3)
-
-            def forward(self, x):
-                return self.b(self.a(x).mean((2, 3)))
-
-        model = Lazy()
-        with pfb.attach(model, "a", 0.5, shallow="recompute", channel_dim=1, importance=pfb.RareFirst()) as blocker:
-            for step in range(3):
-                assert len(model(torch.randn(10, 3, 8, 8))) == 5
-                assert int(model.a[1].num_batches_tracked) == step + 1
-                blocker.step()
-
     def test_layers_that_start_from_their_first_batch(self):
         class ActNorm(nn.Module):
             def __init__(self):
@@ -251,3 +198,69 @@ class TestModules:
         model = Two()
         model.a = nn.Sequential(nn.Linear(6, 8), ActNorm())
         like_plain(model, X, steps=2)
+
+    def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
+        class Late(Two):
+            calls: torch.Tensor
+
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(()))
+                self.on = False
+
+            def forward(self, x):
+                if self.on:
+                    self.calls.add_(1)
+                return super().forward(x)
+
+        model = Late()
+        features = pfb.Shallow(model, "a")
+        for _ in range(4):
+            features(torch.randn(10, 6))
+        model.on = True
+        with pytest.raises(RuntimeError, match="wrote to the buffer 'calls' of a Late.*is_grad_enabled"):
+            features(X)
+
+    def test_a_failing_pass_is_undone_too(self):
+        class Fails(Two):
+            steps = 0
+
+            def forward(self, x):
+                self.steps += 1
+                x.zero_()
+                raise ArithmeticError("by the model")
+
+        model, x = Fails(), X.clone()
+        with pytest.raises(ArithmeticError) as failed:
+            pfb.Shallow(model, "a")(x)
+        assert model.steps == 0
+        assert torch.equal(x, X)
+        assert "this is the scoring pass of pfb.Shallow: Fails on the whole batch" in failed.value.__notes__[0]
+
+    def test_lazy_layers_are_made_by_the_first_pass(self):
+        class Lazy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d())
+                self.b = nn.LazyLinear(3)
+
+            def forward(self, x):
+                return self.b(self.a(x).mean((2, 3)))
+
+        model = Lazy()
+        pruner = pfb.BatchPruner(0.5, features=pfb.Shallow(model, "a", channel_dim=1), rule=pfb.RareFirst())
+        for step in range(3):
+            assert len(model(pruner(torch.randn(10, 3, 8, 8)))) == 5
+            assert int(model.a[1].num_batches_tracked) == step + 1
+
+    def test_random_numbers(self):
+        class Noisy(Two):
+            def forward(self, x):
+                return super().forward(x + torch.randn_like(x))
+
+        features = pfb.Shallow(Noisy(), "a")
+        torch.manual_seed(0)
+        features(X)
+        drawn = torch.rand(3)
+        torch.manual_seed(0)
+        assert torch.equal(drawn, torch.rand(3))

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfb import DensityEstimator
+from pfb import MovingCenters
 from tests import reference
 
 seeds = st.integers(0, 2**31 - 1)
 
 
 def fed(batches, n_centers=6, beta=0.1):
-    estimator = DensityEstimator(n_centers, beta)
+    estimator = MovingCenters(n_centers, beta)
     for batch in batches:
         estimator.accumulate(batch)
         estimator.apply()
@@ -74,7 +74,7 @@ def test_reading_and_collecting_change_no_density():
 
 
 def test_all_densities_are_equal_until_centers_exist():
-    estimator = DensityEstimator(n_centers=64)
+    estimator = MovingCenters(n_centers=64)
     estimator.accumulate(torch.randn(20, 3))
     estimator.apply()
     assert not estimator.ready
@@ -136,7 +136,7 @@ def test_state_round_trip_also_between_accumulate_and_apply():
     batches = torch.randn(6, 20, 3, generator=g).unbind()
     original = fed(batches[:3])
     original.accumulate(batches[3])
-    copy = DensityEstimator(6, 0.1)
+    copy = MovingCenters(6, 0.1)
     copy.load_state_dict(original.state_dict())
     for estimator in (original, copy):
         estimator.apply()
@@ -148,9 +148,9 @@ def test_state_round_trip_also_between_accumulate_and_apply():
 
 
 def test_state_round_trip_while_seeding():
-    original = DensityEstimator(30)
+    original = MovingCenters(30)
     original.accumulate(torch.randn(20, 3))
-    copy = DensityEstimator(30)
+    copy = MovingCenters(30)
     copy.load_state_dict(original.state_dict())
     batch = torch.randn(20, 3)
     for estimator in (original, copy):
@@ -188,14 +188,14 @@ def test_no_tensor_with_all_three_axes_is_made():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DensityEstimator(1), "at least 2"),
-        (lambda: DensityEstimator(8.0), "whole number"),
-        (lambda: DensityEstimator(8, beta=0), "rate in"),
-        (lambda: DensityEstimator(8, beta=1.5), "got 1.5"),
-        (lambda: DensityEstimator().log_density(torch.zeros(3)), r"\[N, D\]"),
+        (lambda: MovingCenters(1), "at least 2"),
+        (lambda: MovingCenters(8.0), "whole number"),
+        (lambda: MovingCenters(8, beta=0), "rate in"),
+        (lambda: MovingCenters(8, beta=1.5), "got 1.5"),
+        (lambda: MovingCenters().log_density(torch.zeros(3)), r"\[N, D\]"),
         (lambda: fed(torch.randn(3, 20, 3).unbind()).log_density(torch.zeros(2, 4)), "4 dimensions"),
-        (lambda: DensityEstimator(8).load_state_dict({"centers": None}), "lacks"),
-        (lambda: DensityEstimator(8).load_state_dict(DensityEstimator(9).state_dict()), "n_centers=9"),
+        (lambda: MovingCenters(8).load_state_dict({"centers": None}), "lacks"),
+        (lambda: MovingCenters(8).load_state_dict(MovingCenters(9).state_dict()), "n_centers=9"),
     ],
 )
 def test_errors_name_the_rule(make, message):
@@ -247,7 +247,7 @@ class TestOneFiniteOutlier:
 
 def test_rows_before_the_centers_exist_are_not_kept_beyond_need():
     """A step() that is never called would keep the features of every forward."""
-    estimator = DensityEstimator(8)
+    estimator = MovingCenters(8)
     for _ in range(100):
         estimator.accumulate(torch.randn(5, 3))
     assert sum(map(len, estimator.state_dict()["seeds"])) <= 8 + 5
@@ -283,7 +283,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(spoil, message, ready):
 @pytest.mark.parametrize("state", [None, [], "state", 3])
 def test_what_is_no_state_is_refused(state):
     with pytest.raises(ValueError, match="it is a (NoneType|list|str|int); it is damaged or not a density state"):
-        DensityEstimator(8).load_state_dict(state)
+        MovingCenters(8).load_state_dict(state)
 
 
 @given(seed=seeds, n=st.integers(1, 30), steps=st.integers(0, 6), between=st.booleans())
@@ -292,7 +292,7 @@ def test_a_state_continues_as_if_it_had_not_been_saved(seed, n, steps, between):
     original = fed([torch.randn(n, 3, generator=g) for _ in range(steps)], n_centers=8)
     if between:
         original.accumulate(torch.randn(n, 3, generator=g))
-    twin = DensityEstimator(8, 0.1)
+    twin = MovingCenters(8, 0.1)
     twin.load_state_dict(copy.deepcopy(original.state_dict()))
     batch, x = torch.randn(9, 3, generator=g), torch.randn(5, 3, generator=g)
     for estimator in (original, twin):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pfb.selection.nested import select
+from pfb.selection.select import select
 
 KEPT = torch.tensor([1, 3])
 N = 4
@@ -118,7 +118,7 @@ class TestOneItemPerSample:
         "items", [["a", "b", "c", "d"], [1, 2.5, 3, 4], (1, "b", 2.0, True)], ids=["names", "numbers", "mixed"]
     )
     def test_plain_values_are_refused_since_they_may_be_of_all(self, items):
-        with pytest.raises(TypeError, match=r"`batch` holds 4 plain values for 4 samples.*select_list"):
+        with pytest.raises(TypeError, match=r"`batch` holds 4 plain values for 4 samples.*Make it a tensor"):
             select(items, KEPT, N)
 
     def test_as_many_batches_as_samples_are_refused(self):
@@ -162,7 +162,7 @@ class TestOneItemPerSample:
     [
         ({"a": [leaf(), torch.zeros(3)]}, ValueError, r"`batch\['a'\]\[1\]`.*4 samples.*\(3,\)"),
         (Target(torch.zeros(5), "x"), ValueError, r"`batch.label`"),
-        (np.zeros(N), TypeError, "ndarray"),
+        (np.zeros(N + 1), ValueError, r"`batch`.*4 samples.*\(5,\)"),
         ({1, 2}, TypeError, "set"),
     ],
 )

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfb.selection.nested import copied, leaves, select
+from pfb.selection.nested import copied, leaves
+from pfb.selection.select import select
 
 ITEMS = {
     "metas": lambda i: {"file": f"{i}.jpg", "size": (480, 640)},

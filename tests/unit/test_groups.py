@@ -1,0 +1,57 @@
+"""Nobody is starved, copies are stopped: each kind of data of the study of groups, small."""
+
+import pytest
+import torch
+
+from studies.group_data import GROUPS, Pictures, _smooth
+from studies.groups import SCALES, shares, stream
+
+OWN = list(SCALES)[1]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Each of its own colours, detail, and stripes."""
+    g = torch.Generator().manual_seed(0)
+    n, side = 1200, 32
+    wide, fine = (_smooth(n, 3, side, cells, g) - 0.5 for cells in (4, 12))
+    amount, pitch, way = (torch.rand(n, 1, 1, 1, generator=g) for _ in range(3))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    stripes = ((0.3 + pitch) * ((6.28 * way).cos() * x + (6.28 * way).sin() * y)).sin()
+    light = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=g)
+    shown = light + wide * torch.rand(n, 1, 1, 1, generator=g) + fine * amount + 0.3 * (amount - 0.5) * stripes
+    return Pictures((255 * shown.clamp(0, 1)).to(torch.uint8), torch.arange(n) % 4)
+
+
+def kept(name, pictures, samples=1536):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    data = GROUPS[name](samples, pictures, generator)
+    told = stream(data, samples // 3, 64, 1, generator, torch.device("cpu"))
+    return shares(data, told[OWN], generator)
+
+
+@pytest.mark.parametrize("name", ["cluster", "sky", "night", "site", "rare level", "fraud", "faults", "chirps"])
+def test_a_group_without_copies_is_not_starved(name, pictures):
+    assert kept(name, pictures)["group"] > LIMITS.get(name, 0.4)
+
+
+LIMITS = {"chirps": 0.25}
+"""A limit: a sketch tells spectrograms of a single tone apart by few things, beside noise."""
+
+
+@pytest.mark.parametrize("name", ["events", "defects"])
+def test_what_is_rare_and_matters_is_kept_above_the_rest(name, pictures):
+    found = kept(name, pictures)
+    assert found["group"] > found["rest"] - (0.05 if name == "defects" else 0)
+
+
+@pytest.mark.parametrize(("name", "auc"), [("clips", 0.95), ("far clusters", 0.95), ("templates", 0.95)])
+def test_copies_are_told_from_singles(name, auc, pictures):
+    found = kept(name, pictures)
+    assert found["auc"] > auc
+    assert found["group"] < 0.35 < 0.65 < found["rest"]
+
+
+def test_no_class_of_distinct_pictures_is_starved(pictures):
+    assert kept("distinct", pictures)["group"] > 0.4
