@@ -23,8 +23,10 @@ from studies.verdicts import Run, paired
 
 StreamName = Literal["logs", "signs"]
 STREAMS: tuple[StreamName, ...] = get_args(StreamName)
-WINDOWS = (1, 1024, 0)
-"""Samples within which a stream is shuffled; 1: it comes in its order, 0: all of it is shuffled."""
+WINDOWS: dict[StreamName, tuple[int, ...]] = {"logs": (1, 0), "signs": (1024, 0)}
+"""Samples within which a stream is shuffled; 1: it comes in its order, 0: all of it is shuffled. A
+batch of nothing but frames of one sign teaches nothing, so signs are shuffled among 34 tracks.
+"""
 MEMORIES = (256, 1024, 4096, 16_384)
 ARMS = ("full", "uniform", *(f"copies-{size}" for size in MEMORIES), "filter")
 BATCH = 16
@@ -38,13 +40,11 @@ class StreamConfig:
     """
 
     sets: tuple[StreamName, ...] = STREAMS
-    """logs: 22,400 log lines, the 16 systems' in turn, each in its order. signs: frames of tracks
-    of GTSRB, one track after the other as a car drives by.
+    """logs: 22,400 log lines, the 16 systems' in turn, in their order, and shuffled. signs: frames
+    of tracks of GTSRB, as a car drives by, shuffled within windows of 1,024, and among all.
     """
     folder: Path = Path("data")
     """Where loghub.npz and gtsrb10.npz lie, see docs/redundancy.md."""
-    windows: tuple[int, ...] = WINDOWS
-    """Samples within which each stream is shuffled; 1: none, 0: all."""
     arms: tuple[str, ...] = ARMS
     """full: every sample. uniform: half of each batch, at random. copies-M: half of each batch, by
     a memory of M. filter: every sample that is no copy of one in a memory of 4,096, gathered to
@@ -61,7 +61,7 @@ class StreamConfig:
     def __post_init__(self) -> None:
         checks.known(STREAMS, sets=self.sets)
         checks.known(ARMS, arms=self.arms)
-        checks.at_least(0, seeds=self.seeds, windows=self.windows)
+        checks.at_least(0, seeds=self.seeds)
 
 
 def run(config: StreamConfig) -> Path:
@@ -72,7 +72,7 @@ def run(config: StreamConfig) -> Path:
         Cell(named(name, window), seed, arm)
         for seed in config.seeds
         for name in config.sets
-        for window in config.windows
+        for window in WINDOWS[name]
         for arm in config.arms
     ]
     task = functools.lru_cache(2)(lambda name, seed: stream(name, config.folder, seed, config.tiny))
