@@ -7,10 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import grid, groups, stream
+from studies import grid, groups, scale, stream, tools
 
 app = tyro.extras.SubcommandApp()
-for _study in (grid, stream, groups):
+for _study in (grid, stream, groups, tools, scale):
     add_benchmark(app, _study)
 
 

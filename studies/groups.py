@@ -8,8 +8,8 @@ The claim, written before the seeds of this study were run; constants were swept
   at least 0.98, at most 0.28 of the frames kept and at least 0.96 of the single images;
 - near-copies in clusters that lie far apart: area under the curve above 0.95;
 - texts of 40 tokens of which 2 to 4 differ from a template: area at least 0.98, at most 0.28 kept;
-- every group without copies keeps above 0.40 (at random: 0.50): night, sky, another site, a cluster,
-  chirps, machine faults, rare levels, fraud;
+- every group without copies keeps above 0.40 (at random: 0.50): night, sky, another site, a
+  cluster, chirps, machine faults, rare levels, fraud;
 - events of still cameras and tiny defects are kept above the rest;
 - no class of distinct pictures keeps less than 0.42;
 - judging costs at most twice of what it does without own views.

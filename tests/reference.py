@@ -191,7 +191,7 @@ class Memory:
 
 
 def sketch_of_image(image: Tensor, filters: Tensor) -> Tensor:
-    """Of one image ``[C, H, W]`` whose sides are below 64, pixel by pixel, without a rim of 1/32."""
+    """Of one image ``[C, H, W]`` whose sides are below 64, pixel by pixel, without a rim."""
     image, filters = image.double(), filters.double()
     c, height, width = image.shape
     image = image[:, height // 32 : height - height // 32, width // 32 : width - width // 32]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pfb.blocking.attach import attach
     from pfb.blocking.blocker import Blocker
     from pfb.blocking.paper import paper
-    from pfb.copies.near_duplicates import Copies, find_copies
+    from pfb.copies.acting import Copies
+    from pfb.copies.files import read_groups
+    from pfb.copies.near_duplicates import find_copies
     from pfb.density.moving_centers import MovingCenters
     from pfb.density.neighbours import NeighbourMemory
     from pfb.features.shallow import Shallow
@@ -53,6 +55,7 @@ __all__ = [
     "paper",
     "plan",
     "prune_batches",
+    "read_groups",
     "window",
 ]
 
@@ -66,10 +69,9 @@ _PLACES = {
     "blocking.attach": ("attach",),
     "blocking.blocker": ("Blocker",),
     "blocking.paper": ("paper",),
-    "copies.near_duplicates": (
-        "Copies",
-        "find_copies",
-    ),
+    "copies.acting": ("Copies",),
+    "copies.files": ("read_groups",),
+    "copies.near_duplicates": ("find_copies",),
     "density.moving_centers": ("MovingCenters",),
     "density.neighbours": ("NeighbourMemory",),
     "features.shallow": ("Shallow",),

@@ -110,7 +110,7 @@ def test_text_is_shown_as_text(tmp_path, capsys, monkeypatch):
         (["--samples", "1"], "--samples must be at least 2"),
         (["--out", "page.txt"], "--out must end in .html"),
         (["--out", "/proc/none/page.html"], "--out /proc/none/page.html cannot be written"),
-        (["--export", "list.txt"], "--export must end in .csv"),
+        (["--export", "list.json"], "--export must end in .txt or .csv"),
         (["--data", "nothing"], "--data must be"),
         (["--model", "nothing"], "--model must be"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),

@@ -74,15 +74,15 @@ def data(rank, step, n=20):
     return torch.randn(n, 3, 8, 8, dtype=torch.float64, generator=g), torch.randint(5, (n,), generator=g)
 
 
-def build(shallow, **arguments):
+def build(**arguments):
     torch.manual_seed(0)
     model = zoo.SmallNet().double()
-    settings = {"importance": pfb.RareFirst(0.0), "estimator": pfb.MovingCenters(8, 0.1), **arguments}
-    return model, pfb.attach(model, "layer1", settings.pop("prune", 0.4), shallow=shallow, **settings)
+    settings = {"rule": pfb.RareFirst(0.0), "density": pfb.MovingCenters(8, 0.1), **arguments}
+    return model, pfb.attach(model, "layer1", settings.pop("prune", 0.4), **settings)
 
 
-def _gradients_and_estimate(rank, shallow):
-    model, blocker = build(shallow)
+def _gradients_and_estimate(rank):
+    model, blocker = build()
     torch.manual_seed(0)
     plain = zoo.SmallNet().double()
     parallel = DistributedDataParallel(model)
@@ -120,9 +120,8 @@ def _gradients_and_estimate(rank, shallow):
         parallel.zero_grad()
 
 
-@pytest.mark.parametrize("shallow", ["reuse", "recompute"])
-def test_gradients_and_estimate_equal_a_single_process(shallow):
-    on_two_ranks(_gradients_and_estimate, shallow)
+def test_gradients_and_estimate_equal_a_single_process():
+    on_two_ranks(_gradients_and_estimate)
 
 
 def _one_collective_per_step(rank, arguments):
@@ -136,13 +135,13 @@ def _one_collective_per_step(rank, arguments):
     dist.all_reduce = counting
     gather = dist.all_gather_into_tensor
 
-    def counting_gather(out, x):
+    def counting_gather(out, x, group=None):
         calls.append(x.numel())
-        return gather(out, x)
+        return gather(out, x, group=group)
 
     dist.all_gather_into_tensor = counting_gather
     schedule = pfb.window(0.4, start=0.2, stop=0.8)
-    model, blocker = build("reuse", prune=schedule, total_steps=10, **arguments)
+    model, blocker = build(prune=schedule, total_steps=10, **arguments)
     per_step = []
     for step in range(10):
         calls.clear()
@@ -156,12 +155,12 @@ def _one_collective_per_step(rank, arguments):
 
 def test_one_collective_per_step_and_none_when_pruning_is_off():
     on_two_ranks(_one_collective_per_step, {})
-    on_two_ranks(_one_collective_per_step, {"estimator": pfb.NeighbourMemory(64), "features": "sketch"})
+    on_two_ranks(_one_collective_per_step, {"density": pfb.NeighbourMemory(64)})
 
 
 def _uneven(rank):
     """Other batch sizes on each rank, also none at all, also while centers are being gathered."""
-    model, blocker = build("reuse", density=pfb.MovingCenters(24, 0.1))
+    model, blocker = build(density=pfb.MovingCenters(24, 0.1))
     for step, sizes in enumerate([(20, 0), (0, 7), (20, 20), (20, 0), (1, 20), (3, 17)]):
         x, _ = data(rank, step, n=sizes[rank])
         model(x).sum().backward()
@@ -178,12 +177,12 @@ def test_uneven_and_empty_batches():
 
 
 def _of_different_states(rank, arguments):
-    model, blocker = build("reuse", **arguments)
+    model, blocker = build(**arguments)
     for step in range(3):
         model(data(rank, step)[0])
         blocker.step()
     state = blocker.state_dict()
-    state["estimator"]["updates"] += rank
+    state["density"]["updates"] += rank
     blocker.load_state_dict(state)
     model(data(rank, 3)[0])
     with pytest.raises(RuntimeError, match="the ranks called step.. unevenly"):
@@ -193,12 +192,12 @@ def _of_different_states(rank, arguments):
 def test_ranks_that_are_at_different_steps_are_refused():
     """One resumed from another checkpoint, for instance."""
     on_two_ranks(_of_different_states, {})
-    on_two_ranks(_of_different_states, {"estimator": pfb.NeighbourMemory(64), "features": "sketch"})
+    on_two_ranks(_of_different_states, {"density": pfb.NeighbourMemory(64)})
 
 
 def _mixed(rank):
     """The first rank forgets one step; the other's next one then sums what belongs to two."""
-    model, blocker = build("reuse")
+    model, blocker = build()
     for step in range(4):
         model(data(rank, step)[0])
         if (rank, step) != (0, 2):
@@ -216,42 +215,102 @@ def test_a_step_that_one_rank_forgets_is_not_noticed():
     on_two_ranks(_mixed)
 
 
-def _one_memory(rank, shallow, features):
-    """Copies are seen that lie on the other rank, and all ranks know and average the same."""
-    torch.manual_seed(0)
-    model = zoo.SmallNet("batch")
-    blocker = pfb.attach(
-        model,
-        "layer1",
-        0.4,
-        shallow=shallow,
-        rule=pfb.InverseDensity(),
-        features=features,
-        density=pfb.NeighbourMemory(50),
-    )
-    parallel = DistributedDataParallel(model)
-    literal = reference.Memory(50)
+def _one_memory(rank):
+    """Copies are seen that lie on the other rank, and all ranks remember the same; a call is one
+    collective, and each rank chooses from its own batch.
+    """
+    pruner = pfb.BatchPruner(0.4, density=pfb.NeighbourMemory(50))
+    literal, calls = reference.Memory(50), []
+    gather = dist.all_gather_into_tensor
+
+    def counting(out, x, group=None):
+        calls.append(x.numel())
+        return gather(out, x, group=group)
+
+    dist.all_gather_into_tensor = counting
     for step, sizes in enumerate([(20, 20), (20, 1), (0, 7), (20, 20)]):
         x, y = data(rank, step, n=sizes[rank])
-        nn.functional.cross_entropy(parallel(x.float()), blocker.select(y), reduction="sum").backward()
-        seen = gathered(blocker.features)
-        blocker.step()
-        literal.add(torch.cat(seen))
-    states = gathered({**blocker.density.state_dict(), **blocker.state_dict()["averages"]})
+        x, kept = pruner(x.float(), torch.arange(len(y)))
+        selection = pruner.selection
+        assert kept.tolist() == (list(range(len(y))) if selection is None else selection.indices.tolist())
+        literal.add(torch.cat(gathered(pruner.features(data(rank, step, n=sizes[rank])[0]))))
+    assert len(calls) == 4
+    states = gathered(pruner.density.state_dict())
     for name, value in states[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][name])), name
-    rows = blocker.density.state_dict()["rows"]
-    torch.testing.assert_close(rows.double(), torch.tensor(literal.rows, dtype=torch.float64))
-    assert blocker.density.distance(seen[1 - rank]).max() < 1e-2
+    rows = pruner.density.state_dict()["rows"]
+    torch.testing.assert_close(rows.double(), torch.tensor(literal.rows, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+    choices = gathered(pruner.selection.indices.tolist())
+    assert choices[0] != choices[1]
 
 
-@pytest.mark.parametrize(("shallow", "features"), [("reuse", "sketch"), ("recompute", "momentum")])
-def test_all_ranks_have_one_memory(shallow, features):
-    on_two_ranks(_one_memory, shallow, features)
+def test_all_ranks_have_one_memory():
+    on_two_ranks(_one_memory)
+
+
+def _different_settings(rank):
+    for make, message in (
+        (lambda: pfb.BatchPruner(0.4 + 0.1 * rank), "`prune` is .*0.4.* on rank 0 and .*0.5.* on rank 1"),
+        (lambda: pfb.BatchPruner(0.4, seed=rank), "`seed` is 0 on rank 0 and 1 on rank 1"),
+        (lambda: pfb.BatchPruner(0.4, density=pfb.NeighbourMemory(50 + rank)), "`density`"),
+    ):
+        pruner = make()
+        with pytest.raises(RuntimeError, match=message):
+            pruner(data(rank, 0)[0].float())
+        assert pruner.steps == 0
+    model, blocker = build(prune=0.4 + 0.1 * rank)
+    model(data(rank, 0)[0]).sum().backward()
+    with pytest.raises(RuntimeError, match="the ranks have different settings: `prune`.*attach with the same"):
+        blocker.step()
+
+
+def test_ranks_of_different_settings_are_refused_by_name():
+    on_two_ranks(_different_settings)
+
+
+def _one_batch_on_both(rank):
+    """As tensor-parallel ranks have it."""
+    with pytest.raises(RuntimeError, match="ranks 0 and 1 hold the same batch.*`group=`"):
+        pfb.BatchPruner(0.4)(data(0, 0)[0].float())
+    groups = [dist.new_group([r]) for r in range(WORLD)]
+    pruner = pfb.BatchPruner(0.4, group=groups[rank], density=pfb.NeighbourMemory(50))
+    for step in range(70):
+        pruner(data(0, step)[0].float())
+        choices = gathered(pruner.selection.indices.tolist())
+        assert choices[0] == choices[1]
+    assert int(pruner.density.state_dict()["counts"][1]) == 50
+    with pytest.raises(TypeError, match="`group=` cannot be copied"):
+        multiprocessing.reduction.ForkingPickler.dumps(pruner)
+    differs = pfb.BatchPruner(0.4, group=groups[rank], seed=rank)
+    refused = 0
+    try:
+        differs(data(0, 0)[0].float())
+    except RuntimeError as error:
+        refused = int("must hold the same batch and choose the same samples" in str(error))
+    assert sum(gathered(refused)) == 1, "one rank comes second, and says so"
+
+
+def test_ranks_that_hold_the_same_batch_choose_the_same():
+    on_two_ranks(_one_batch_on_both)
+
+
+def _full_batches(rank):
+    rows = torch.arange(rank, 100, 2)
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows[:, None].float(), rows), batch_size=10)
+    loader = pfb.prune_batches(plain, 0.5, fill=True, density=pfb.NeighbourMemory(20))
+    for _ in range(3):
+        lengths = gathered((len(loader), [len(y) for _, y in loader]))
+        assert lengths[0] == lengths[1]
+        assert set(lengths[0][1]) == {10}
+    assert loader.pruner.density.epoch == 100
+
+
+def test_filled_loaders_take_equally_many_steps_on_all_ranks():
+    on_two_ranks(_full_batches)
 
 
 def _accumulation(rank):
-    model, blocker = build("reuse")
+    model, blocker = build()
     parallel = DistributedDataParallel(model)
     for step in range(4):
         with parallel.no_sync():
@@ -269,7 +328,7 @@ def test_gradient_accumulation_without_sync():
     on_two_ranks(_accumulation)
 
 
-def _fully_sharded(rank, shallow):
+def _fully_sharded(rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -277,7 +336,7 @@ def _fully_sharded(rank, shallow):
     torch.manual_seed(0)
     model, plain = zoo.SmallNet(), zoo.SmallNet()
     plain.load_state_dict(model.state_dict())
-    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8, 0.1))
+    blocker = pfb.attach(model, "layer1", 0.4, density=pfb.MovingCenters(8, 0.1))
     mesh = init_device_mesh("cpu", (WORLD,))
     for module in (model.layer1, model.layer2, model):
         fully_shard(module, mesh=mesh)
@@ -307,9 +366,8 @@ def _fully_sharded(rank, shallow):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="on a CPU, FSDP2 fails in torch 2.6 and sums gradients up to 2.8")
-@pytest.mark.parametrize("shallow", ["reuse", "recompute"])
-def test_fully_sharded(shallow):
-    on_two_ranks(_fully_sharded, shallow)
+def test_fully_sharded():
+    on_two_ranks(_fully_sharded)
 
 
 def test_wrapped_models_are_refused():
@@ -323,7 +381,7 @@ def test_wrapped_models_are_refused():
 
 def test_a_run_without_a_process_group_needs_none():
     assert not dist.is_initialized()
-    model, blocker = build("reuse")
+    model, blocker = build()
     for step in range(3):
         model(data(0, step)[0]).sum().backward()
         blocker.step()

@@ -23,9 +23,11 @@ from studies import (
     neighbours,
     overview,
     predictions,
+    scale,
     scaling,
     scoring,
     sight,
+    tools,
     trainer,
 )
 
@@ -49,6 +51,7 @@ SHOWN = {
         "baselines-cpu/table.md",
         "agreement-cpu/resnet18-layer1.md",
     ],
+    "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
     "docs/accuracy.md": ["saturated-cpu/table.md", "augmented-cpu/table.md", "density-cpu/density.md"],
 }
 """Result tables that stand on a page word by word."""
@@ -120,7 +123,7 @@ BENCHMARKS = {
     m.__name__.rpartition(".")[2]: m
     for m in (
         *(agreement, clips, copies, density, memory, natural, neighbours, predictions),
-        *(profile, scaling, scoring, sight, speed, trainer),
+        *(profile, scale, scaling, scoring, sight, speed, tools, trainer),
     )
 }
 MADE_BY = {"plan": "predictions", "video": "natural", "code": "natural", "faults": "clips", "long": "clips"}
@@ -130,9 +133,8 @@ MADE_BY = {"plan": "predictions", "video": "natural", "code": "natural", "faults
 def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file):
     assert file.read_text().count("\n") == 1, "a result is a line"
     table = file.with_suffix(".md")
-    kind = BENCHMARKS.get(file.parent.name.removesuffix("-cpu"))
     stem = file.stem.split("-")[0]
-    kind = kind or BENCHMARKS[MADE_BY.get(stem, stem)]
+    kind = BENCHMARKS.get(MADE_BY.get(stem, stem)) or BENCHMARKS[file.parent.name.removesuffix("-cpu")]
     rendered = kind.render(json.loads(file.read_text()))
     assert not table.exists() or table.read_text() == rendered
 

@@ -111,7 +111,9 @@ def test_a_minority_that_would_be_stopped_without_being_copies_is_told():
 def test_equal_and_few_copies_are_to_be_removed_once():
     single = torch.randn(300, 16)
     x = torch.cat([single, single[:60], single[:30] + 0.001])
-    advice = pfb.advise(net(), loader_of(x, shuffle=False), plan=False)
+    y = torch.randint(3, (300,))
+    y = torch.cat([y, y[:60], y[:30]])
+    advice = pfb.advise(net(), loader_of(x, y=y, shuffle=False), plan=False)
     assert advice.recommendation == "remove"
     assert advice.removable == pytest.approx(90 / 390)
     assert len(advice.duplicates) == 60
@@ -127,7 +129,8 @@ def test_equal_samples_of_different_classes_are_told():
     x = torch.randn(100, 16)
     y = torch.arange(200) % 3
     advice = pfb.advise(net(), loader_of(torch.cat([x, x]), y=y), plan=False)
-    assert advice.conflicts == 100
+    assert len(advice.conflicts) == 100
+    assert advice.to_drop == ()  # one of each label stays
     assert "with different labels" in str(advice)
 
 
@@ -192,8 +195,8 @@ def test_batches_of_transformers_with_columns_the_model_does_not_take():
         for part in tokens.split(30)
     ]
     advice = pfb.advise(Reader(), batches, plan=False)
-    assert len(advice.groups) == 45
     assert len(advice.duplicates) == 45  # whatever their labels
+    assert len(advice.groups) + len(advice.conflicts) == 45
     assert advice.noise.loss == pytest.approx(1.1, abs=0.3)
     assert advice.classes.keys() == {0, 1, 2}
     assert advice.total is None

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pfb.copies.near_duplicates import find_copies, in_deviations
+from pfb.copies.near_duplicates import find_copies
+from pfb.copies.reach import in_deviations
 from pfb.features.sketch import Sketch
 
 
@@ -23,7 +24,7 @@ def test_frames_of_scenes_are_found_and_grouped_and_single_samples_are_not():
     assert found.near[back[:300]].all()
     assert not found.near[back[300:]].any()
     assert len(found.groups) == 30
-    assert found.spare == 270
+    assert len(found.keep) == 730
     scene = torch.where(order < 300, order // 10, -1)
     for group in found.groups:
         assert len(group) == 10
@@ -46,7 +47,7 @@ def test_clean_data_have_no_near_copies(kind):
     }[kind]()
     found = find_copies(Sketch()(x), images=kind == "digits")
     assert found.near.float().mean() < 0.02
-    assert found.spare < 0.01 * len(x)
+    assert len(found.keep) > 0.99 * len(x)
 
 
 def test_frames_of_digits_are_found_even_where_a_few_scenes_are_all_there_is():
@@ -62,7 +63,7 @@ def test_text_that_repeats_is_found():
     text = torch.randint(60, (200, 40))
     x = torch.cat([text, text[:20], text[:20]])[torch.randperm(240)]
     found = find_copies(Sketch()(x))
-    assert (len(found.groups), found.spare, int(found.near.sum())) == (20, 40, 60)
+    assert (len(found.groups), len(found.keep), int(found.near.sum())) == (20, 200, 60)
 
 
 def test_the_first_of_a_group_is_the_one_that_most_are_alike_to():
@@ -91,13 +92,13 @@ def test_what_is_not_finite_is_nobodys_copy():
     found = find_copies(x)
     assert not found.near[:2].any()
     assert {len(group) for group in found.groups} == {6, 8}
-    assert found.isolation[:2].isinf().all()
+    assert found.nearest[:2].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_of_none_or_one_nothing_is_a_copy(n):
     found = find_copies(torch.ones(n, 3))
-    assert (found.groups, found.spare, len(found.near)) == ((), 0, n)
+    assert (found.groups, len(found.keep), len(found.near)) == ((), n, n)
 
 
 def test_the_order_does_not_matter():

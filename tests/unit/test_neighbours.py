@@ -143,7 +143,7 @@ def test_far_from_zero_and_in_half_precision_contexts_distances_stay_exact():
 
 
 def test_what_the_input_does_not_tell_apart_is_told_once():
-    """All samples equal, whatever the memory's length: what they are judged by is none of theirs."""
+    """All samples equal, whatever the memory's length."""
     with pytest.warns(UserWarning, match="does not tell them apart") as told:
         remembering(torch.zeros(16 * 160, 4), size=1000, batch=16)
     assert len(told) == 1
@@ -310,7 +310,7 @@ def test_whether_it_is_too_long_is_told_by_few_rows_of_a_step_since_all_distance
 
 
 def chances_of(x, groups, size=512, batch=64):
-    """Mean chance of each group of rows of inputs, in any order, to be kept where half are stopped."""
+    """Mean chance of each group of inputs, in any order, to be kept where half are stopped."""
     memory, sketch, found = pfb.NeighbourMemory(size), Sketch(), []
     order, changes = torch.randperm(len(x)), torch.Generator().manual_seed(0)
     for rows in order.split(batch):

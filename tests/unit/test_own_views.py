@@ -1,4 +1,4 @@
-"""Slightly changed views of one's own: of every kind of input, small, and from the generator given."""
+"""Own views of every kind of input: small changes, from the generator given."""
 
 import pytest
 import torch

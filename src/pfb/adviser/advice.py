@@ -19,14 +19,14 @@ class Advice(Findings):
         batch_size: samples of a batch.
         device: where steps were timed.
         near_copies: share of the samples that another is a near-copy of.
-        groups: indices of near-copies of each other, the largest group first; in each, the one to
-            keep first, and the others ascending.
+        groups: indices of near-copies of each other that have the same label, the largest group
+            first; in each, the one to keep first, and the others ascending.
         blockable: share of the samples that are not the first of their group and have at least 8
             near-copies, which a memory of a third of an epoch sees; without those that are equal to
             another of their group to the last bit.
         removable: share of the others that are not the first of their group.
         duplicates: indices of samples that are equal to the last bit, group by group.
-        conflicts: how many of these groups hold several classes.
+        conflicts: groups of near-copies that hold several classes, to be looked at.
         classes: samples of each class, if the labels are classes.
         in_runs: whether samples of one class follow each other: the loader does not shuffle.
         constant: indices of samples whose values are all the same.

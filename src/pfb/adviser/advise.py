@@ -23,8 +23,9 @@ from pfb.adviser.planner import Plan, judging, plan
 from pfb.adviser.scan import Progress, Survey, random_states_kept, survey, total_of
 from pfb.features import cuts
 from pfb.blocking.hooks import is_wired
+from pfb.copies.acting import Copies
 from pfb.copies.false_positives import mistaken
-from pfb.copies.near_duplicates import Copies, find_copies
+from pfb.copies.near_duplicates import find_copies
 from pfb.features.cut import FeatureReader, Features
 from pfb.features.originals import Originals
 from pfb.features.sketch import Sketch
@@ -96,7 +97,7 @@ def advise(
         >>> layers = [torch.nn.Linear(16, 16) for _ in range(4)]
         >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(16, 3))
         >>> advice = pfb.advise(model, loader, plan=False)
-        >>> len(advice.groups), advice.near_copies, advice.spare
+        >>> len(advice.conflicts), advice.near_copies, advice.spare
         (100, 1.0, 0.9)
     """
     _check(model, samples, features)
@@ -111,8 +112,10 @@ def advise(
         images = features is None and getattr(batches.judged(work, seen.held[0][0]), "ndim", 0) >= 4
         found = find_copies(
             seen.features,
-            images,
-            lambda rows: progress("comparing samples", rows, len(seen.digests)),
+            seen.labels,
+            images=images,
+            exact=True,
+            on_rows=lambda rows: progress("comparing samples", rows, len(seen.digests)),
         )
         tested = None if test is None else _tested(work, test, prepare, reader, samples, seen, images, progress)
         parts = _parts(found, seen, total_of(loader))
@@ -127,11 +130,11 @@ def advise(
         batch_size=seen.batch_size,
         device=str(device),
         near_copies=float(found.near.double().mean()),
-        groups=_numbered(found.groups, seen.index),
+        groups=_numbered(found.parts, seen.index),
         blockable=parts.blockable,
         removable=parts.removable,
         duplicates=_numbered(parts.duplicates, seen.index),
-        conflicts=parts.conflicts,
+        conflicts=_numbered(found.conflicts(), seen.index) if seen.labels is not None else (),
         classes=_counts(seen.labels),
         in_runs=seen.in_runs,
         constant=tuple(seen.index[i] for i in seen.constant),
@@ -209,7 +212,10 @@ def _tested(
     other = survey(model, test, prepare, reader, most, of_test)
     total = n + len(other.digests)
     found = find_copies(
-        torch.cat([seen.features, other.features]), images, lambda rows: of_test("comparing samples", rows, total)
+        torch.cat([seen.features, other.features]),
+        images=images,
+        exact=True,
+        on_rows=lambda rows: of_test("comparing samples", rows, total),
     )
     in_training = {i for group in found.groups if min(group) < n for i in group if i >= n}
     near = float(found.near[n:].double().mean())
@@ -224,7 +230,6 @@ class _Parts:
     removable: float
     memory: int
     duplicates: tuple[tuple[int, ...], ...]
-    conflicts: int
 
 
 def _parts(found: Copies, seen: Survey, total: int | None) -> _Parts:
@@ -233,23 +238,22 @@ def _parts(found: Copies, seen: Survey, total: int | None) -> _Parts:
     for i, digest in enumerate(seen.digests):
         by_digest[digest].append(i)
     duplicates = sorted((tuple(same) for same in by_digest.values() if len(same) > 1), key=lambda g: (-len(g), g))
-    labels = None if seen.labels is None else seen.labels.tolist()
-    conflicts = 0 if labels is None else sum(len({labels[i] for i in same}) > 1 for same in duplicates)
     blockable = removable = 0
     alike = torch.maximum(found.alike, found.alike[found.nearest]).tolist()  # one at the edge is seen, too
     seen_by_memory = []
+    surplus = {i for group in found.parts for i in group[1:]}  # of samples with another label one stays
     for group in found.groups:
         known = {seen.digests[group[0]]}
         for i in group[1:]:
             # A third of an epoch holds a third of those alike.
             if seen.digests[i] in known or alike[i] * (total or n) / n < 3 * SEEN_ROWS:
-                removable += 1
+                removable += i in surplus
             else:
                 blockable += 1
                 seen_by_memory.append(alike[i])
             known.add(seen.digests[i])
     memory = _memory(seen_by_memory, n, total or n)
-    return _Parts(blockable / n, removable / n, memory, tuple(duplicates), conflicts)
+    return _Parts(blockable / n, removable / n, memory, tuple(duplicates))
 
 
 def _memory(alike: list[int], n: int, total: int) -> int:

@@ -54,7 +54,7 @@ class Findings:
     blockable: float
     removable: float
     duplicates: tuple[tuple[int, ...], ...]
-    conflicts: int
+    conflicts: tuple[tuple[int, ...], ...]
     classes: dict[int, int] | None
     in_runs: bool
     constant: tuple[int, ...]

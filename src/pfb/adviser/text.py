@@ -27,6 +27,8 @@ def rows(found: Findings) -> Iterator[tuple[str, str]]:
     """What was found, as a name and a text each."""
     yield "near-copies", _of_copies(found)
     yield "duplicates", _of_duplicates(found)
+    if found.conflicts:
+        yield "conflicts", _of_conflicts(found)
     if found.tested is not None:
         yield "test", _of_test(found)
     if found.classes:
@@ -65,9 +67,16 @@ def _of_copies(found: Findings) -> str:
 def _of_duplicates(found: Findings) -> str:
     if not found.duplicates:
         return "none is equal to another to the last bit"
-    several = f", {found.conflicts} of them with different labels" if found.conflicts else ""
     count = sum(map(len, found.duplicates))
-    return f"{count:,} samples in {_many(len(found.duplicates), 'group')} equal to the last bit{several}"
+    return f"{count:,} samples in {_many(len(found.duplicates), 'group')} equal to the last bit"
+
+
+def _of_conflicts(found: Findings) -> str:
+    few = "; ".join(", ".join(map(str, group[:4])) for group in found.conflicts[:3])
+    return (
+        f"{_many(len(found.conflicts), 'group')} of near-copies with different labels (indices {few}, ...): one of "
+        "each label is kept; look at them, in advice.conflicts"
+    )
 
 
 def _of_test(found: Findings) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfb.copies.near_duplicates import FEWEST
+from pfb.copies.reach import FEWEST
 from pfb.density.neighbours import NeighbourMemory
 
 LIKE_A_COPY = 0.5  # of the isolation of a single sample; drawn a sixteenth as often

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FIRST_LOOK = 32  # step
 PROBES = 32  # rows of each step that are looked for; 2,000 by the second check
 NEAR = 0.4  # of the usual distance: half way between a copy and none
 FIRST_ROWS = 256  # remembered, of fewer halves tell nothing
@@ -18,7 +19,19 @@ COUNTED = 16  # groups near a probe
 FEWEST = 256  # probes
 EXCESS = 0.1  # three deviations of that of 512 probes that all have one copy; one half of an epoch of singles: 0.12
 NOBODY_ALONE, LEAST_EXCESS = 0.1, 0.03  # where less than this part met nothing, so much is enough
+SINGLE = 0.25  # so many samples meet no more groups than single ones do: one in each epoch
 PART = 3  # a memory should be at most this part of an epoch
+
+
+def is_looked_at(step: int) -> bool:
+    """Whether the host looks at what was noted in this step: 32, 48, 64, 96, 128, 192, ...
+
+    Example:
+        >>> [step for step in range(200) if is_looked_at(step)]
+        [32, 48, 64, 96, 128, 192]
+    """
+    power = 1 << (step.bit_length() - 1) if step else 0
+    return step >= FIRST_LOOK and 2 * step in (2 * power, 3 * power)
 
 
 def noted(least_NG: Tensor, usual_N: Tensor, given_N: Tensor, head: Tensor, filled: Tensor, group: int) -> Tensor:
@@ -56,9 +69,6 @@ def shorter(noted_B: list[float], rows: int) -> int | None:
     total = sum(bins)
     if total < FEWEST or excess < (EXCESS if bins[0] > NOBODY_ALONE * total else LEAST_EXCESS) * total:
         return None
-    seen, met = 0.0, 0
-    for met, count in enumerate(bins):  # a quarter of all samples meet no more: single ones, once in each epoch
-        seen += count
-        if seen >= total / 4:
-            break
+    shares = [sum(bins[: met + 1]) / total for met in range(len(bins))]
+    met = next(met for met, share in enumerate(shares) if share >= SINGLE)
     return max(2, rows // (PART * max(1, met)))

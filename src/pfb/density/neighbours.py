@@ -14,32 +14,19 @@ import torch
 from torch import Tensor
 
 from pfb.density import epochs
-from pfb.density.centers import DEAD_CHANNEL, spread_of, within_reach
-from pfb.density.kernels import COPY, Collects, checked_width, median
-from pfb.density.search import (
-    dimension,
-    in_deviations,
-    least_squares,
-    median_of_positive,
-    to_nearest,
-    to_those_before,
-    usual_square,
-)
+from pfb.density.frame import LOOK, frame_of
+from pfb.density.kernels import COPY, Collects, checked_width
+from pfb.density.memory_state import NAMES, tensors_of
+from pfb.density.search import in_deviations, to_nearest, to_those_before, usual_distance
 from pfb.utils import distributed as sync
 
 MOST_PER_STEP = 2048  # rows of one rank
-LOOK = 256  # rows that tell where the middle is, or whether the memory is too long
-MEASURED = 4096  # rows that tell the deviations
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
-CLOSE = 0.3  # part of the distance between any two samples
-LEAST_DIMENSIONS, MOST_DIMENSIONS = 8.0, 64.0  # how fast the nearest of more rows comes nearer; CIFAR-10: 5 to 8
-TELLS = 64  # rows, of fewer the dimension is not told
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
-FIRST_LOOK, FIRST_CHECK = 32, 64  # steps
+FIRST_CHECK = 64  # step
 NEARLY_ALL = 0.9
-NAMES = ("rows", "counts", "frame", "pending", "noted")
 
 
 class NeighbourMemory:
@@ -225,7 +212,7 @@ class NeighbourMemory:
         self._rows.index_copy_(0, place_R, written_RD)
         self._counts.copy_(torch.stack([(head + n) % self._limit, (filled + n).clamp_max(self._limit)]))
         self._pending.zero_()
-        self._measure()
+        self._frame.copy_(frame_of(self._rows, self._counts[1]))
 
     def summary(self) -> dict[str, float]:
         """Numbers to log; synchronises the device."""
@@ -246,32 +233,12 @@ class NeighbourMemory:
             ValueError: not a state of a memory, of another size, or of parts that do not belong
                 together. Nothing is changed then.
         """
-        wanted = {"size", "updates", "limit", *NAMES}
-        if not isinstance(state, dict) or not wanted <= state.keys():
-            lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
-            raise ValueError(f"the state of the memory lacks {lacks}; it is damaged or another density's")
-        if state["size"] != self.size:
-            raise ValueError(
-                f"the saved memory holds {state['size']} features, this one {self.size}: make it with "
-                f"`density=pfb.NeighbourMemory({state['size']})`"
-            )
-        if type(state["updates"]) is not int or state["updates"] < 0:
-            raise ValueError(f"the memory's `updates` must be a whole number >= 0 (got {state['updates']!r})")
-        if type(state["limit"]) is not int or not 2 <= state["limit"] <= self.size:
-            raise ValueError(f"the memory's `limit` must be from 2 to {self.size} (got {state['limit']!r})")
-        tensors = {name: state[name] for name in NAMES}
-        if any(x is not None and not isinstance(x, Tensor) for x in tensors.values()):
-            raise ValueError(f"the memory's {', '.join(NAMES)} must be tensors or None")
-        shapes = {name: None if x is None else tuple(x.shape) for name, x in tensors.items()}
-        d = 0 if shapes["pending"] is None else shapes["pending"][-1] - 1
-        filled = {"rows": (self.size, d), "counts": (2,), "frame": (2, d), "noted": (epochs.COUNTED + 2,)}
-        if {name: shapes[name] for name in filled} not in (filled, dict.fromkeys(filled)):
-            raise ValueError(f"the shapes of the memory's state do not belong together (got {shapes})")
+        tensors = tensors_of(state, self.size)
         for name, x in tensors.items():
             setattr(self, f"_{name}", None if x is None else x.detach().clone())
         self.updates, self._limit = state["updates"], state["limit"]
         if self._pending is not None:  # of a run on another number of ranks
-            none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), d + 1)
+            none = self._pending.new_zeros(most_per_step(self.size, sync.world_size()), self._pending.size(1))
             self._pending = torch.cat([none, self._pending])[-len(none) :]
 
     # Inside
@@ -303,17 +270,8 @@ class NeighbourMemory:
         return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
 
     def _usual(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """What :func:`least_squares` says ``[N, G]``, and the distance that is usual ``[N]``."""
         assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled, group = self._counts[1], self._group
-        least_NG = least_squares(z_ND, self._rows[: self._limit], self._frame, filled, group)
-        squares_N = z_ND.square().sum(1)
-        usual_N = usual_square(least_NG, filled, group) + squares_N
-        apart = 2.0 * (self._frame[1] > 0).sum()  # mean square distance of two samples
-        usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-        d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
-        d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
-        return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
+        return usual_distance(z_ND, self._rows[: self._limit], self._frame, self._counts[1], self._group)
 
     def _rows_of_all_ranks(self) -> Tensor:
         assert self._pending is not None
@@ -328,25 +286,6 @@ class NeighbourMemory:
             )
         return rows[:, 1:].flatten(0, 1)
 
-    def _measure(self) -> None:
-        """Middle and deviations of what is remembered. A far row does not change those of
-        the others.
-        """
-        assert self._rows is not None and self._counts is not None and self._frame is not None
-        filled = self._counts[1]
-        sample_LD = self._rows.index_select(0, torch.arange(LOOK, device=filled.device) * filled // LOOK)
-        middle_D = median(sample_LD)
-        rows_MD, there_M1 = self._rows, (torch.arange(self.size, device=filled.device) < filled)[:, None]
-        if self.size > MEASURED:  # evenly from all that is there, so that a longer memory takes no longer
-            rows_MD = self._rows.index_select(0, torch.arange(MEASURED, device=filled.device) * filled // MEASURED)
-            filled, there_M1 = torch.full_like(filled, MEASURED), filled > 0
-        near_MD = within_reach(rows_MD - middle_D, spread_of(sample_LD.sub_(middle_D)))
-        n = filled.clamp_min(1)
-        mean_D = near_MD.mul_(there_M1).sum(0) / n
-        std_D = ((near_MD - mean_D).mul_(there_M1).square_().sum(0) / n).sqrt()
-        alive_D = std_D > DEAD_CHANNEL * median_of_positive(std_D)  # of the widest, one column would blind all
-        self._frame.copy_(torch.stack([middle_D, torch.where(alive_D, 1 / torch.where(alive_D, std_D, 1.0), 0.0)]))
-
     def _shorten(self) -> None:
         """Use fewer rows, the latest, if they are more than a third of an epoch. The host waits at
         steps 32, 48, 64, 96, 128, ... alone.
@@ -356,10 +295,9 @@ class NeighbourMemory:
         limit = self._limit if self.epoch is None else min(self._limit, max(2, self.epoch // epochs.PART))
         if self.epoch is None:
             self._note()
-            if self.updates in (2 ** (self.updates.bit_length() - 1), 3 * 2 ** (self.updates.bit_length() - 2)):
-                if self.updates >= FIRST_LOOK:
-                    found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))
-                    limit = limit if found is None else min(limit, found)
+            if epochs.is_looked_at(self.updates):
+                found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))
+                limit = limit if found is None else min(limit, found)
                 self._noted.zero_()
         if limit < self._limit:
             head, filled = self._counts.unbind()
@@ -377,7 +315,7 @@ class NeighbourMemory:
         z_ND = in_deviations(probes[:, :-1], self._frame)
         least_NG, usual_N = self._usual(z_ND)
         least_NG = least_NG + z_ND.square().sum(1, keepdim=True)
-        self._noted += epochs.noted(least_NG, usual_N, probes[:, -1] > 0, *self._counts.unbind(), self._group)
+        self._noted += epochs.noted(least_NG, usual_N, probes[:, -1] > 0, self._counts[0], self._counts[1], self._group)
 
     def _tell_if_too_long(self) -> None:
         """At steps 64, 128, 256, ..., the only ones at which the host waits."""

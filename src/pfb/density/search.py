@@ -19,6 +19,9 @@ GROUPS = 1024  # so many tell what is usual
 PIECE = 2048  # rows at once, so that their squares stay in a processor's cache
 LARGE_PIECE = 65_536  # on other devices, where a call costs more than a cache gives
 PIECES = 32  # at most
+CLOSE = 0.3  # part of the distance between any two samples
+LEAST_DIMENSIONS, MOST_DIMENSIONS = 8.0, 64.0  # how fast the nearest of more rows comes nearer; CIFAR-10: 5 to 8
+TELLS = 64  # rows, of fewer the dimension is not told
 
 
 def in_deviations(x_ND: Tensor, frame_2D: Tensor) -> Tensor:
@@ -94,6 +97,22 @@ def to_those_before(z_ND: Tensor) -> Tensor:
         nearest_ND = F.pad(safe_ND, (0, 0, 0, 1)).index_select(0, squares_NN.argmin(1))
         distance_N = (z_ND - nearest_ND).square_().sum(1).sqrt()
         return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+
+
+def usual_distance(
+    z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tensor, group: int
+) -> tuple[Tensor, Tensor]:
+    """What :func:`least_squares` says, ``[N, G]``, and the distance to the nearest of all rows that
+    is usual around each sample, ``[N]``. Arguments as there.
+    """
+    least_NG = least_squares(z_ND, rows_MD, frame_2D, filled, group)
+    squares_N = z_ND.square().sum(1)
+    usual_N = usual_square(least_NG, filled, group) + squares_N
+    apart = 2.0 * (frame_2D[1] > 0).sum()  # mean square distance of two samples
+    usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+    d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
+    d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
+    return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
 
 
 def dimension(least_NG: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:

@@ -4,7 +4,6 @@ copies.
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import pfb
+from pfb.copies.files import as_text
 from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.report import advice as page
@@ -26,6 +26,8 @@ from pfb.lab.train.data.folder import OnDisk
 from pfb.lab.train.loaders import length
 from pfb.lab.train.models import build_for
 from pfb.lab.train.terminal import console, progress_bar
+
+LISTS = ".txt", ".csv"
 
 
 def advise(
@@ -38,9 +40,8 @@ def advise(
         samples: how many to look at, drawn at random.
         plan: measure the cost at each cut, too.
         out: the page, ``.html``.
-        export: a ``.csv`` file with a row for each sample that has near-copies: ``index`` in the
-            training set, ``file`` of an image folder, ``group``, and whether it is the one to be
-            ``kept``.
+        export: a list of what was found, of the kind that its name tells, see
+            :func:`pfb.copies.files.as_text`: keep.txt, copies.csv or weights.csv.
 
     Raises:
         RunError: bad settings or data, a model that does not fit them, or a place that cannot be
@@ -50,7 +51,7 @@ def advise(
         raise RunError(f"--samples must be at least 2 (got {samples})")
     _check_place("out", out, ".html")
     if export is not None:
-        _check_place("export", export, ".csv")
+        _check_place("export", export, *LISTS)
     source = load(config)
     found = _look(config, source, samples, plan)
     print(found)
@@ -60,9 +61,12 @@ def advise(
         draft.write_text(page.html(found, f"{config.data}, {config.model}", groups), encoding="utf-8")
     print(f"wrote {out}")
     if export is not None:
-        _export(found, source.names, export)
+        total = length(source.train)
+        with files.replacing(export) as draft:
+            draft.write_text(as_text(export.name, found.groups, total, source.names), encoding="utf-8", newline="")
+        drop = len(found.to_drop)
         print(
-            f"wrote {export}: {sum(map(len, found.groups)):,} samples with near-copies, {len(found.to_drop):,} to drop"
+            f"wrote {export}: {sum(map(len, found.groups)):,} of {total:,} samples have near-copies, {drop:,} to drop"
         )
     return found
 
@@ -118,37 +122,33 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, cropped: bool, exp
     """The command to train by; by the originals where images are ``cropped`` at random, which hides
     what was found.
     """
+    same = "".join(
+        f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name in ("data_root", "batch_size", "image_size", "split", "seed")
+        if (value := getattr(config, name)) != getattr(TrainConfig, name)
+    ) + (" --cpu" if config.cpu else "")
+    train = f"  pfb train --data {shlex.quote(config.data)} --model {config.model}"
     if found.recommendation == "block":
         rule = "uniform"
         if not found.test_repeats_itself:
             rule = f"inverse-density --memory {found.memory}{' --features originals' if cropped else ''}"
-        same = "".join(
-            f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
-            for name in ("data_root", "batch_size", "image_size", "seed")
-            if (value := getattr(config, name)) != getattr(TrainConfig, name)
-        )
-        print(
-            f"  pfb train --data {shlex.quote(config.data)} --model {config.model} --prune {found.prune:g} "
-            f"--method {rule} --control short{same}{' --cpu' if config.cpu else ''}"
-        )
+        print(f"{train} --prune {found.prune:g} --method {rule} --control short{same}")
+    if found.recommendation == "remove":
+        drop = shlex.quote(str(export)) if export is not None and _lists_groups(export) else "auto"
+        print(f"{train} --drop {drop}{same}")
     if found.groups and export is None:
-        print("  --export copies.csv lists all near-copies, and which to keep")
+        print("  --export copies.csv lists all near-copies, keep.txt what to keep, weights.csv how often to draw each")
 
 
-def _check_place(flag: str, place: Path, ending: str) -> None:
+def _lists_groups(place: Path) -> bool:
+    return place.suffix == ".csv" and "weights" not in place.name
+
+
+def _check_place(flag: str, place: Path, *endings: str) -> None:
     """Before minutes are spent on what cannot be written."""
-    if place.suffix != ending:
-        raise RunError(f"--{flag} must end in {ending} (got {place})")
+    if place.suffix not in endings:
+        raise RunError(f"--{flag} must end in {' or '.join(endings)} (got {place})")
     try:
         files.check_writable(place)
     except OSError as error:
         raise RunError(f"--{flag} {place} cannot be written ({error.strerror or error})") from error
-
-
-def _export(found: pfb.Advice, names: list[str] | None, place: Path) -> None:
-    with files.replacing(place) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "file", "group", "kept"])
-        for number, group in enumerate(found.groups, start=1):
-            for i in group:
-                table.writerow([i, names[i] if names else "", number, "yes" if i == group[0] else "no"])

@@ -152,6 +152,7 @@ def advise(
     model: str = "",
     batch_size: int = 128,
     image_size: int | None = None,
+    split: Literal["folders", "groups"] = "folders",
     samples: int = 20_000,
     plan: bool = True,
     workers: int = 2,
@@ -171,13 +172,16 @@ def advise(
         model: as in pfb train; by default a small one.
         batch_size: samples of a step.
         image_size: side of an image folder's images, as in pfb train.
+        split: where an image folder's test set comes from, as in pfb train.
         samples: how many to look at, drawn at random.
         plan: measure the cost at each cut, too.
         workers: loader processes for images too large to be kept in memory.
         seed: decides which samples are looked at, and in what order.
         cpu: stay on the CPU even if there is a GPU.
         out: page with pictures or text of the largest groups of near-copies.
-        export: a .csv file with all near-copies: index, file, group, and whether to keep it.
+        export: a list for other tools, of the kind that its name tells: keep.txt (what to keep, a
+            file or index a line), copies.csv (all near-copies: index, file, group, whether to keep
+            it) or weights.csv (how often to draw each sample).
     """
     from pfb.lab.advise import advise as look
 
@@ -187,6 +191,7 @@ def advise(
         model=model,
         batch_size=batch_size,
         image_size=image_size,
+        split=split,
         workers=workers,
         seed=seed,
         cpu=cpu,

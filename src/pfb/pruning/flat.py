@@ -21,19 +21,20 @@ COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
 """Names by which libraries call the sample that each row belongs to."""
 
 
-def refuse(batch: Any, judged: str, n: int, declared: Declared) -> None:
-    """Look at a batch of n samples; waits for the device.
+def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> None:
+    """Look at a batch of n samples, judged by a value at some path; waits for the device.
 
     Raises:
         ValueError: a tensor with n rows tells by its name or its values that a row is no sample.
     """
+    are_points = isinstance(value, Tensor) and value.dim() == 2 and value.size(1) in (2, 3, 4)
     for path, x in places(batch):
         name = key_of(path)
-        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != n or path == judged:
+        if not isinstance(x, Tensor) or x.is_nested or x.dim() == 0 or len(x) != n or path == judged:
             continue
         if name in declared.names or name in LABELS:
             continue
-        if (name in COUNTERS and x.dim() == 1) or looks_flat(x, n):
+        if (name in COUNTERS and x.dim() == 1) or ((x.dim() > 1 or are_points) and looks_flat(x, n)):
             raise ValueError(
                 f"`{path}` of shape {tuple(x.shape)} looks like a flat list that says which sample each row belongs "
                 "to: selecting its rows would pair them with the wrong samples. Give one tensor per sample in a list; "

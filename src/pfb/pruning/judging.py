@@ -48,7 +48,7 @@ class Judge:
         """
         path, value, features_ND = self._found(batch) if by is None else self._named(batch, by)
         if not self._looked:
-            self._look(batch, path, len(features_ND))
+            self._look(batch, path, value, len(features_ND))
         return path, value, features_ND
 
     def count(self, batch: Any) -> int:
@@ -70,6 +70,8 @@ class Judge:
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
         found = list(self.features.candidates(batch))
+        if not found and self.reads == "nothing":
+            found = [("batch", x) for x in leaves(batch) if x.dim() > 0][:1]
         if not found:
             raise TypeError(f"samples of this batch cannot be judged: {self.features.refusal(batch)}")
         path, value = next((one for one in found if one[0] == self.judged_by), found[0])
@@ -110,7 +112,7 @@ class Judge:
             path, value = "`by`", by(batch) if callable(by) and not isinstance(by, Tensor) else by
         return path, value, self._read(value, path)
 
-    def _look(self, batch: Any, path: str, n: int) -> None:
+    def _look(self, batch: Any, path: str, value: Any, n: int) -> None:
         """Once, at the first pruned batch: what looks like samples and is none."""
         known = {key_of(place) for place, _ in places(batch)}
         unknown = sorted(self.declared.names - known)
@@ -119,5 +121,5 @@ class Judge:
                 f"`shared`, `items` and `dims` must name parts of the batch (got {unknown[0]!r}; there are "
                 f"{', '.join(sorted(map(repr, known - {''}))) or 'none'})"
             )
-        flat.refuse(batch, path, n, self.declared)
+        flat.refuse(batch, path, value, n, self.declared)
         self._looked = True

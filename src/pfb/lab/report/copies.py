@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pfb.density.neighbours import DIMENSIONS, GROUP
-from pfb.density.search import least_of_groups, usual_square
-from pfb.features.sketch import Sketch
+from pfb.density.neighbours import GROUP
+from pfb.density.search import LEAST_DIMENSIONS, least_of_groups, usual_square
 from pfb.lab.report.page import Section
 from pfb.lab.report.pictures import Tile, picture, sheet
 from pfb.lab.report.run import Run
 from pfb.lab.train.data import Source
+from pfb.lab.train.data.dropped import sketches
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.records import kept_share
 from pfb.lab.train.settings import SKETCHED
@@ -74,8 +72,7 @@ def sections(run: Run) -> list[Section]:
 @torch.no_grad()
 def sketched(source: Source) -> Tensor:
     """Sketches ``[N, D]`` of all training samples, in units of their standard deviations."""
-    batches: Any = DataLoader(source.train, batch_size=256, collate_fn=source.collate)
-    features = torch.cat([Sketch()(source.original(batch)) for batch in batches])
+    features = sketches(source)
     deviation = features.std(0)
     alive = deviation > 1e-5 * deviation.max()
     return (features[:, alive] - features[:, alive].mean(0)) / deviation[alive]
@@ -92,7 +89,7 @@ def usual_distance(features: Tensor) -> float:
     squares = to_others(features, spread)[:, order].square()
     group = min(GROUP, n)
     usual = float(usual_square(least_of_groups(squares, group), torch.tensor(n), group).sqrt().median())
-    return usual * math.pow(group / n, 1 / DIMENSIONS)
+    return usual * math.pow(group / n, 1 / LEAST_DIMENSIONS)
 
 
 def to_others(features: Tensor, indices: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
                 raise RunError(f"--{name.replace('_', '-')} must be {what} (got {value})")
         if self.image_size is not None and not self.data.startswith("imagefolder:"):
             raise RunError(f"--image-size is for image folders (got --data {self.data}); leave it out")
+        if self.split != "folders" and not self.data.startswith("imagefolder:"):
+            raise RunError(f"--split {self.split} is for image folders (got --data {self.data}); leave it out")
         if self.reweight and self.per_class:
             raise RunError("--reweight needs the probability of a draw among all, which --per-class has not: leave one")
         try:
@@ -198,4 +200,6 @@ def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_RESULT}
     if kept["data"].startswith("imagefolder:"):
         kept["data"] = f"imagefolder:{Path(kept['data'].removeprefix('imagefolder:')).name}"
+    if kept.get("drop"):
+        kept["drop"] = Path(kept["drop"]).name
     return kept

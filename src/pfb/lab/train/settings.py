@@ -31,6 +31,14 @@ class DataSettings:
     """
     train_samples: int | None = None
     """Train on so many samples only, equally many of every class; of shapes, draw so many."""
+    drop: str | None = None
+    """Train without near-copies, one of each group and class is left: auto finds them, or a list
+    says which: copies.csv of pfb advise, imagededup's duplicates (.json), fastdup's similarity.csv.
+    """
+    split: Literal["folders", "groups"] = "folders"
+    """Where an image folder's test set comes from. folders: from test/ or val/. groups: there is
+    none, and a fifth of all images is set aside, of near-copies all or none.
+    """
     augment: bool = True
     """Small images: shift by up to an eighth of the side (reflected) and flip; digits are not
     flipped. Large ones: random resized crop and flip. Shapes and text are left as they are.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.data import clips, folder, generated, packaged
+from pfb.lab.train.data import clips, dropped, folder, generated, packaged
 from pfb.lab.train.data.images import SMALL_IMAGE
 from pfb.lab.train.data.sampler import EpochSampler
 from pfb.lab.train.data.source import Batch, Source, labels_of
@@ -28,12 +28,16 @@ SOURCES = {
 
 
 def load(config: TrainConfig) -> Source:
-    """The data that ``--data`` names.
+    """The data that ``--data`` names, without what ``--drop`` leaves out.
 
     Raises:
-        RunError: unknown name, missing or empty folder, a class without images, or damaged images
-            (all are listed).
+        RunError: unknown name, missing or empty folder, a class without images, damaged images
+            (all are listed), no near-copies to drop, or a list of those of other data.
     """
+    return dropped.left(_named(config), config)
+
+
+def _named(config: TrainConfig) -> Source:
     if config.data.startswith(FOLDER):
         return folder.load(Path(config.data.removeprefix(FOLDER)).expanduser(), config)
     if config.data not in SOURCES:

@@ -1,5 +1,5 @@
 """Image folders in the layout of ImageNet: ``PATH/train/CLASS/IMAGE`` and ``PATH/val/CLASS/IMAGE``
-(or ``test``).
+(or ``test``), or without a test set, which is split off then.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
+from pfb.lab.train.data.split import by_groups, groups_among
 from pfb.lab.train.idle import judges_by_originals
 
 logger = logging.getLogger(__name__)
 
 LARGE_IMAGE = 224
 THUMBNAIL = 32
+SKETCHED = 256  # images at a time
 SHOWN = 20
 """So many damaged files are named."""
 Files = list[tuple[str, int]]
@@ -42,19 +45,17 @@ def load(root: Path, config: TrainConfig) -> Source:
         RunError: a folder is missing, a class is empty or of the test set only, there is but one
             class, or images cannot be read.
     """
-    train_root = root / "train"
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
-    for folder in (root, train_root, test_root):
-        if not folder.is_dir():
-            raise RunError(
-                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing"
-            )
+    train_root, test_root = _roots(root, config.split)
     classes = _classes(train_root)
     if len(classes) < 2:
         raise RunError(f"{train_root} needs at least two classes (got {classes[0]!r} only): of one there is no choice")
-    if foreign := sorted(set(_classes(test_root)) - set(classes)):
-        raise RunError(f"{test_root} holds classes that {train_root} does not: {', '.join(foreign[:5])}")
-    train_files, test_files = _files(train_root, classes), _files(test_root, classes)
+    train_files = _files(train_root, classes)
+    if test_root is None:
+        train_files, test_files = _split(train_files)
+    else:
+        if foreign := sorted(set(_classes(test_root)) - set(classes)):
+            raise RunError(f"{test_root} holds classes that {train_root} does not: {', '.join(foreign[:5])}")
+        test_files = _files(test_root, classes)
     if config.train_samples is not None:
         labels = torch.tensor([label for _, label in train_files])
         train_files = [train_files[i] for i in class_balanced(labels, config.train_samples, len(classes)).tolist()]
@@ -64,6 +65,42 @@ def load(root: Path, config: TrainConfig) -> Source:
     else:
         source = _on_disk(train_files, test_files, classes, side, config.augment, judges_by_originals(config))
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
+
+
+def sketched(files: Files) -> Tensor:
+    """Sketches ``[N, D]`` of whole images, which are read a part at a time.
+
+    Raises:
+        RunError: images cannot be read.
+    """
+    parts = [files[start : start + SKETCHED] for start in range(0, len(files), SKETCHED)]
+    return torch.cat([Sketch()(_decoded(part, SMALL_IMAGE).images.float() / 255) for part in parts])
+
+
+def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
+    """The folders of the training and of the test set; ``None`` if that is split off."""
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if split == "groups":
+        if test_root is not None:
+            raise RunError(f"--split groups is for images without a test set (got {test_root}): leave it out")
+        train_root = root / "train"
+        train_root = train_root if train_root.is_dir() else root
+    else:
+        train_root, test_root = root / "train", test_root or root / "test"
+    for folder in (root, train_root, test_root):
+        if folder is not None and not folder.is_dir():
+            raise RunError(
+                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing"
+                + ("; of images without a test set --split groups sets one aside" if folder == test_root else "")
+            )
+    return train_root, test_root
+
+
+def _split(files: Files) -> tuple[Files, Files]:
+    train, test = by_groups(groups_among(sketched(files), images=True), torch.tensor([label for _, label in files]))
+    if not test:
+        raise RunError("--split groups: every class is a single group of near-copies, so that none is left to test on")
+    return [files[i] for i in train], [files[i] for i in test]
 
 
 def _classes(folder: Path) -> list[str]:

@@ -1,0 +1,176 @@
+"""A loader whose batches are pruned: lengths, epochs, full batches and exact resume."""
+
+import copy
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+import pfb
+from pfb.pruning.filling import Pool, joined
+from pfb.selection.select import Declared
+
+
+def data(n=100):
+    return TensorDataset(torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(n))
+
+
+class TestAsTheLoaderItWraps:
+    def test_length_attributes_and_epochs(self):
+        sampler = DistributedSampler(data(), num_replicas=2, rank=0)
+        plain = DataLoader(data(), batch_size=10, sampler=sampler)
+        loader = pfb.prune_batches(plain, 0.5)
+        assert (len(loader), loader.batch_size, loader.dataset) == (5, 10, plain.dataset)
+        loader.set_epoch(3)
+        assert sampler.epoch == 3
+        assert [len(x) for x, y in loader] == [5] * 5
+        with pytest.raises(AttributeError):
+            loader.nothing_of_the_kind  # noqa: B018
+
+    def test_a_loader_of_its_own_kind(self):
+        class Shards:
+            epoch = None
+
+            def set_epoch(self, epoch):
+                self.epoch = epoch
+
+            def __iter__(self):
+                yield from ({"x": torch.rand(8, 3, 4, 4), "id": list("abcdefgh")} for _ in range(3))
+
+        shards = Shards()
+        loader = pfb.prune_batches(shards, 0.5)
+        loader.set_epoch(1)
+        assert shards.epoch == 1
+        assert [(len(b["x"]), len(b["id"])) for b in loader] == [(4, 4)] * 3
+        with pytest.raises(TypeError):
+            len(loader)
+
+    def test_a_stream(self):
+        class Stream(IterableDataset):
+            def __iter__(self):
+                yield from (torch.rand(6) for _ in range(20))
+
+        assert [len(x) for x in pfb.prune_batches(DataLoader(Stream(), batch_size=8), 0.5)] == [4, 4, 2]
+
+    def test_the_batch_is_moved_first(self):
+        loader = pfb.prune_batches(DataLoader(data(20), batch_size=10), 0.5, device="meta", rule=pfb.Uniform())
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            next(iter(loader))
+        loader = pfb.prune_batches(DataLoader(data(20), batch_size=10), 0.5, device="cpu")
+        assert len(next(iter(loader))[0]) == 5
+
+    def test_a_pruner_of_ones_own(self):
+        pruner = pfb.BatchPruner(0.25)
+        loader = pfb.prune_batches(DataLoader(data(), batch_size=8), pruner=pruner)
+        assert loader.pruner is pruner
+        assert len(next(iter(loader))[0]) == 6
+        with pytest.raises(TypeError, match="`pruner` has its own settings"):
+            pfb.prune_batches(DataLoader(data()), pruner=pruner, seed=3)
+
+    def test_what_cannot_be_wrapped(self):
+        loader = DataLoader(data())
+        with pytest.raises(TypeError, match="pruned already"):
+            pfb.prune_batches(pfb.prune_batches(loader))
+        with pytest.raises(TypeError, match="is an iterator"):
+            pfb.prune_batches(iter(loader))
+        with pytest.raises(TypeError, match="iterable of batches"):
+            pfb.prune_batches(3)
+
+    def test_the_memory_is_told_how_long_an_epoch_is(self):
+        loader = pfb.prune_batches(DataLoader(data(), batch_size=10))
+        assert loader.pruner.density.epoch == 100
+        assert pfb.prune_batches(DataLoader(data(), batch_size=30, drop_last=True)).pruner.density.epoch == 90
+
+
+class TestFullBatches:
+    @given(st.integers(5, 60), st.integers(4, 12), st.sampled_from([0.0, 0.3, 0.5, 0.7]), st.booleans())
+    def test_the_length_is_exact_and_nothing_is_lost_or_doubled(self, n, size, prune, drop_last):
+        kept_rows, pruner = [], pfb.BatchPruner(prune, rule=pfb.Uniform())
+        plain = DataLoader(data(n), batch_size=size, shuffle=True, drop_last=drop_last)
+        real = pruner.__class__.__call__
+
+        class Watched(pfb.BatchPruner):
+            def __call__(self, batch):
+                kept = real(self, batch)
+                kept_rows.extend(kept[1].tolist())
+                return kept
+
+        loader = pfb.prune_batches(plain, fill=True, pruner=Watched(prune, rule=pfb.Uniform()))
+        given_rows = []
+        for _ in range(3):
+            expected = len(loader)
+            batches = list(loader)
+            assert len(batches) == expected
+            assert all(len(x) == len(y) == min(size, n) for x, y in batches)
+            assert all(torch.equal(x, plain.dataset.tensors[0][y]) for x, y in batches)
+            given_rows += [int(row) for _, y in batches for row in y]
+        held = Counter(kept_rows)
+        held.subtract(Counter(given_rows))
+        assert min(held.values(), default=0) >= 0, "none is given twice"
+        assert sum(held.values()) < max(size, 1), "and what is left waits for the next epoch"
+
+    def test_a_window_changes_the_length(self):
+        plain = DataLoader(data(80), batch_size=10)
+        loader = pfb.prune_batches(plain, pfb.window(0.5, start=0.5), fill=True, total_steps=16)
+        assert len(loader) == 8
+        assert len(list(loader)) == 8
+        assert len(loader) == 4
+        assert len(list(loader)) == 4
+
+    def test_texts_lists_and_arrays(self):
+        two = {"x": torch.zeros(2, 3), "id": ["a", "b"], "row": np.arange(2), "size": (8, 8), "data": [torch.ones(2)]}
+        one = {"x": torch.ones(1, 3), "id": ["c"], "row": np.arange(1), "size": (8, 8), "data": [torch.ones(1)]}
+        both = joined(two, 2, one, 1, Declared())
+        assert both["id"] == ["a", "b", "c"]
+        assert both["row"].tolist() == [0, 1, 0]
+        assert both["size"] == (8, 8)
+        assert [len(x) for x in both["data"]] == [3]
+
+    def test_what_cannot_be_joined_is_refused_with_its_place(self):
+        with pytest.raises(ValueError, match=r"`batch\['x'\]` cannot be gathered.*pad to a fixed length"):
+            joined({"x": torch.zeros(2, 3)}, 2, {"x": torch.zeros(1, 4)}, 1, Declared())
+        with pytest.raises(ValueError, match=r"`batch\['lam'\]` belongs to a batch as a whole and differs"):
+            joined({"lam": 0.3}, 2, {"lam": 0.4}, 1, Declared())
+
+    def test_the_length_of_what_has_none_is_refused(self):
+        with pytest.raises(TypeError, match="knows its data set and batch size"):
+            len(pfb.prune_batches([torch.rand(4, 3)], fill=True))
+
+
+class TestResume:
+    @pytest.mark.parametrize("fill", [False, True])
+    @pytest.mark.parametrize("stop", [0, 3, 7])
+    def test_in_the_middle_of_an_epoch(self, fill, stop):
+        def make():
+            order = torch.Generator().manual_seed(3)
+            plain = DataLoader(data(), batch_size=10, shuffle=True, generator=order)
+            return pfb.prune_batches(plain, 0.5, fill=fill)
+
+        straight, state, seen = make(), None, []
+        for i, (_, y) in enumerate(straight):
+            if i == min(stop, 4 if fill else 9):
+                seen.clear()
+                state = copy.deepcopy(straight.state_dict())
+            else:
+                seen.append(y.tolist())
+        again = make()
+        again.load_state_dict(state)
+        assert [y.tolist() for _, y in again] == seen
+        assert again.pruner.steps == straight.pruner.steps
+
+    def test_a_foreign_state(self):
+        loader = pfb.prune_batches(DataLoader(data()))
+        for state in (None, {}, {"pruner": 1}):
+            with pytest.raises(ValueError, match="not a state of pfb.prune_batches"):
+                loader.load_state_dict(state)
+        with pytest.raises(ValueError, match="saved with fill=False"):
+            pfb.prune_batches(DataLoader(data()), fill=True).load_state_dict(loader.state_dict())
+
+    def test_a_damaged_pool(self):
+        for held in ({"size": 3}, {"size": 3, "held": -1, "rest": None}, {"size": 3, "held": 2, "rest": None}):
+            with pytest.raises(ValueError, match="held"):
+                Pool(Declared()).load_state_dict(held)
