@@ -213,4 +213,3 @@ def _filtered(task: sets.Task, places: Tensor) -> Iterator[tuple[int, Tensor]]:
         while len(waiting) >= BATCH:
             yield i * BATCH, waiting[:BATCH]
             waiting = waiting[BATCH:]
-
