@@ -78,7 +78,7 @@ def render(runs: list[Run], primary: str) -> str:
         row = [f"`{arm}`", f"{len(mine)}", f"{statistics.mean(run['compute'] for run in mine):.0%}"]
         row += [_left(mine)]
         row += [_mean_and_deviation([100 * run[m] for run in mine if run[m] is not None]) for m in metrics]
-        row += [_difference(_against(runs, own, arm, m)) for m in metrics]
+        row += [difference(_against(runs, own, arm, m)) for m in metrics]
         row += [_p_value(corrected[arm]) if arm in corrected else ""]
         rows.append(row)
     titles = [METRICS[m] for m in metrics]
@@ -109,7 +109,13 @@ def _mean_and_deviation(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
-def _difference(told: tuple[float, float, float] | None) -> str:
+def difference(told: tuple[float, float, float] | None) -> str:
+    """What :func:`paired` says, for a table; empty for none.
+
+    Example:
+        >>> difference((1.5, 0.25, 0.04))
+        '+1.50 ± 0.25'
+    """
     return "" if told is None else f"{told[0]:+.2f} ± {told[1]:.2f}"
 
 
