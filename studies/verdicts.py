@@ -70,7 +70,7 @@ def render(runs: list[Run], primary: str) -> str:
     metrics = [m for m in METRICS if any(run[m] is not None for run in runs)]
     arms = _in_order(runs)
     own = OWN if OWN in arms else "uniform"
-    told = {arm: difference for arm in arms if (difference := _against(runs, own, arm, primary)) is not None}
+    told = {arm: found for arm in arms if (found := _against(runs, own, arm, primary)) is not None}
     corrected = dict(zip(told, holm([p for _, _, p in told.values()]), strict=True))
     rows = []
     for arm in arms:
