@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,14 @@ from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
 from studies.sets import Recipe, Task
 
-ArmName = Literal[
+ARMS = (
     *("full", "short", "small-batch", "uniform"),
     *("paper", "paper-before", "infobatch"),
     *("copies", "copies-fill", "oracle"),
     *("removed", "removed-exact", "removed-true", "removed-at-random"),
     *("sampler", "sampler-found"),
     *("removed-epochs", "removed-exact-epochs", "removed-true-epochs", "removed-at-random-epochs"),
-]
-ARMS: tuple[ArmName, ...] = get_args(ArmName)
+)
 """``short``, ``small-batch``: fewer steps, or smaller batches. ``uniform``: pruned at random.
 ``paper``: ``pfb.attach``; ``paper-before``: its rule before the model. ``copies``: near-duplicates
 pruned in the batch, ``pfb.BatchPruner`` as it comes; ``copies-fill``: the same, gathered to full
@@ -42,7 +41,6 @@ tell; ``-at-random``: as many as ``-true`` leave. ``sampler``: loaded with weigh
 group, and ``-found`` as ``find_copies`` tells. ``-epochs``: as many epochs of the rest as ``full``
 has of all, which is less than the budget.
 """
-BY_THE_RULE: tuple[ArmName, ...] = ("copies", "copies-fill", "removed", "removed-epochs", "sampler-found")
 PRUNE, START, STOP = 0.5, 0.05, 0.875
 BUDGET = 1 - PRUNE * (STOP - START)
 
@@ -67,7 +65,7 @@ class Sizes:
     compute: float
 
 
-def sizes(arm: ArmName, full_steps: int, batch_size: int, left: float = 1.0, shallow: float = 0.0) -> Sizes:
+def sizes(arm: str, full_steps: int, batch_size: int, left: float = 1.0, shallow: float = 0.0) -> Sizes:
     """How long an arm trains.
 
     Args:
@@ -111,7 +109,7 @@ def _kept(loads: int, batch_size: int) -> int:
     return sum(keep_count(batch_size, share.share(i, loads)) for i in range(loads))
 
 
-def left_after_removal(arm: ArmName, task: Task, seed: int) -> Tensor:
+def left_after_removal(arm: str, task: Task, seed: int) -> Tensor:
     """Indices of the samples that an arm trains on, ascending; all for one that removes nothing.
 
     Raises:
@@ -143,7 +141,7 @@ def firsts(groups: Tensor) -> Tensor:
         [0, 2]
     """
     order = groups.argsort(stable=True)
-    _, counts = groups[order].unique_consecutive(return_counts=True)
+    _, counts = torch.unique_consecutive(groups[order], return_counts=True)
     starts = counts.cumsum(0) - counts
     return order[starts].sort().values
 
@@ -175,7 +173,7 @@ class Run:
         seed: of the order of the samples.
     """
 
-    def __init__(self, arm: ArmName, task: Task, recipe: Recipe, model: nn.Module, seed: int) -> None:
+    def __init__(self, arm: str, task: Task, recipe: Recipe, model: nn.Module, seed: int) -> None:
         self.arm, self.task, self.seed = arm, task, seed
         self.left = left_after_removal(arm, task, seed)
         n = len(task.y)
@@ -239,7 +237,7 @@ class Run:
                 left = left if chosen is None else chosen
             whole = max(1, len(left) // size)
             order = left[torch.randperm(len(left), generator=generator)][: whole * size]
-            for indices in order.split(size):
+            for indices in torch.split(order, size):
                 done += 1
                 yield indices
 

@@ -21,7 +21,7 @@ from pfb.lab.bench import checks, output
 from pfb.lab.errors import RunError
 from pfb.lab.origin import processor, versions
 from studies import verdicts
-from studies.arms import ARMS, PRUNE, START, STOP, ArmName
+from studies.arms import ARMS, PRUNE, START, STOP
 from studies.arms import Run as Way
 from studies.sets import RECIPES, SETS, Recipe, SetName, Task, make
 from studies.verdicts import Run
@@ -39,7 +39,7 @@ class GridConfig:
     """Where loghub.npz, gtsrb10.npz and fsdd.npz lie, see docs/redundancy.md."""
     images: str = "cifar10"
     """Of clips and tail: cifar10, digits, or imagefolder:PATH."""
-    arms: tuple[ArmName, ...] = ARMS
+    arms: tuple[str, ...] = ARMS
     """What is compared; studies/arms.py says what each does."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Each decides the data that are drawn, the weights, and the order."""
@@ -69,7 +69,12 @@ class GridConfig:
         """What decides a run, beside arm and seed."""
         recipe = self.recipe
         images = "cifar10" if self.images.startswith("imagefolder:") else self.images
-        told = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.lr, "tiny": self.tiny}
+        told: dict[str, Any] = {
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "lr": recipe.lr,
+            "tiny": self.tiny,
+        }
         told |= {"images": images} if self.set in ("clips", "tail") else {}
         return {**told, "prune": PRUNE, "start": START, "stop": STOP}
 
@@ -90,13 +95,20 @@ def run(config: GridConfig) -> Path:
     task = functools.lru_cache(1)(lambda seed: make(config.set, config.folder, seed, config.images, config.tiny))
 
     def train(cell: Cell) -> Run:
-        return train_one(cell.arm, task(cell.seed), config.recipe, cell.seed)  # type: ignore[arg-type]
+        return train_one(cell.arm, task(cell.seed), config.recipe, cell.seed)
 
     run_missing(asked, config.settings, place, train, config.minutes)
     table = place.with_suffix(".md")
     files.write_text(table, render(read(place)))
+    files.write_text(config.out / "overview.md", overview(config.out))
     print(table.read_text())
     return table
+
+
+def overview(folder: Path) -> str:
+    """Markdown table of all sets whose runs lie in a folder."""
+    found = {name: runs for name in SETS if (runs := read(folder / f"{name}.jsonl"))}
+    return verdicts.overview(found, {name: (recipe.title, recipe.primary) for name, recipe in RECIPES.items()})
 
 
 def read(place: Path) -> list[Run]:
@@ -144,7 +156,7 @@ def run_missing(
         print(f"{i + 1}/{len(missing)} {cell.set} {cell.arm} seed {cell.seed}: {told}; {left:.0f} min left", flush=True)
 
 
-def train_one(arm: ArmName, task: Task, recipe: Recipe, seed: int) -> Run:
+def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
     """Train one arm to its last epoch, and judge it."""
     torch.manual_seed(seed)
     model = task.model()
@@ -159,7 +171,7 @@ def train_one(arm: ArmName, task: Task, recipe: Recipe, seed: int) -> Run:
             y, index = way.blocker.select(y), way.blocker.select(index)
         losses = F.cross_entropy(logits, y, reduction="none")
         loss = losses.mean() if way.infobatch is None else way.infobatch.reduce(losses, index)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

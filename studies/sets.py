@@ -46,11 +46,11 @@ class Recipe:
 
 
 RECIPES: dict[SetName, Recipe] = {
-    "logs": Recipe(5, 64, 0.1, "mean_recall", "log lines of 16 systems, the event to be named"),
-    "signs": Recipe(6, 64, 0.1, "accuracy", "traffic signs, tracks of 30 frames"),
-    "digits": Recipe(10, 64, 0.1, "accuracy", "spoken digits, speakers held out"),
-    "clips": Recipe(10, 64, 0.1, "accuracy", "CIFAR-10 clips of 40 near-equal frames beside single images"),
-    "tail": Recipe(10, 64, 0.1, "accuracy", "CIFAR-10 clips of lengths by a power law beside single images"),
+    "logs": Recipe(5, 64, 0.1, "mean_recall", "log lines, events of very uneven size"),
+    "signs": Recipe(6, 64, 0.1, "accuracy", "traffic signs, tracks of 30 frames each"),
+    "digits": Recipe(10, 64, 0.1, "accuracy", "spoken digits, 50 takes each"),
+    "clips": Recipe(10, 64, 0.1, "accuracy", "CIFAR-10 clips of 40 frames beside single images"),
+    "tail": Recipe(10, 64, 0.1, "accuracy", "the same, lengths by a power law"),
 }
 
 
@@ -95,8 +95,9 @@ def sizes_of(groups: Tensor) -> Tensor:
         >>> sizes_of(torch.tensor([7, 2, 7])).tolist()
         [2, 1, 2]
     """
-    _, inverse, counts = groups.unique(return_inverse=True, return_counts=True)
-    return counts[inverse]
+    _, inverse, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    sizes: Tensor = counts[inverse]
+    return sizes
 
 
 def make(name: SetName, folder: Path, seed: int, images: str = "cifar10", tiny: bool = False) -> Task:
@@ -156,7 +157,7 @@ def log_stream(folder: Path, generator: torch.Generator, n: int | None = None) -
     data = _load(folder, "loghub")
     system = data["system_train"].long()
     place = torch.empty_like(system)
-    for one in system.unique():
+    for one in torch.unique(system):
         here = system == one
         place[here] = torch.arange(int(here.sum()))
     turn = torch.randperm(int(system.max()) + 1, generator=generator)[system]
@@ -172,7 +173,7 @@ def _signs(folder: Path, generator: torch.Generator, tracks: int) -> Task:
     """Frames of so many tracks, moved by up to two pixels; the official test holds other signs."""
     data = _load(folder, "gtsrb10")
     track = data["group_train"].long()
-    known = track.unique()
+    known = torch.unique(track)
     chosen = known[torch.randperm(len(known), generator=generator)[:tracks]]
     here = torch.isin(track, chosen)
     classes = int(data["y_train"].max()) + 1
@@ -201,7 +202,7 @@ def _digits(folder: Path, seed: int, generator: torch.Generator) -> Task:
     y = torch.cat([data["y_train"], data["y_test"]]).long()
     group = torch.cat([data["group_train"], data["group_test"]]).long()
     speaker = torch.cat([data["speaker_train"], data["speaker_test"]]).long()
-    pairs = list(itertools.combinations(speaker.unique().tolist(), 2))
+    pairs = list(itertools.combinations(torch.unique(speaker).tolist(), 2))
     out = torch.isin(speaker, torch.tensor(pairs[(4 * seed + 1) % len(pairs)]))  # neighbours in the list share one
     mean, std = x[~out].float().mean(), x[~out].float().std()
 

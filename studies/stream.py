@@ -138,7 +138,7 @@ def stream(name: StreamName, folder: Path, seed: int, tiny: bool = False) -> set
     generator = torch.Generator().manual_seed(1000 + seed)
     if name == "signs":
         task = sets.make("signs", folder, seed, tiny=tiny)
-        tracks = task.groups.unique()
+        tracks = torch.unique(task.groups)
         turn = torch.randperm(len(tracks), generator=generator)[torch.searchsorted(tracks, task.groups)]
         return sets.reordered(task, turn.argsort(stable=True))
     return sets.log_stream(folder, generator, 200 if tiny else None)
@@ -151,7 +151,7 @@ def order(n: int, window: int, generator: torch.Generator) -> Tensor:
         >>> order(5, 1, torch.Generator()).tolist()
         [0, 1, 2, 3, 4]
     """
-    parts = torch.arange(n).split(window or n)
+    parts = torch.split(torch.arange(n), window or n)
     return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in parts])
 
 
@@ -178,7 +178,7 @@ def train_one(arm: str, task: sets.Task, window: int, seed: int) -> Run:
         count += len(index)
     return {
         "compute": count / len(places),
-        "groups_seen": len(task.groups[trained].unique()) / len(task.groups.unique()),
+        "groups_seen": len(torch.unique(task.groups[trained])) / len(torch.unique(task.groups)),
         **judge(model, task),
     }
 
@@ -194,7 +194,7 @@ def kept(arm: str, task: sets.Task, places: Tensor, seed: int) -> Iterator[tuple
     if arm.startswith("copies-"):
         ways[arm] = {"density": pfb.NeighbourMemory(int(arm.removeprefix("copies-")))}
     pruner = pfb.BatchPruner(**{"prune": PRUNE, "seed": seed, **ways[arm]})
-    for i, index in enumerate(places.split(BATCH), 1):
+    for i, index in enumerate(torch.split(places, BATCH), 1):
         yield i * BATCH, pruner(task.prepare(task.x[index]), task.y[index], index)[2]
 
 
@@ -203,7 +203,7 @@ def _filtered(task: sets.Task, places: Tensor) -> Iterator[tuple[int, Tensor]]:
     sketch, memory = pfb.Sketch(), pfb.NeighbourMemory(4096)
     generator = torch.Generator().manual_seed(0)
     waiting = places[:0]
-    for i, index in enumerate(places.split(BATCH), 1):
+    for i, index in enumerate(torch.split(places, BATCH), 1):
         x = task.prepare(task.x[index])
         features = sketch(x)
         is_copy = memory.looks_like_copy(features, sketch.own_view(x, generator))

@@ -87,6 +87,37 @@ def render(runs: list[Run], primary: str) -> str:
     return output.table(["arm", "n", "compute", "samples left", *titles, *minus, p], rows)
 
 
+OTHERS = ("full", "uniform", "short", "small-batch", "removed", "removed-true", "sampler-found", "sampler")
+"""Arms of the overview."""
+
+
+def overview(sets: dict[str, list[Run]], titles: dict[str, tuple[str, str]]) -> str:
+    """Markdown table of all sets: by how much ``copies`` is better (+) or worse (-) than other
+    arms, in points of the set's primary metric; bold where p < 0.05 after Holm's correction for all
+    arms of the set.
+
+    Args:
+        sets: runs by the name of their set.
+        titles: what each set is, and its primary metric.
+    """
+    rows = []
+    for name, runs in sets.items():
+        title, primary = titles[name]
+        arms = _in_order(runs)
+        told = {arm: found for arm in arms if (found := _against(runs, OWN, arm, primary)) is not None}
+        corrected = dict(zip(told, holm([p for _, _, p in told.values()]), strict=True))
+        own = by_arm(runs, primary).get(OWN, {})
+        if not told:
+            continue
+        row = [f"`{name}`: {title}", METRICS[primary].removesuffix(", %"), f"{len(own)}"]
+        row += [f"{statistics.mean(own.values()):.1f}"]
+        for arm in OTHERS:
+            text = "" if arm not in told else f"{told[arm][0]:+.1f} ± {told[arm][1]:.1f}"
+            row.append(f"**{text}**" if corrected.get(arm, 1.0) < 0.05 else text)
+        rows.append(row)
+    return output.table(["data", "metric", "n", "`copies`, %", *(f"minus `{arm}`" for arm in OTHERS)], rows)
+
+
 def _in_order(runs: list[Run]) -> list[str]:
     from studies.arms import ARMS
 

@@ -61,6 +61,7 @@ def test_every_arm_is_run_once_and_told_in_one_table(folder, monkeypatch):
     assert len(runs) == 2 * len(arms.ARMS)
     table = (out / "logs.md").read_text()
     assert table == grid.render(runs)
+    assert "`logs`: " in (out / "overview.md").read_text()
     assert all(f"| `{arm}` | 2 |" in table for arm in arms.ARMS)
     assert "`copies` minus it, mean recall" in table
     budget = {run["arm"]: run["compute"] for run in runs}

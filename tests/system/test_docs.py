@@ -17,7 +17,7 @@ from studies import grid, groups, saturated, scale, sets, stream, tools
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
-    "docs/redundancy.md": [*(f"natural-cpu/{name}.md" for name in sets.SETS), "natural-cpu/stream.md"],
+    "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
     "docs/accuracy.md": ["saturated-cpu/table.md"],
 }
@@ -105,6 +105,10 @@ def test_published_tables_are_what_the_code_makes_of_the_published_runs(file):
 
 def seed_of(run):
     return run["seed"] if "seed" in run else run["config"]["seed"]
+
+
+def test_the_overview_is_what_the_code_makes_of_the_published_runs():
+    assert grid.overview(RESULTS / "natural-cpu") == (RESULTS / "natural-cpu/overview.md").read_text()
 
 
 @pytest.mark.parametrize(("page", "tables"), SHOWN.items())
