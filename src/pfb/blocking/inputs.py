@@ -58,7 +58,7 @@ def _places_in(name: str, value: Any, shared: tuple[str, ...]) -> Iterator[tuple
 
 
 def _holds_batches(value: Any) -> bool:
-    return isinstance(value, PackedSequence) or bool(batches_in(value))
+    return isinstance(value, PackedSequence) or len(batches_in(value)) > 0  # torch 2.11 compiles no bool(list)
 
 
 def batches_in(value: Any) -> list[Tensor]:

@@ -296,6 +296,7 @@ class NeighbourMemory:
         if self.epoch is None:
             self._note()
             if epochs.is_looked_at(self.updates):
+                sync.sum_over_ranks(self._noted)  # or they would remember differently long
                 found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))
                 limit = limit if found is None else min(limit, found)
                 self._noted.zero_()
@@ -309,7 +310,7 @@ class NeighbourMemory:
 
     def _note(self) -> None:
         """What a few rows of this rank that were collected meet."""
-        assert self._rows is not None and self._counts is not None and self._frame is not None
+        assert self._counts is not None and self._frame is not None
         assert self._noted is not None and self._pending is not None
         probes = self._pending[-epochs.PROBES :]
         z_ND = in_deviations(probes[:, :-1], self._frame)
