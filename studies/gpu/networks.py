@@ -18,20 +18,23 @@ def model_of(settings: dict[str, Any], device: torch.device) -> nn.Module:
     name, tiny = settings["model"], settings["tiny"]
     if name == "gpt2":
         return Writer(tiny).to(device).train()
+    model: nn.Module
     if not tiny:
         model = getattr(torchvision.models, name)()
     elif name == "swin_t":
         model = torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=10)
     else:
         model = for_cifar(tiny)
-    return model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last).train()
 
 
 def for_cifar(tiny: bool) -> nn.Module:
     """ResNet-18 with a 3x3 convolution in the place of its first two layers, as is usual for CIFAR;
     ``tiny``: the first five of its layers.
     """
-    net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1 if tiny else 2] * 4, num_classes=10)
+    net: nn.Module = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1 if tiny else 2] * 4, num_classes=10
+    )
     net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if tiny:
         net.conv1.stride = (2, 2)
@@ -46,7 +49,7 @@ class Writer(nn.Module):
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        sizes = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 256} if tiny else {}
+        sizes: dict[str, Any] = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 256} if tiny else {}
         self.net = GPT2LMHeadModel(GPT2Config(**sizes))
 
     def forward(self, tokens_NT: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Shape suffixes: N samples, T tokens.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import statistics
@@ -74,29 +75,22 @@ def pruner_of(variant: str, model: nn.Module, prune: float) -> pfb.BatchPruner:
 def steps_of(settings: Settings, device: torch.device) -> dict[str, Training]:
     """A whole training step of each variant, by its name."""
     found: dict[str, Training] = {}
-    plain = model_of(settings, device)
-    attached = model_of(settings, device)
-    blocker = pfb.attach(attached, prune=settings["prune"])
+    models = [plain := model_of(settings, device)]
     batches = batches_of(settings, device)
     fewer = [tuple(part[: kept_of(len(x), settings["prune"])] for part in (x, y)) for x, y in batches]
-    pruners = {
-        name: pruner_of(name, plain, settings["prune"])
-        for name in settings["variants"]
-        if name in ("copies", "uniform", "paper-before")
-    }
     optimizer = optimizer_of(plain, settings)
     for name in settings["variants"]:
         if name == "paper":
+            models.append(attached := model_of(settings, device))
+            blocker = pfb.attach(attached, prune=settings["prune"])
             found[name] = Training(attached, optimizer_of(attached, settings), batches, device, blocker=blocker)
-        else:
-            given = fewer if name == "ideal" else batches
-            found[name] = Training(plain, optimizer, given, device, pruner=pruners.get(name))
-    if settings["mode"] == "compiled":
-        while not blocker.density.ready:  # what a blocker learns from its first batches would compile it again
-            found["paper"]()
-        found["paper"]()
-        for model in (plain, attached):
-            model.compile(dynamic=False, backend=settings["backend"])
+            while settings["mode"] == "compiled" and not blocker.density.ready:
+                found[name]()  # what a blocker learns from its first batches would compile the model again
+            continue
+        pruner = None if name in ("full", "ideal") else pruner_of(name, plain, settings["prune"])
+        found[name] = Training(plain, optimizer, fewer if name == "ideal" else batches, device, pruner=pruner)
+    for model in models if settings["mode"] == "compiled" else ():
+        model.compile(dynamic=False, backend=settings["backend"])
     return found
 
 
@@ -194,8 +188,7 @@ def waits(settings: Settings, device: torch.device) -> dict[str, Any]:
     blocker = pfb.attach(attached, prune=0.4)
     calls: dict[str, Step] = {}
     for name in ("copies", "uniform", "paper-before"):
-        pruner = pruner_of(name, model, 0.4)
-        calls[name] = lambda pruner=pruner: pruner(x, labels)
+        calls[name] = functools.partial(pruner_of(name, model, 0.4), x, labels)
 
     def stop_inside() -> None:
         attached(x)

@@ -86,7 +86,12 @@ class Run:
         torch.manual_seed(settings["seed"])
         self.model = for_cifar(settings["tiny"]).to(device).to(memory_format=torch.channels_last)
         share: Any = prune if settings["always"] else pfb.window(prune, start, stop)
-        self.rules = {"uniform": pfb.Uniform(), "oracle": Oracle(), "hardest": Hardest(), "copies": None}
+        self.rules: dict[str, Any] = {
+            "uniform": pfb.Uniform(),
+            "oracle": Oracle(),
+            "hardest": Hardest(),
+            "copies": None,
+        }
         self.pruner = self.blocker = None
         if arm in self.rules:
             memory = pfb.NeighbourMemory(settings["memory"]) if arm == "copies" else None
@@ -117,7 +122,7 @@ class Run:
                 logits = self.model(x)
             if self.blocker is not None:
                 labels, which_K = self.blocker.select(labels, which_N)
-            F.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()
+            F.cross_entropy(logits.float(), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -149,7 +154,7 @@ class Run:
         while True:
             order = torch.randperm(samples, generator=generator, device=self.device)
             order = order if of is None else of[order]
-            yield from order[: samples // batch * batch].split(batch)
+            yield from torch.split(order[: samples // batch * batch], batch)
 
     def count(self, which_N: Tensor, which_K: Tensor) -> None:
         """Which samples were kept, where some were left out."""
@@ -187,7 +192,7 @@ class Run:
         """Share of the images that are named right."""
         self.model.eval()
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        for x, y in zip(pictures.split(1000), labels.split(1000), strict=True):
+        for x, y in zip(torch.split(pictures, 1000), torch.split(labels, 1000), strict=True):
             with self.autocast():
                 right += (self.model(images.standardized(x)).argmax(1) == y).sum()
         return float(right) / len(labels)

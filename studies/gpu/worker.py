@@ -43,7 +43,7 @@ def measure(item: dict[str, Any], data: Path, device: torch.device) -> dict[str,
 def origin(device: torch.device) -> dict[str, Any]:
     """What the numbers are of."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
 
 

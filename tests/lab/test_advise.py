@@ -1,8 +1,10 @@
 """``pfb advise``: what it prints, its page, its list, and what it refuses."""
 
 import csv
+import os
 import re
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -125,6 +127,36 @@ def test_what_cannot_be_is_refused_in_one_line(args, says, tmp_path, monkeypatch
     assert says in told
     assert "\n" not in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--out", "--export"])
+def test_an_older_page_or_list_is_replaced_only_where_that_is_asked_for(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(tmp_path)
+    name = {"--out": "advice.html", "--export": "copies.csv"}[flag]
+    (tmp_path / name).write_text("eleven minutes")
+    args = ["--export", name] if flag == "--export" else []
+    with pytest.raises(SystemExit):
+        cli.main(["advise", *args])
+    told = capsys.readouterr().err
+    assert told == f"pfb: {name} is there already: name another by {flag}, or pass --overwrite\n"
+    assert (tmp_path / name).read_text() == "eleven minutes"
+    run(capsys, "--samples", 100, "--no-plan", "--overwrite", *args)
+    assert (tmp_path / name).read_text() != "eleven minutes"
+
+
+def test_names_that_are_not_utf8(folder, tmp_path, capsys):
+    """Of old data sets: the page shows their codes, the list keeps their bytes."""
+    root = tmp_path / "data"
+    shutil.copytree(folder, root)
+    strange = os.fsencode(root) + b"/train/class0/scene00_00\xff\xfe.png"
+    os.rename(root / "train/class0/scene00_00.png", strange)
+    shown = run(
+        capsys, "--data", f"imagefolder:{root}", "--batch-size", 16, "--no-plan",
+        "--out", tmp_path / "a.html", "--export", tmp_path / "a.csv",
+    )  # fmt: skip
+    assert "wrote" in shown
+    assert r"train/class0/scene00_00\udcff\udcfe.png" in (tmp_path / "a.html").read_text()
+    assert b"train/class0/scene00_00\xff\xfe.png" in (tmp_path / "a.csv").read_bytes()
 
 
 def test_a_model_that_does_not_fit_the_images(folder, tmp_path, capsys):

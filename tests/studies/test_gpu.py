@@ -169,11 +169,11 @@ def test_a_rehearsal_that_is_cut_off_goes_on(data, tmp_path, capsys):
     assert "steps/swin_t/eager/0.4" in line["skipped"]
     assert "Nothing was measured" in (tmp_path / "table.md").read_text()
 
-    asked = "steps/swin_t,judging/tokens,waits"
+    asked = "steps/swin_t,steps/gpt2,judging/tokens,waits"
     run(tiny(data, tmp_path, only=asked, commit="abc"))
     lines = [line for line in scheduler.read(tmp_path) if line["status"] == "done"]
     assert {line["item"] for line in lines} == {
-        *("waits", "judging/tokens/64"),
+        *("waits", "judging/tokens/64", "steps/gpt2/eager/0.4"),
         *("steps/swin_t/eager/0.4", "steps/swin_t/eager/0.5", "steps/swin_t/compiled/0.4"),
     }
     for line in lines:
@@ -186,7 +186,7 @@ def test_a_rehearsal_that_is_cut_off_goes_on(data, tmp_path, capsys):
     text = path.read_text()
     assert "| swin_t, compiled, 8 x 32 | 40 % |" in text
     assert all(f"| `{arm}` | 1 |" in text for arm in plan.ARMS["few"])
-    assert len(scheduler.read(tmp_path)) == 1 + 5 + 3
+    assert len(scheduler.read(tmp_path)) == 1 + 6 + 3
 
 
 @pytest.mark.parametrize("arm", ["paper", "copies", "oracle", "removed-true", "short"])

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 import pfb
 from pfb.copies.files import as_text
 from pfb.lab import files
-from pfb.lab.errors import RunError
 from pfb.lab.report import advice as page
 from pfb.lab.train import task
 from pfb.lab.train.config import TrainConfig, in_flags
@@ -44,26 +43,18 @@ def advise(
             :func:`pfb.copies.files.as_text`: keep.txt, copies.csv or weights.csv.
 
     Raises:
-        RunError: bad settings or data, a model that does not fit them, or a place that cannot be
-            written.
+        RunError: bad settings or data, or a model that does not fit them.
     """
-    if samples < 2:
-        raise RunError(f"--samples must be at least 2 (got {samples})")
-    _check_place("out", out, ".html")
-    if export is not None:
-        _check_place("export", export, *LISTS)
     source = load(config)
     found = _look(config, source, samples, plan)
     print(found)
     _say_how_to_go_on(found, config, isinstance(source.train, OnDisk), export)
     groups = page.pictured(found.groups, source)
-    with files.replacing(out) as draft:
-        draft.write_text(page.html(found, f"{config.data}, {config.model}", groups), encoding="utf-8")
+    files.write_text(out, page.html(found, f"{config.data}, {config.model}", groups))
     print(f"wrote {out}")
     if export is not None:
         total = length(source.train)
-        with files.replacing(export) as draft:
-            draft.write_text(as_text(export.name, found.groups, total, source.names), encoding="utf-8", newline="")
+        files.write_text(export, as_text(export.name, found.groups, total, source.names))
         drop = len(found.to_drop)
         print(
             f"wrote {export}: {sum(map(len, found.groups)):,} of {total:,} samples have near-copies, {drop:,} to drop"
@@ -142,13 +133,3 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, cropped: bool, exp
 
 def _lists_groups(place: Path) -> bool:
     return place.suffix == ".csv" and "weights" not in place.name
-
-
-def _check_place(flag: str, place: Path, *endings: str) -> None:
-    """Before minutes are spent on what cannot be written."""
-    if place.suffix not in endings:
-        raise RunError(f"--{flag} must end in {' or '.join(endings)} (got {place})")
-    try:
-        files.check_writable(place)
-    except OSError as error:
-        raise RunError(f"--{flag} {place} cannot be written ({error.strerror or error})") from error

@@ -9,24 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import itertools
 import logging
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
 import pfb
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, from_outside, printable
+from pfb.lab.train import early
 from pfb.lab.train.command import whole
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
 BENCHMARKS = ("accuracy", "speed", "memory", "profile")
+PLANNED_AT_MOST = 10**5
+"""Samples, pixels of a side, classes."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -69,6 +74,9 @@ def train(
             batches, at that compute. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
+    if resume is None:
+        early.check_free(run.out, run.overwrite)
+        early.check_tracker(run.track)
     from pfb.lab.train import control as runs
     from pfb.lab.train.folder import RunFolder
 
@@ -84,7 +92,11 @@ def train(
 
 
 @app.command
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path | None = None,
+    show: Annotated[bool, tyro.conf.arg(name="open")] = False,
+) -> None:
     """Write one page on one or several runs: curves, differences to their twins, pruned share,
     densities, and the samples kept most and least.
 
@@ -92,10 +104,18 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
         runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
             time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
+        show: open the page in a browser.
     """
+    for place in (place for place in runs if place.suffix != ".json"):
+        early.folders_of_runs(place)
+    if out is not None:
+        early.check_output("out", out, (".html", ".png"))
     from pfb.lab.report import write
 
-    print(f"wrote {write(list(runs), out)}")
+    page = write(list(runs), out)
+    print(f"wrote {page}; --open opens it in a browser" if not show else f"wrote {page}")
+    if show:
+        webbrowser.open(page.resolve().as_uri())
 
 
 @app.command
@@ -129,8 +149,8 @@ def plan(
     from pfb.lab.train.terminal import Bars, console
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
-        if value < 1:
-            raise RunError(f"--{name} must be at least 1 (got {value})")
+        if not 1 <= value <= PLANNED_AT_MOST:
+            raise RunError(f"--{name} must be at least 1 and at most {PLANNED_AT_MOST:,} (got {value})")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -160,6 +180,7 @@ def advise(
     cpu: bool = False,
     out: Path = Path("advice.html"),
     export: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
     broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
@@ -182,7 +203,13 @@ def advise(
         export: a list for other tools, of the kind that its name tells: keep.txt (what to keep, a
             file or index a line), copies.csv (all near-copies: index, file, group, whether to keep
             it) or weights.csv (how often to draw each sample).
+        overwrite: replace these two if they are there.
     """
+    if samples < 2:
+        raise RunError(f"--samples must be at least 2 (got {samples})")
+    early.check_output("out", out, (".html",), overwrite)
+    if export is not None:
+        early.check_output("export", export, (".csv", ".txt"), overwrite)
     from pfb.lab.advise import advise as look
 
     config = TrainConfig(
@@ -249,18 +276,25 @@ def main(args: list[str] | None = None) -> None:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors that a person can act on into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
     except RunError as error:
-        print(f"pfb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(f"pfb: {error}. Free space, then try again", file=sys.stderr)
-        sys.exit(1)
+        _leave(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"pfb: {interrupt if interrupt.args else 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        _leave(str(interrupt) if interrupt.args else "interrupted", 130)
+    except Exception as error:
+        if (said := from_outside(error)) is None:
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        _leave(f"{said}. Free space, then try again" if full else said)
+
+
+def _leave(said: str, code: int = 1) -> NoReturn:
+    """End with an error, whatever names are in it; a list has a line for each."""
+    print("pfb: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import resource
 from typing import Any
 
 import torch
@@ -96,3 +97,17 @@ def interrupt_evaluation(monkeypatch, at):
         return evaluate(*arguments)
 
     monkeypatch.setattr(loop.Training, "evaluate", interrupting)
+
+
+class file_size_limit:  # noqa: N801 - reads as a verb
+    """Makes the very write calls fail that a full disk makes fail."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)

@@ -117,6 +117,23 @@ def test_overwriting_trains_all_again_and_a_run_alone_forgets_its_twins(tmp_path
     assert [name for name, *_ in trained] == ["a", "a-full"] * 2 + ["a"]
 
 
+def test_killed_while_it_begins_anew_no_older_plan_is_followed(tmp_path, trained, monkeypatch):
+    out = tmp_path / "a"
+    control.start(settings(out), ("full",))
+    (out / "checkpoint_0001").mkdir()
+    monkeypatch.setattr(control, "_write", lambda *_: 1 / 0)  # where the kill comes
+    with pytest.raises(ZeroDivisionError):
+        control.start(settings(out, overwrite=True, epochs=9), ("short",))
+    assert RunFolder(out).config().epochs == 9
+    assert control.read(out) is None
+
+
+def test_minutes_are_for_a_run_alone(tmp_path, trained):
+    control.start(settings(tmp_path / "a"), ("full",))
+    with pytest.raises(RunError, match="--minutes ends a run alone, and the one in .*a has twins .*leave it out"):
+        control.go_on(tmp_path / "a", minutes=1.0)
+
+
 def test_a_folder_that_is_taken_is_refused_before_anything_is_trained(tmp_path, trained):
     control.start(settings(tmp_path / "a-short"))
     with pytest.raises(RunError, match="a-short is not empty"):
@@ -169,7 +186,9 @@ def test_several_processes_are_refused(tmp_path, trained, monkeypatch):
     assert control.start(settings(tmp_path / "a")) == []
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"arms": ["ful"], "seeds": [0]}', '{"arms": [], "seeds": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 100_000, '{"arms": ["ful"], "seeds": [0]}', '{"arms": [], "seeds": []}']
+)
 def test_a_damaged_plan_is_one_line(tmp_path, trained, text):
     control.start(settings(tmp_path / "a"), ("full",))
     (tmp_path / "a" / "control.json").write_text(text)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
+from pfb.lab.train import terminal
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.evaluation import evaluate
 from pfb.lab.train.idle import idle
@@ -20,6 +22,39 @@ from tests.lab.train.runs import config
 
 def console(terminal):
     return Console(file=io.StringIO(), force_terminal=terminal, width=100)
+
+
+class TestLines:
+    """A command that is printed can be copied and found, wherever the output goes."""
+
+    def test_each_is_one_and_says_names_as_they_are(self, capsys):
+        text = f"pfb train --resume {'/a/long/place' * 12}/[red]/[/x]/:smile:"
+        terminal.console.print(text)
+        assert capsys.readouterr().out == text + "\n"
+
+    def test_tables_have_neither_boxes_nor_folds_where_no_terminal_draws_them(self, capsys):
+        table = Table(title="[/x]", show_header=False)
+        table.add_row("training time", "word " * 30 + "end")
+        terminal.show(table)
+        assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+            "[/x]",
+            f"training time  {'word ' * 30}end",
+        ]
+
+    def test_on_a_terminal_they_do(self, monkeypatch):
+        place = console(terminal=True)
+        monkeypatch.setattr(terminal, "console", place)
+        table = Table(title="a", show_header=False)
+        table.add_row("training time", "word " * 30)
+        terminal.show(table)
+        assert "┌" in place.file.getvalue()
+
+    def test_a_run_in_a_long_folder(self, tmp_path, capsys):
+        run = tmp_path / ("long" * 30)
+        train(config(run, epochs=1))
+        capsys.readouterr()
+        train(config(run, epochs=1), resume=True)
+        assert capsys.readouterr().out.startswith(f"{run} is finished already; nothing was changed\n")
 
 
 class TestBars:

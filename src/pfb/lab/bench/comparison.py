@@ -38,7 +38,7 @@ def write(runs: list[Run], folder: Path, against: str | None = None) -> Path:
 
 def read(file: Path) -> list[Run]:
     """The runs that :func:`write` left in a file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in files.read_text(file).splitlines()]
 
 
 def render(runs: list[Run], against: str | None = None) -> str:

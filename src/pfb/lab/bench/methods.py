@@ -24,9 +24,9 @@ def _recompute(method: str, early: bool = False, **settings: Any) -> GridMethod:
 
 
 METHODS = {
-    "full": GridMethod({"method": "full"}),
-    "full-short": GridMethod({"method": "full"}, short="pfb"),
-    "full-short-uniform": GridMethod({"method": "full"}, short="uniform"),
+    "full": GridMethod({"method": "full", "features": None}),
+    "full-short": GridMethod({"method": "full", "features": None}, short="pfb"),
+    "full-short-uniform": GridMethod({"method": "full", "features": None}, short="uniform"),
     "uniform-reuse": GridMethod({"method": "uniform", "shallow": "reuse"}),
     "uniform-recompute": _recompute("uniform"),
     "pfb-reuse": GridMethod({"method": "pfb", "shallow": "reuse"}),

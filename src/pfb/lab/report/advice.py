@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import pfb
+from pfb.lab.errors import printable
 from pfb.lab.train.data import Source
 
 GROUPS = 24
@@ -50,15 +51,15 @@ def html(advice: pfb.Advice, subject: str, groups: list[Group]) -> str:
         loader=jinja2.PackageLoader("pfb.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return templates.get_template("advice.html.j2").render(
-        advice=advice, subject=subject, groups=groups, more=len(advice.groups) - len(groups)
+        advice=advice, subject=printable(subject), groups=groups, more=len(advice.groups) - len(groups)
     )
 
 
 def _member(i: int, source: Source) -> Member:
     item: Any = source.train[i]
     x, y = (item["input"][0], item["label"][0]) if source.collate is not None else (item["input"], item["label"])
-    label = source.classes[int(y)] if source.task == "classification" else ""
-    name = source.names[i] if source.names else f"sample {i}"
+    label = printable(source.classes[int(y)]) if source.task == "classification" else ""
+    name = printable(source.names[i]) if source.names else f"sample {i}"
     if source.task == "language":
         return Member("", "".join(map(chr, x.tolist())), name, label)
     return Member(base64.b64encode(_png(x)).decode(), "", name, label)

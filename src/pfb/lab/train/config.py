@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 import pfb
+from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
@@ -102,7 +103,7 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
     def from_json(cls, text: str) -> TrainConfig:
         """Read back what :meth:`to_json` wrote; raises ``RunError`` for anything else."""
         try:
-            settings = _settings(json.loads(text), "it")
+            settings = _settings(files.parse_json(text), "it")
             if "out" not in settings:
                 raise RunError("it names no folder")
             return cls(**settings)
@@ -118,9 +119,9 @@ def settings_in(path: Path) -> dict[str, Any]:
             setting's.
     """
     try:
-        text = path.read_text()
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+        text = files.read_text(path)
+        values = tomllib.loads(text) if path.suffix == ".toml" else files.parse_json(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"--config {path} cannot be read ({error})") from error
     return _settings(values, f"--config {path}")
 

@@ -31,7 +31,7 @@ def extended(config: TrainConfig, epochs: int) -> TrainConfig:
     longer = dataclasses.replace(config, epochs=epochs, extended_from=config.epochs)
     if os.environ.get("RANK", "0") != "0":
         return longer
-    with folder.saying_how_to_go_on(), folder.locked():
+    with folder.locked():
         if folder.summary_of(config) is None:
             raise RunError(
                 f"--epochs adds to a finished run; the one in {config.out} is on its way to {config.epochs}, and its "

@@ -28,7 +28,7 @@ from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.setup import TOTALS, Setup
 from pfb.lab.train.summary import compute_of, device_name, measure_full_cost, peak_memory, render
-from pfb.lab.train.terminal import console, epoch_line, headline
+from pfb.lab.train.terminal import console, epoch_line, headline, show
 
 
 def train(config: TrainConfig, resume: bool = False, source: Source | None = None) -> dict[str, Any]:
@@ -287,7 +287,7 @@ class Training(Setup):
         summary["peak_memory_bytes"] = peak_memory(accelerator.device)
         if accelerator.is_main_process:
             self.folder.write_summary(summary)
-            console.print(render(summary))
+            show(render(summary))
         accelerator.end_training()
         return summary
 
@@ -324,5 +324,5 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
     summary = RunFolder(config.out).summary_of(config)
     if summary is not None and os.environ.get("RANK", "0") == "0":
         console.print(f"{config.out} is finished already; nothing was changed", highlight=False)
-        console.print(render(summary))
+        show(render(summary))
     return summary

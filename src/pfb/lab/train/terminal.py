@@ -10,16 +10,28 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import nn
 
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.lab.train.loaders import length
 
-console = Console()
-"""The terminal of a command."""
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+"""The terminal of a command. A line stays one wherever it goes, and a name what it is."""
+WIDE = 1000
+"""Letters in a line of a table that no terminal draws."""
 SECONDS_PER_LINE = 30
 """Between two lines that tell how far something is, where no bar can be drawn."""
+
+
+def show(table: Table) -> None:
+    """Print a table; where no terminal draws it, as plain lines, each as long as it is."""
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+        return
+    table.box, table.title_justify = None, "left"
+    Console(file=console.file, width=WIDE, markup=False, emoji=False, highlight=False).print(table)
 
 
 def headline(
