@@ -50,15 +50,15 @@ dist: $(BIN)/.dist  ## build wheel and source distribution into dist, and check 
 	$(BIN)/python -m build --quiet
 	$(BIN)/twine check --strict dist/*
 	mkdir -p build
-	tar tzf dist/pfb-*.tar.gz | cut -d/ -f2- | LC_ALL=C sort > build/sdist.txt
+	tar tzf dist/torch_pfb-*.tar.gz | cut -d/ -f2- | LC_ALL=C sort > build/sdist.txt
 	git ls-files | LC_ALL=C sort | LC_ALL=C comm -23 - build/sdist.txt > build/missing.txt
 	test ! -s build/missing.txt || { echo "not in the source distribution:"; cat build/missing.txt; exit 1; }
 
 try-dist: dist  ## install the wheel in an empty environment and run it there
 	$(PYTHON) -m venv --clear $(TRY)
-	$(TRY)/bin/pip install --quiet dist/pfb-*.whl
+	$(TRY)/bin/pip install --quiet dist/torch_pfb-*.whl
 	cd $(TRY) && bin/python -c "import pfb; print(pfb.__version__, pfb.__file__)"
-	$(TRY)/bin/pip install --quiet "$$(ls dist/pfb-*.whl)[train]"
+	$(TRY)/bin/pip install --quiet "$$(ls dist/torch_pfb-*.whl)[train]"
 	cd $(TRY) && bin/pfb --version && bin/pfb train --data digits --dry-run
 
 clean:  ## remove the virtual environments and all caches

@@ -100,8 +100,8 @@ def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
     for folder in (root, train_root, test_root):
         if folder is not None and not folder.is_dir():
             raise RunError(
-                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing. Of images "
-                f"without a test set --split groups sets one aside.{_how_to_split(root)}"
+                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing. Of "
+                f"images without a test set --split groups sets one aside.{_how_to_split(root)}"
             )
     return train_root, test_root
 
