@@ -7,34 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import (
-    advice,
-    agreement,
-    clips,
-    copies,
-    density,
-    evidence,
-    gpu,
-    groups,
-    measure,
-    natural,
-    neighbours,
-    overview,
-    predictions,
-    scale,
-    scaling,
-    scoring,
-    sight,
-    tools,
-    trainer,
-    zoo,
-)
+from studies import advice, gpu, grid, groups, saturated, scale, stream, tools, zoo
 
 app = tyro.extras.SubcommandApp()
-for _study in (
-    *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(advice, agreement, density, copies, groups, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
-):
+for _study in (grid, stream, groups, advice, tools, scale, gpu, saturated, zoo):
     add_benchmark(app, _study)
 
 
