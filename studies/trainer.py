@@ -43,14 +43,14 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         checks.at_least(0, seeds=self.seeds)
         plain = TrainConfig()
-        for name in ("ema", "clip", "accumulate", "mix", "skip", "compile", "precision"):
+        for name in ("ema", "clip", "accumulate", "mix", "compile", "precision"):
             if getattr(self.recipe, name) != getattr(plain, name):
                 raise RunError(f"--recipe.{name} is nothing that the plain loop does; leave it out")
 
 
 def run(config: TrainerConfig) -> Path:
     """Train, write the numbers and the table; returns the table's path."""
-    recipe = dataclasses.replace(config.recipe, method="full", features=None, overwrite=True)
+    recipe = dataclasses.replace(config.recipe, method="full", overwrite=True)
     device = Device("cpu" if recipe.cpu else None).start()
     source = load(recipe)
     if not isinstance(source.train, InMemory) or not isinstance(source.test, InMemory):
