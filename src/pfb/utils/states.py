@@ -19,7 +19,7 @@ def check(state: Any, wanted: set[str], version: int, who: str, **ours: str) -> 
         ValueError: it is not; the message says what it is.
 
     Example:
-        >>> check({"version": 1, "step": 3, "cut": "a"}, {"version", "step"}, 1, "pfb.Blocker", cut="b")
+        >>> check({"version": 1, "step": 3, "cut": "a"}, {"step"}, 1, "pfb.Blocker", cut="b")
         Traceback (most recent call last):
         ValueError: the state was saved with cut='a', this one has cut='b': make it as before
     """
