@@ -16,8 +16,8 @@ from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.report import copies, figures, page, run_folders, write
 from pfb.lab.report.run import HEADINGS, Run
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
+from pfb.lab.train.options.config import TrainConfig
 from tests.lab.train.runs import config as small_run
 from tests.lab.train.runs import image_folder
 
