@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import pfb
-from pfb.model.cost import shallow_share, step_cost
 from pfb.lab.errors import RunError
+from pfb.model.cost import shallow_share, step_cost
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
 from studies.sets import Recipe, Task
