@@ -12,6 +12,7 @@ from studies import (
     clips,
     copies,
     density,
+    deviations,
     evidence,
     gpu,
     groups,
@@ -32,7 +33,7 @@ from studies import (
 app = tyro.extras.SubcommandApp()
 for _study in (
     *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
+    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, gpu, deviations, overview, zoo),
 ):
     add_benchmark(app, _study)
 
