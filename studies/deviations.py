@@ -206,7 +206,7 @@ def batches(n: int, config: DeviationsConfig, generator: torch.Generator) -> Ite
     """Indices of the samples of each step; every epoch in an order of its own."""
     left = config.steps
     while left > 0:
-        some = torch.randperm(n, generator=generator).split(config.batch)[: min(left, n // config.batch)]
+        some = torch.split(torch.randperm(n, generator=generator), config.batch)[: min(left, n // config.batch)]
         left -= len(some)
         yield from some
 
