@@ -5,18 +5,18 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 TRY ?= .venv-try
 RUN ?= runs/digits
-RESULTS ?= runs/measure
+FOLDER ?= data
 EVIDENCE ?= runs/redundancy
 DATA ?= cifar10
 PYTEST := pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test check lower-bounds format measure evidence thorough docs dist try-dist clean
+.PHONY: help train test check lower-bounds format evidence thorough docs dist try-dist clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-train: $(BIN)/.train  ## train on data with copies, and the twin with fewer epochs beside it, on three seeds: what is gained?
-	$(BIN)/pfb train --data digit-clips --epochs 15 --batch-size 64 --prune 0.5 --control short --seeds 0 1 2 --out $(RUN) --overwrite
+train: $(BIN)/.train  ## train on data with copies: copies, full, fewer epochs, the paper, on three seeds; what is gained? (two minutes)
+	$(BIN)/pfb train --data digit-clips --epochs 8 --batch-size 64 --prune 0.5 --eval-every 8 --control full short paper --seeds 3 4 5 --out $(RUN) --overwrite
 	$(BIN)/pfb report $(RUN)
 
 test: $(BIN)/.dev  ## run all tests, on several processors
@@ -38,11 +38,9 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
-	$(BIN)/python -m studies measure --out $(RESULTS)
-
-evidence: $(BIN)/.train  ## measure what looking for copies is worth, on the GPU if there is one (MINUTES, DATA), into EVIDENCE
-	$(BIN)/python -m studies evidence --data $(DATA) --out $(EVIDENCE) $(if $(MINUTES),--minutes $(MINUTES))
+evidence: $(BIN)/.train  ## train with near-duplicates pruned, drawn less often and removed, on data in FOLDER (docs/redundancy.md), into EVIDENCE
+	for set in logs signs digits clips tail; do $(BIN)/python -m studies grid --set $$set --folder $(FOLDER) --images $(DATA) --out $(EVIDENCE) || exit 1; done
+	$(BIN)/python -m studies stream --folder $(FOLDER) --out $(EVIDENCE)
 
 docs: $(BIN)/.docs  ## build the documents site into build/site
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/site
@@ -52,15 +50,15 @@ dist: $(BIN)/.dist  ## build wheel and source distribution into dist, and check 
 	$(BIN)/python -m build --quiet
 	$(BIN)/twine check --strict dist/*
 	mkdir -p build
-	tar tzf dist/pfb-*.tar.gz | cut -d/ -f2- | LC_ALL=C sort > build/sdist.txt
+	tar tzf dist/torch_pfb-*.tar.gz | cut -d/ -f2- | LC_ALL=C sort > build/sdist.txt
 	git ls-files | LC_ALL=C sort | LC_ALL=C comm -23 - build/sdist.txt > build/missing.txt
 	test ! -s build/missing.txt || { echo "not in the source distribution:"; cat build/missing.txt; exit 1; }
 
 try-dist: dist  ## install the wheel in an empty environment and run it there
 	$(PYTHON) -m venv --clear $(TRY)
-	$(TRY)/bin/pip install --quiet dist/pfb-*.whl
+	$(TRY)/bin/pip install --quiet dist/torch_pfb-*.whl
 	cd $(TRY) && bin/python -c "import pfb; print(pfb.__version__, pfb.__file__)"
-	$(TRY)/bin/pip install --quiet "$$(ls dist/pfb-*.whl)[train]"
+	$(TRY)/bin/pip install --quiet "$$(ls dist/torch_pfb-*.whl)[train]"
 	cd $(TRY) && bin/pfb --version && bin/pfb train --data digits --dry-run
 
 clean:  ## remove the virtual environments and all caches

@@ -17,7 +17,7 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] == "pfb":
             raise
         print(
-            f"pfb: the command line needs {error.name}, which is not installed: pip install 'pfb[train]'",
+            f"pfb: the command line needs {error.name}, which is not installed: pip install 'torch-pfb[train]'",
             file=sys.stderr,
         )
         sys.exit(1)

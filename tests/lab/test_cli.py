@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "run.toml"
-    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nmethod = "tempered"\n')
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = 1.5\nmethod = "uniform"\n')
     return place
 
 
@@ -86,14 +87,14 @@ class TestPreset:
         assert "--image-size is for image folders" in refused(capsys, "train", "--preset", "finetune")
 
     def test_an_unknown_one_is_refused_with_the_list(self, capsys):
-        assert "imagenet-r50-40" in refused(capsys, "train", "--preset", "imagenet", code=2)
+        assert "imagenet-r50" in refused(capsys, "train", "--preset", "imagenet", code=2)
 
 
 class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
         cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
-        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, method="tempered", augment=True, lr=0.5)
+        expected = TrainConfig(epochs=1, train_samples=256, gamma=1.5, method="uniform", augment=True, lr=0.5)
         assert trained == [(expected, False)]
         cli.main(["train", *form(file)])
         assert not trained[-1][0].augment
@@ -145,7 +146,85 @@ def test_plan_says_how_far_it_is_where_no_bar_can_be_drawn(capsys, monkeypatch):
     assert told[0] == "measuring: 1 of 3 rounds"
 
 
+class TestNothingIsLoadedForARefusal:
+    """Data and libraries take many seconds."""
+
+    @pytest.fixture
+    def loads_nothing(self, monkeypatch):
+        monkeypatch.setattr("pfb.lab.train.control.start", lambda *_: 1 / 0)
+        for name in ("pfb.lab.advise", "pfb.lab.report", "pfb.lab.train.folder"):
+            monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+
+    def test_a_folder_that_is_taken(self, capsys, tmp_path, loads_nothing):
+        (tmp_path / "config.json").write_text('{"data": "digits", "data_root": "data"}')
+        assert "it holds a run already" in refused(capsys, "train", "--out", tmp_path)
+        (tmp_path / "config.json").write_text("{}")
+        assert "holds files of something else" in refused(capsys, "train", "--out", tmp_path, "--overwrite")
+
+    def test_a_tracker_that_is_not_installed(self, capsys, tmp_path, loads_nothing, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert "pip install mlflow" in refused(capsys, "train", "--out", tmp_path / "a", "--track", "mlflow")
+
+    def test_a_report_of_nothing(self, capsys, tmp_path, loads_nothing):
+        assert "there is no run" in refused(capsys, "report", tmp_path)
+        (tmp_path / "config.json").write_text("{}")
+        assert "end in .html or .png" in refused(capsys, "report", tmp_path, "--out", "x.pdf")
+
+    def test_an_advice_that_cannot_be_written(self, capsys, tmp_path, loads_nothing):
+        assert "must end in .html" in refused(capsys, "advise", "--out", tmp_path / "x.pdf")
+        assert "at least 2" in refused(capsys, "advise", "--samples", "1", "--out", tmp_path / "x.html")
+
+
 class TestEnds:
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (OSError(36, "File name too long", "x"), "[Errno 36] File name too long: 'x'"),
+            (PermissionError(13, "Permission denied", "train"), "[Errno 13] Permission denied: 'train'"),
+            (OSError(28, "No space left on device"), "[Errno 28] No space left on device. Free space, then try again"),
+            (MemoryError(), "memory is short (MemoryError)"),
+            (RuntimeError("DataLoader worker (pid(s) 7) exited"), "a loader's process was killed, mostly because"),
+        ],
+    )
+    def test_what_the_system_does_is_one_line(self, capsys, monkeypatch, error, said):
+        def fail(config):
+            raise error
+
+        monkeypatch.setattr(loop, "train", fail)
+        assert refused(capsys, "train").startswith(f"pfb: {said}")
+
+    def test_an_error_of_the_code_keeps_its_traceback(self, monkeypatch):
+        monkeypatch.setattr(loop, "train", lambda config: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["train"])
+
+    def test_names_with_codes_are_written_as_codes(self, capsys, tmp_path):
+        (tmp_path / "a\x1b[2J").mkdir()
+        said = refused(capsys, "report", tmp_path / "a\x1b[2J")
+        assert "a\\x1b[2J: there is no run" in said
+
+    def test_a_name_that_is_not_utf8_can_be_said(self, tmp_path):
+        code = "import sys; from pfb.lab import cli; cli.main(['train', '--out', sys.argv[1], '--dry-run', '--cpu'])"
+        (tmp_path / "a").mkdir()
+        place = os.fsencode(tmp_path) + b"/caf\xe9"
+        os.mkdir(place)
+        (tmp_path / "x").touch()
+        os.rename(tmp_path / "x", place + b"/x")
+        run = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True)
+        assert run.returncode == 1
+        assert "caf\\udce9 holds files of something else" in run.stderr
+
+    @pytest.mark.parametrize("flags", [["--classes", "1000000000000"], ["--image-size", "9" * 23]])
+    def test_a_plan_of_nonsense(self, capsys, flags):
+        assert f"{flags[0]} must be at least 1 and at most 100,000" in refused(capsys, "plan", *flags)
+
+    def test_a_ramp_without_end(self, capsys):
+        assert "--ramp must be a number of levels from 0 to 1,000" in refused(capsys, "train", "--ramp", 10**12)
+
+    def test_a_folder_whose_name_cannot_be(self, capsys, tmp_path):
+        (tmp_path / "a.json").write_text('{"out": "a\\u0000b"}')
+        assert "a\\x00b" in refused(capsys, "train", "--config", tmp_path / "a.json")
+
     def test_version(self, capsys):
         cli.main(["--version"])
         assert capsys.readouterr().out == f"pfb {pfb.__version__}\n"

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from pfb.lab import cli
@@ -17,6 +19,7 @@ from pfb.lab.report.run import HEADINGS, Run
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
 from tests.lab.train.runs import config as small_run
+from tests.lab.train.runs import image_folder
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -27,7 +30,7 @@ pytestmark = [
 def make_run(folder, **changes):
     """A finished run's files, as a short training on digits would leave them."""
     folder.mkdir()
-    paper = {"method": "pfb", "shallow": "reuse"}
+    paper = {"method": "paper"}
     config = TrainConfig(**{"train_samples": 40, "out": folder, "prune": 0.5, **paper, **changes})
     (folder / "config.json").write_text(config.to_json())
     metrics = {"train_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.25, "pruned_share": 0.5}
@@ -59,8 +62,8 @@ def test_the_page_shows_each_run_and_every_figure(tmp_path):
         assert heading in text
     assert text.count("data:image/png;base64,") == 3
     assert "40 of 80 (50.0%)" in text
-    assert "12.5%" in text
-    assert "60.0%" in text
+    assert "<td>pfb train --train-samples=40 --method=paper --prune=0.5</td>" in text
+    assert "<td>some processor, 1 threads</td>" in text
 
 
 def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
@@ -69,15 +72,32 @@ def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
     summary |= {"test_accuracy": 0.27, "train_cpu_seconds": 14.0, "compute": 1.0}
     (runs[1] / "summary.json").write_text(json.dumps(summary))
     text = page.html([Run(run) for run in runs], [])
-    assert text.count("<li>") == 1  # another learning rate has no twin here
+    assert text.count("<li>") == 2
+    assert "<li>c: pfb 50%, reuse: 25.00% test accuracy, 60.0% of full training" in text  # it has no twin here
+    assert "12.5% of the training time saved (7.0 s; 8.0 s on full data, reckoned" in text
     assert "<td>full</td><td>1</td><td>27.00%</td><td>-2.00</td><td>14.0 s</td><td>50.0%</td><td>100%</td>" in text
-    assert "pfb 50%, reuse minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
+    assert "paper 50% minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
     assert "Beside their twins" not in page.html([Run(run) for run in runs[1:]], [])
+
+
+def test_seeds_are_one_line_and_one_section(tmp_path, monkeypatch):
+    for seed in range(3):
+        make_run(tmp_path / f"s{seed}", seed=seed)
+    runs = [Run(tmp_path / f"s{seed}") for seed in range(3)]
+    runs[1].epochs[1]["test_accuracy"] = 0.85
+    figure = figures.curves(runs)
+    (accuracy,) = figure.axes[1].lines
+    assert accuracy.get_label() == "s0: pfb 50%, reuse, mean of 3 runs"
+    assert list(accuracy.get_ydata()) == pytest.approx([25, 45])
+    monkeypatch.setattr(page, "png", lambda drawn: b"picture")
+    text = write([tmp_path]).read_text()
+    assert text.count("<h2>Kept most and pruned most often, by class") == 1
+    assert "log density" not in text
 
 
 def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "png", lambda drawn: b"picture")
-    for name, method in (("a", "pfb"), ("b", "uniform"), ("c", "full"), ("d", "inverse-density")):
+    for name, method in (("a", "paper"), ("b", "uniform"), ("c", "full"), ("d", "copies")):
         make_run(tmp_path / name, method=method)
     text = write([tmp_path]).read_text()
     for name, shown in (("a", True), ("b", True), ("c", False), ("d", True)):
@@ -88,7 +108,7 @@ def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatc
 
 
 def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
-    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    run = Run(make_run(tmp_path / "a", method="copies"))
     dataset: Any = run.source.train
     images = dataset.images
     images[6] = images[3]
@@ -103,10 +123,10 @@ def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
 
 
 def test_more_samples_than_can_be_compared_are_not(tmp_path, monkeypatch):
-    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    run = Run(make_run(tmp_path / "a", method="copies"))
     monkeypatch.setattr(copies, "MOST", 39)
     assert [section.figure for section in copies.sections(run)] == [None]
-    assert copies.sections(Run(make_run(tmp_path / "b", method="pfb"))) == []
+    assert copies.sections(Run(make_run(tmp_path / "b", method="paper"))) == []
 
 
 def test_a_run_brings_its_twins_and_a_folder_its_runs(tmp_path):
@@ -150,6 +170,12 @@ class _Executed:
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl is damaged"),
         ("config.json", b"\xff\xfe", "config.json is damaged"),
         ("config.json", b"5", "config.json was not written by this version"),
+        ("config.json", b"[" * 100_000, "config.json was not written by this version"),
+        ("summary.json", b"[" * 100_000, "summary.json is damaged"),
+        ("summary.json", b'{"config": 5}', "summary.json is damaged"),
+        ("metrics.jsonl", b'{"epoch": "7", "train_loss": 1}\n', "metrics.jsonl is damaged"),
+        ("metrics.jsonl", b'{"epoch": 7, "train_loss": 1}\n', "metrics.jsonl lacks 'pruned_share'"),
+        ("control.json", b"[" * 100_000, "control.json is damaged"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
@@ -162,6 +188,21 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content, said):
         write([run])
     assert "\n" not in str(raised.value)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Neither formulas nor letters that no font has, nor bytes that are none, end a report."""
+    names = [r"a$\q$", "$$", "b$x^{$", "犬", "caf\udce9", "e\x1b[2J"]
+    image_folder(tmp_path / "data")
+    for part in ("train", "test"):
+        for name in names:
+            shutil.copytree(tmp_path / "data" / part / "dark", tmp_path / "data" / part / name)
+    run = make_run(tmp_path / "r$\\q$", data=f"imagefolder:{tmp_path / 'data'}", train_samples=40)
+    drawn, png = [], page.png
+    monkeypatch.setattr(page, "png", lambda given: drawn.extend(given) or png(given))
+    write([run])
+    labels = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
+    assert {r"a$\q$", "$$", "b$x^{$", "犬", r"caf\udce9", r"e\x1b[2J"} <= labels
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
@@ -177,11 +218,12 @@ def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
     runs = [Run(make_run(tmp_path / name)) for name in "ab"]
     runs[1].source = None
     ten = figures.pruning(runs).axes[-1]
-    dots = [line.get_xdata() for line in ten.lines if line.get_marker() == "o"]
+    bars = [[bar.get_width() for bar in group] for group in ten.containers]
     assert [label.get_text() for label in ten.get_yticklabels()] == [str(c) for c in range(10)]
     shares = figures.kept_by_class(runs[0])
-    assert len(dots) == 1
-    assert dots[0] == pytest.approx([100 * share for share in shares.values()])
+    assert len(bars) == 1
+    assert ten.lines[0].get_xdata()[0] == pytest.approx(100 * figures.mean_kept(runs[0]))
+    assert bars[0] == pytest.approx([100 * share for share in shares.values()])
     assert figures.kept_by_class(runs[1]) == {}
 
 
@@ -196,7 +238,7 @@ def test_figures_stand_below_each_other_and_lose_nothing():
 
 
 def test_of_two_runs(tmp_path):
-    for name, method in (("a", "pfb"), ("b", "full")):
+    for name, method in (("a", "paper"), ("b", "full")):
         train(small_run(tmp_path / name, method=method))
     cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b")])
     page = (tmp_path / "a" / "report.html").read_text()

@@ -60,6 +60,7 @@ def test_window_over_all_of_training_ends_with_it():
         ({"prune": 0.4, "stop": 90}, "Divide"),
         ({"prune": 0.4, "ramp": (0.1, 1.5)}, "`ramp`.*got 1.5"),
         ({"prune": 0.4, "ramp": -1}, "`ramp`"),
+        ({"prune": 0.4, "ramp": 10**12}, "from 0 to 1,000 .*got 1000000000000"),
     ],
 )
 def test_errors(arguments, message):

@@ -1,3 +1,3 @@
 """The laboratory around the library: trainer, baselines, benchmarks, reports, command line. Needs
-``pfb[train]``.
+``torch-pfb[train]``.
 """

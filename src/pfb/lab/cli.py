@@ -9,24 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import itertools
 import logging
 import sys
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
 import pfb
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, from_outside, printable
+from pfb.lab.train import early
 from pfb.lab.train.command import whole
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
-BENCHMARKS = ("accuracy", "speed", "memory", "profile")
+BENCHMARKS = ("speed", "memory", "profile")
+PLANNED_AT_MOST = 10**5
+"""Samples, pixels of a side, classes."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -42,7 +47,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
-    control: tuple[Literal["full", "short", "small-batch"], ...] = (),
+    control: tuple[Literal["full", "short", "small-batch", "uniform", "paper"], ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved. For example:
@@ -52,23 +57,27 @@ def train(
     Args:
         data: what is trained on.
         model: what is trained, and in which numbers.
-        pruning: which samples are stopped, where, and when.
+        pruning: which samples are left out, where, and when.
         optimisation: how the others are learned from.
         run: where the run lies, and what it says.
-        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
-            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
-            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
-            docs/options.md.
+        preset: a recipe, over which a file and flags win. cifar10, cifar100: ResNet-18, 200 epochs.
+            imagenet-r50: ResNet-50, 90 epochs. imagenet-swin-t: Swin-T, 300 epochs. All these by
+            the paper's method. finetune: published weights on --data imagefolder:PATH. Sources are
+            in docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
             whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
-        control: then train its twins on full data, beside --out, and compare. full: as long. short:
-            fewer epochs, at the compute of the run. small-batch: as many steps with smaller
-            batches, at that compute. With --resume: twins of a run that is there.
+        control: then train its twins, beside --out, and compare. full: full data, as long. short:
+            full data for fewer epochs, at the compute of the run. small-batch: as many steps with
+            smaller batches, at that compute. uniform: random samples left out instead. paper:
+            the paper's method. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
+    if resume is None:
+        early.check_free(run.out, run.overwrite)
+        early.check_tracker(run.track)
     from pfb.lab.train import control as runs
     from pfb.lab.train.folder import RunFolder
 
@@ -84,7 +93,11 @@ def train(
 
 
 @app.command
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path | None = None,
+    show: Annotated[bool, tyro.conf.arg(name="open")] = False,
+) -> None:
     """Write one page on one or several runs: curves, differences to their twins, pruned share,
     densities, and the samples kept most and least.
 
@@ -92,10 +105,18 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | 
         runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
             time saved is drawn against the share pruned.
         out: the page, .html or .png; by default report.html beside the first.
+        show: open the page in a browser.
     """
+    for place in (place for place in runs if place.suffix != ".json"):
+        early.folders_of_runs(place)
+    if out is not None:
+        early.check_output("out", out, (".html", ".png"))
     from pfb.lab.report import write
 
-    print(f"wrote {write(list(runs), out)}")
+    page = write(list(runs), out)
+    print(f"wrote {page}; --open opens it in a browser" if not show else f"wrote {page}")
+    if show:
+        webbrowser.open(page.resolve().as_uri())
 
 
 @app.command
@@ -110,18 +131,19 @@ def plan(
     channels_last: bool = False,
     repeats: int = 7,
 ) -> None:
-    """Measure on this device what each cut and wiring would save for a model, before any training.
+    """Measure on this device what real pruned steps take, with copies left out before the model and
+    with the paper's method at each cut, before any training.
 
     Args:
         model: as in pfb train.
         batch_size: samples per step.
         image_size: their side.
         classes: outputs of the model.
-        prune: share to stop.
-        cut: the cut to recommend a wiring for; by default the first stage.
+        prune: share to leave out.
+        cut: the only cut to measure; by default all candidates, six at most.
         precision: bf16 plans for mixed precision.
         channels_last: plan for this memory format.
-        repeats: counted rounds.
+        repeats: counted pairs of steps at most.
     """
     import torch
 
@@ -129,17 +151,17 @@ def plan(
     from pfb.lab.train.terminal import Bars, console
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
-        if value < 1:
-            raise RunError(f"--{name} must be at least 1 (got {value})")
+        if not 1 <= value <= PLANNED_AT_MOST:
+            raise RunError(f"--{name} must be at least 1 and at most {PLANNED_AT_MOST:,} (got {value})")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    bars, rounds = Bars(console), itertools.count(1)
+    bars, ways = Bars(console), itertools.count(1)
     mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
-    with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
+    with bars.shown(), bars.task("measuring", 8 if cut is None else 3, unit=" ways to prune") as done, mixed:
         try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(rounds)))
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(ways)))
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
@@ -154,15 +176,15 @@ def advise(
     image_size: int | None = None,
     split: Literal["folders", "groups"] = "folders",
     samples: int = 20_000,
-    plan: bool = True,
     workers: int = 2,
     seed: int = 0,
     cpu: bool = False,
     out: Path = Path("advice.html"),
     export: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
-    broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
+    """Look at data and model, and say whether anything can be spared: near-copies, whom the default
+    would leave out, broken samples, cost on this device, one recommendation. For example:
 
     pfb advise --data imagefolder:PATH --model resnet18 --export copies.csv
 
@@ -174,7 +196,6 @@ def advise(
         image_size: side of an image folder's images, as in pfb train.
         split: where an image folder's test set comes from, as in pfb train.
         samples: how many to look at, drawn at random.
-        plan: measure the cost at each cut, too.
         workers: loader processes for images too large to be kept in memory.
         seed: decides which samples are looked at, and in what order.
         cpu: stay on the CPU even if there is a GPU.
@@ -182,7 +203,13 @@ def advise(
         export: a list for other tools, of the kind that its name tells: keep.txt (what to keep, a
             file or index a line), copies.csv (all near-copies: index, file, group, whether to keep
             it) or weights.csv (how often to draw each sample).
+        overwrite: replace these two if they are there.
     """
+    if samples < 2:
+        raise RunError(f"--samples must be at least 2 (got {samples})")
+    early.check_output("out", out, (".html",), overwrite)
+    if export is not None:
+        early.check_output("export", export, (".csv", ".txt"), overwrite)
     from pfb.lab.advise import advise as look
 
     config = TrainConfig(
@@ -197,12 +224,12 @@ def advise(
         cpu=cpu,
         augment=False,
     )
-    look(config, samples, plan, out, export)
+    look(config, samples, out, export)
 
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
+    """Benchmarks: speed, memory, profile; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
 
 
@@ -249,18 +276,25 @@ def main(args: list[str] | None = None) -> None:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn the errors that a person can act on into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
     except RunError as error:
-        print(f"pfb: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(f"pfb: {error}. Free space, then try again", file=sys.stderr)
-        sys.exit(1)
+        _leave(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"pfb: {interrupt if interrupt.args else 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        _leave(str(interrupt) if interrupt.args else "interrupted", 130)
+    except Exception as error:
+        if (said := from_outside(error)) is None:
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        _leave(f"{said}. Free space, then try again" if full else said)
+
+
+def _leave(said: str, code: int = 1) -> NoReturn:
+    """End with an error, whatever names are in it; a list has a line for each."""
+    print("pfb: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,9 +107,7 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
         if is_tensordict(a):
             return torch.cat([a, b])
         if is_array(a):
-            import numpy as np
-
-            return a if a.ndim == 0 else np.concatenate([a, b], dim)
+            return a if a.ndim == 0 else sys.modules["numpy"].concatenate([a, b], dim)
         one_per_sample = is_list(a) and len(a) == n and len(b) == m and (path != "batch" or n + m > len(a) + len(b))
         if one_per_sample and not any(isinstance(x, Tensor) and len(x.shape) and len(x) == n for x in a):
             return a + b

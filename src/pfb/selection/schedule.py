@@ -7,6 +7,7 @@ import numbers
 import warnings
 from dataclasses import dataclass
 
+MOST_LEVELS = 1000  # of a ramp; more change no batch, of which each level is another size
 ROUNDING = 1e-9  # a step that stands on a level's first moment belongs to it, whatever its quotient rounds to
 
 
@@ -138,8 +139,10 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
     """
     prune = _checked_share("prune", prune)
     if isinstance(ramp, int):
-        if isinstance(ramp, bool) or ramp < 0:
-            raise ValueError(f"`ramp` must be a number of levels >= 0 or a tuple of shares (got {ramp!r})")
+        if isinstance(ramp, bool) or not 0 <= ramp <= MOST_LEVELS:
+            raise ValueError(
+                f"`ramp` must be a number of levels from 0 to {MOST_LEVELS:,} or a tuple of shares (got {ramp!r})"
+            )
         ramp = tuple(round(prune * (0.2 + 0.8 * level / ramp), 4) for level in range(ramp))
     return Schedule(prune, start, stop, tuple(_checked_share("ramp", level) for level in ramp))
 

@@ -139,8 +139,21 @@ class TestForeign:
             lambda state: state["parts"]["records"].update(seen=torch.zeros(7)),
             lambda state: state["parts"].update(averaged={}),
             lambda state: state.pop("progress"),
+            lambda state: state["progress"].pop("totals"),
+            lambda state: state["progress"].update(metrics=5),
+            lambda state: state["progress"]["totals"].update(steps="many"),
         ],
-        ids=["no random states", "of no process", "not PyTorch's", "other samples", "a part too many", "no progress"],
+        ids=[
+            "no random states",
+            "of no process",
+            "not PyTorch's",
+            "other samples",
+            "a part too many",
+            "no progress",
+            "no totals",
+            "metrics",
+            "texts",
+        ],
     )
     def test_a_state_that_does_not_fit(self, run, place, spoil):
         state = torch.load(place / "state.pt", weights_only=True)

@@ -1,7 +1,6 @@
 """A run's folder: who may take it, who may write to it, and what can be read from it."""
 
 import multiprocessing
-import resource
 import time
 
 import pytest
@@ -11,7 +10,7 @@ from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from tests.lab.train.runs import config, content, interrupt_evaluation
+from tests.lab.train.runs import config, content, file_size_limit, interrupt_evaluation
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -157,7 +156,7 @@ class TestReading:
         def forbidden(path):
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(type(folder.path), "read_text", forbidden)
+        monkeypatch.setattr("pfb.lab.files.read_text", forbidden)
         with pytest.raises(SystemExit) as stopped:
             cli.main(["train", "--resume", str(folder.path)])
         assert stopped.value.code == 1
@@ -227,7 +226,7 @@ class TestFaultsWhileItRuns:
                 write_records(*arguments)
 
         monkeypatch.setattr(RunFolder, "write_records", on_a_full_disk)
-        with pytest.raises(RunError, match="records.pt.draft could not be written: .*checkpoint_0002.*--resume"):
+        with pytest.raises(RunError, match="File too large: .*records.pt.*checkpoint_0002.*--resume"):
             train(RunFolder(one_epoch).config(), resume=True)
         monkeypatch.undo()
         assert not (one_epoch / "records.pt").exists()
@@ -237,17 +236,3 @@ class TestFaultsWhileItRuns:
         with file_size_limit(200_000), pytest.raises(RunError, match="No epoch was finished: start again, with --over"):
             train(config(run))
         train(config(run, epochs=1, overwrite=True))
-
-
-class file_size_limit:  # noqa: N801 - reads as a verb
-    """Makes the very write calls fail that a full disk makes fail."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __enter__(self):
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)

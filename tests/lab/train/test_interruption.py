@@ -13,7 +13,7 @@ from tests.lab.train.runs import FLAGS, TEST_SAMPLES, end_of
 
 TRAIN = ("train", *FLAGS, "--log-every", "3")
 
-TOGETHER = (*TRAIN, "--shallow", "recompute", "--ema", "0.9")
+TOGETHER = (*TRAIN, "--method", "copies", "--ema", "0.9")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_run_stopped_at_some_change_of_its_folder_ends_bit_identical(forks, st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("change", range(1, 72))
+@pytest.mark.parametrize("change", range(1, 100))
 def test_a_run_stopped_at_any_change_of_its_folder_ends_bit_identical(forks, straight, tmp_path, change, signal_number):
     end, changes = straight
     if change > changes:
@@ -73,7 +73,7 @@ def test_a_run_stopped_at_any_change_of_its_folder_ends_bit_identical(forks, str
 
 
 def half_done(forks, run):
-    stopped = forks.pfb(*TRAIN, "--out", run, stop=(run, 34, signal.SIGKILL))
+    stopped = forks.pfb(*TRAIN, "--out", run, stop=(run, 46, signal.SIGKILL))
     assert stopped.code == -signal.SIGKILL
     assert [p.name for p in RunFolder(run).checkpoints()] == ["checkpoint_0001"]
 

@@ -1,5 +1,6 @@
 """Published weights: loaded but for the last layer, and refused well. Nothing is downloaded."""
 
+import re
 import urllib.error
 
 import pytest
@@ -7,7 +8,9 @@ import timm
 import torch
 import torchvision
 
+from pfb.lab import files
 from pfb.lab.errors import RunError
+from pfb.lab.train import pretrained
 from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
 from pfb.lab.train.models import build
@@ -24,16 +27,74 @@ WEIGHTS = torchvision.models.squeezenet1_1().state_dict()
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def cache(monkeypatch, tmp_path):
+    """Where the files of weights lie."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def hub(monkeypatch, cache):
     """What stands in for the download: the addresses that were asked."""
     asked = []
 
-    def load(url, **_):
+    def download(url, place, *_, **__):
         asked.append(url)
-        return WEIGHTS
+        torch.save(WEIGHTS, place)
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(pretrained, "HASHED", re.compile("no such name"))
     return asked
+
+
+class _Executed:
+    def __reduce__(self):
+        return print, ("a pickle of the weights was executed",)
+
+
+class TestAFileInTheCache:
+    """pfb itself asks to put one there."""
+
+    def build(self):
+        return build("squeezenet1_1", 7, 3, 224, published=True)
+
+    def place(self, cache, content):
+        """Under the digits that it has."""
+        torch.save(content, cache / "x")
+        digest = files.digest(cache / "x")
+        (cache / "x").rename(cache / f"squeezenet-{digest[:8]}.pth")
+        return f"https://example.org/squeezenet-{digest[:8]}.pth"
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ({"features.0.weight": _Executed()}, "no file of tensors and plain values"),
+            ({"features.0.weight": "text"}, "something else than tensors by name"),
+            (torch.zeros(3), "something else than tensors by name"),
+            ({}, "something else than tensors by name"),
+        ],
+    )
+    def test_no_code_of_it_is_run(self, cache, capsys, monkeypatch, content, said):
+        url = self.place(cache, content)
+        weights = torchvision.models.SqueezeNet1_1_Weights
+        monkeypatch.setattr(type(weights.DEFAULT), "url", property(lambda _: url))
+        with pytest.raises(RunError, match=said) as raised:
+            self.build()
+        assert "\n" not in str(raised.value)
+        assert "executed" not in capsys.readouterr().out
+        assert "weights_only" not in str(raised.value)
+
+    def test_the_digits_in_its_name_are_compared(self, cache):
+        url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+        torch.save(WEIGHTS, cache / url.rpartition("/")[2])
+        with pytest.raises(RunError, match=r"has not the content of that name; remove it"):
+            self.build()
+
+    def test_a_good_one_is_loaded(self, cache, monkeypatch):
+        url = self.place(cache, WEIGHTS)
+        monkeypatch.setattr(type(torchvision.models.SqueezeNet1_1_Weights.DEFAULT), "url", property(lambda _: url))
+        assert torch.equal(self.build().state_dict()["features.0.weight"], WEIGHTS["features.0.weight"])
 
 
 @pytest.mark.parametrize("classes", [7, 1000])
@@ -52,18 +113,18 @@ def test_a_run_begins_with_them_and_a_resumed_one_needs_no_download(tmp_path, hu
     with pytest.raises(KeyboardInterrupt):
         train(config(run, **settings, train_samples=None, batch_size=4, workers=0, track="none", cut="features.3"))
     assert len(hub) == 1
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_: 1 / 0)
+    monkeypatch.setattr(pretrained, "from_torchvision", lambda *_: 1 / 0)
     monkeypatch.setattr(
         "pfb.lab.train.loop.Training.evaluate", lambda *_: {"train_accuracy": 0.0, "test_accuracy": 0.0}
     )
     train(RunFolder(run).config(), resume=True)
 
 
-def test_what_does_not_come_is_told_with_its_place(monkeypatch):
+def test_what_does_not_come_is_told_with_its_place(monkeypatch, cache):
     def fail(*_, **__):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(
         RunError, match=r"^--pretrained: weights of resnet18 cannot be had .*no route.*checkpoints/resn"
     ):

@@ -102,8 +102,8 @@ def save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
     picture = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    with files.replacing(path) as draft:
-        picture.save(draft, format="PNG", optimize=True)
+    with files.replacing(path) as file:
+        picture.save(file, format="PNG", optimize=True)
 
 
 def write(

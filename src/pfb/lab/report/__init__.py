@@ -4,22 +4,32 @@ pruned, and what the pruned samples look like.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 
 from pfb.lab import files
 from pfb.lab.bench import speed
 from pfb.lab.errors import RunError
 from pfb.lab.report import copies, figures, page, samples
 from pfb.lab.report.page import Section
-from pfb.lab.report.run import Run
-from pfb.lab.train import control
-from pfb.lab.train.folder import CONFIG
+from pfb.lab.report.run import Run, by_settings
+from pfb.lab.train import control, early
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
+STYLE |= {"text.parse_math": False}  # a class may be named $a$
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei")
+"""Letters that the first one lacks are taken from the others, where they are installed."""
+
+PRUNED = (
+    "Of several seeds the first. The density of a sample, a logarithm, tells how near others are that were seen "
+    "lately: copies lie on the right. Both count the part of training in which samples were stopped."
+)
 
 
 def write(places: list[Path], out: Path | None = None) -> Path:
@@ -38,19 +48,23 @@ def write(places: list[Path], out: Path | None = None) -> Path:
     """
     if not places:
         raise RunError("pfb report needs at least one run folder")
+    folders = run_folders([place for place in places if place.suffix != ".json"])
     out = out or (places[0].parent if places[0].suffix == ".json" else places[0]) / "report.html"
-    if out.suffix not in (".html", ".png"):
-        raise RunError(f"--out must end in .html or .png (got {out})")
+    early.check_output("out", out, (".html", ".png"))  # before all is drawn
     measured = {file.stem: _measured(file) for file in places if file.suffix == ".json"}
-    runs = [Run(folder) for folder in run_folders([place for place in places if place.suffix != ".json"])]
+    runs = [Run(folder) for folder in folders]
     try:
-        files.check_writable(out)  # before all is drawn
-        with mpl.rc_context(STYLE):
+        installed = set(font_manager.get_font_names())
+        with mpl.rc_context({**STYLE, "font.family": [font for font in FONTS if font in installed]}), _without_glyphs():
             sections = _sections(runs, measured)
             drawn = [section.figure for section in sections if section.figure is not None]
-            content = page.png(drawn) if out.suffix == ".png" else page.html(runs, sections).encode()
-        with files.replacing(out) as draft:
-            draft.write_bytes(content)
+            content = (
+                page.png(drawn)
+                if out.suffix == ".png"
+                else page.html(runs, sections).encode("utf-8", "backslashreplace")
+            )
+        with files.replacing(out) as file:
+            file.write(content)
     except OSError as error:
         raise RunError(f"--out {out} cannot be written ({error.strerror or error})") from error
     return out
@@ -65,14 +79,9 @@ def run_folders(places: list[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for place in places:
-        if (place / CONFIG).exists():
-            plan = control.read(place)
-            found += [place] if plan is None else [p for p in plan.places(place) if (p / CONFIG).exists()]
-        else:
-            inside = sorted(file.parent for file in place.glob(f"*/{CONFIG}"))
-            if not inside:
-                raise RunError(f"{place}: there is no run (no {CONFIG}), nor a folder that holds one")
-            found += inside
+        inside = early.folders_of_runs(place)
+        plan = control.read(place) if inside == [place] else None
+        found += inside if plan is None else [p for p in plan.places(place) if (p / early.CONFIG).exists()]
     return list({folder.resolve(): folder for folder in found}.values())
 
 
@@ -81,16 +90,25 @@ def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Sect
     if runs:
         found.append(Section("Learning curves", figures.curves(runs)))
     pruned = [run for run in runs if run.records is not None and int(run.records["seen"].sum()) > 0]
+    pruned = [group[0] for group in by_settings(pruned)]
     if pruned:
-        found.append(Section("What was pruned", figures.pruning(pruned)))
+        found.append(Section("What was pruned", figures.pruning(pruned), PRUNED))
     for run in pruned:
         found += [samples.section(run), *copies.sections(run)]
     return found
 
 
+@contextlib.contextmanager
+def _without_glyphs() -> Iterator[None]:
+    """Letters that no font has are boxes in the figures; the page itself shows them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
 def _measured(file: Path) -> dict[str, Any]:
     try:
-        numbers: dict[str, Any] = json.loads(file.read_text())
+        numbers: dict[str, Any] = files.read_json(file)
         if "steps" in numbers["results"][0]:
             return numbers
     except (OSError, ValueError, KeyError, IndexError, TypeError):

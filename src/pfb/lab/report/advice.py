@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import pfb
+from pfb.lab.errors import printable
 from pfb.lab.train.data import Source
 
 GROUPS = 24
@@ -44,21 +45,29 @@ def pictured(groups: tuple[tuple[int, ...], ...], source: Source) -> list[Group]
     return [Group(len(g), tuple(_member(i, source) for i in g[:MEMBERS])) for g in groups[:GROUPS]]
 
 
-def html(advice: pfb.Advice, subject: str, groups: list[Group]) -> str:
-    """The page ``advice.html.j2``, in one file."""
+def html(advice: pfb.Advice, subject: str, source: Source) -> str:
+    """The page ``advice.html.j2``, in one file: the advice, the largest groups of near-copies, and
+    what the default keeps least often though it has no copy.
+    """
+    groups = pictured(advice.groups, source)
+    least = () if advice.shares is None else advice.shares.least_kept
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pfb.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return templates.get_template("advice.html.j2").render(
-        advice=advice, subject=subject, groups=groups, more=len(advice.groups) - len(groups)
+        advice=advice,
+        subject=printable(subject),
+        groups=groups,
+        more=len(advice.groups) - len(groups),
+        alone=[_member(i, source) for i in least],
     )
 
 
 def _member(i: int, source: Source) -> Member:
     item: Any = source.train[i]
     x, y = (item["input"][0], item["label"][0]) if source.collate is not None else (item["input"], item["label"])
-    label = source.classes[int(y)] if source.task == "classification" else ""
-    name = source.names[i] if source.names else f"sample {i}"
+    label = printable(source.classes[int(y)]) if source.task == "classification" else ""
+    name = printable(source.names[i]) if source.names else f"sample {i}"
     if source.task == "language":
         return Member("", "".join(map(chr, x.tolist())), name, label)
     return Member(base64.b64encode(_png(x)).decode(), "", name, label)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pfb.lab.report.run import Run
+from pfb.lab.report.run import Run, by_settings
 from pfb.lab.train.data import labels_of
 from pfb.lab.train.records import kept_share
 
@@ -16,20 +17,17 @@ SHOWN_CLASSES = 20
 
 
 def curves(runs: list[Run]) -> Figure:
-    figure = Figure(figsize=(12, 3.6 + 0.2 * (len(runs) // 4)), layout="constrained")
+    """A line for the runs that differ in the seed alone: their mean, and from least to most."""
+    groups = by_settings(runs)
+    figure = Figure(figsize=(12, 3.6 + 0.2 * (len(groups) // 4)), layout="constrained")
     loss, accuracy, share = figure.subplots(1, 3)
-    for color, run in enumerate(runs):
-        epoch = [e["epoch"] for e in run.epochs]
+    for color, group in enumerate(groups):
         style: dict[str, Any] = {"color": f"C{color}", "marker": "o", "markersize": 3}
-        loss.plot(epoch, [e["train_loss"] for e in run.epochs], **style, label=run.label)
-        tested = [e for e in run.epochs if "test_accuracy" in e]
-        loss.plot([e["epoch"] for e in tested], [e["test_loss"] for e in tested], **style, linestyle="--")
-        accuracy.plot(
-            [e["epoch"] for e in tested], [100 * e["test_accuracy"] for e in tested], **style, label=run.label
-        )
-        share.plot(
-            epoch, [100 * e["pruned_share"] for e in run.epochs], **style, drawstyle="steps-mid", label=run.label
-        )
+        label = group[0].label + (f", mean of {len(group)} runs" if len(group) > 1 else "")
+        _curve(loss, group, "train_loss", 1, style)
+        _curve(loss, group, "test_loss", 1, {**style, "linestyle": "--"})
+        _curve(accuracy, group, "test_accuracy", 100, {**style, "label": label})
+        _curve(share, group, "pruned_share", 100, {**style, "drawstyle": "steps-mid"})
     loss.set(title="Loss (solid: kept training samples, dashed: test)", xlabel="epoch", ylabel="cross-entropy")
     accuracy.set(title="Test accuracy", xlabel="epoch", ylabel="%")
     share.set(title="Samples not trained on", xlabel="epoch", ylabel="% of all", ylim=(-2, 100))
@@ -37,6 +35,19 @@ def curves(runs: list[Run]) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*accuracy.get_legend_handles_labels(), fontsize=7, ncols=4, loc="outside lower center")
     return figure
+
+
+def _curve(axis: Axes, group: list[Run], name: str, factor: float, style: dict[str, Any]) -> None:
+    of_epoch: dict[int, list[float]] = {}
+    for run in group:
+        for e in run.epochs:
+            if name in e or "test" not in name:  # not every epoch is evaluated
+                of_epoch.setdefault(e["epoch"], []).append(factor * e[name])
+    epochs = sorted(of_epoch)
+    axis.plot(epochs, [statistics.fmean(of_epoch[e]) for e in epochs], **style)
+    if len(group) > 1:
+        ends = ([end(of_epoch[e]) for e in epochs] for end in (min, max))
+        axis.fill_between(epochs, *ends, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def pruning(runs: list[Run]) -> Figure:
@@ -74,13 +85,19 @@ def _balance(axis: Axes, runs: list[Run]) -> None:
         if len(classes) > SHOWN_CLASSES:
             classes = sorted(classes, key=found[0][2].get)[:: len(classes) // SHOWN_CLASSES]  # type: ignore[arg-type]
         found = [(color, run, by_class) for color, run, by_class in found if by_class.keys() == found[0][2].keys()]
-        for color, run, by_class in found:
-            axis.plot(
-                [100 * by_class[name] for name in classes], range(len(classes)), "o", color=f"C{color}", alpha=0.7
-            )
-            axis.axvline(100 * (1 - run.config.prune), color="black", linewidth=0.8, linestyle=":")
+        height = 0.8 / len(found)
+        for place, (color, run, by_class) in enumerate(found):
+            rows = [row + height * (place - (len(found) - 1) / 2) for row in range(len(classes))]
+            axis.barh(rows, [100 * by_class[name] for name in classes], height, color=f"C{color}", alpha=0.7)
+            axis.axvline(100 * mean_kept(run), color=f"C{color}", linewidth=1.2, linestyle=":")
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
-    axis.set(title="Kept by class", xlabel="% (dotted: average)")
+    axis.set(title="Kept by class", xlabel="% (dotted: had it been at random)")
+
+
+def mean_kept(run: Run) -> float:
+    """The share of all samples in pruned batches that was kept: what random samples would have."""
+    assert run.records is not None
+    return float(run.records["kept"].sum() / run.records["seen"].sum())
 
 
 def kept_by_class(run: Run) -> dict[str, float]:

@@ -7,6 +7,7 @@ must hold.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -25,6 +26,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.utils.errors import first_line
 
+PROGRESS = ("totals", "metrics", "best")
 MANIFEST, MODEL, STATE = "manifest.json", "model.safetensors", "state.pt"
 EXTENDED = ("epochs", "extended_from")
 """Settings that change when a finished run is given more epochs."""
@@ -48,7 +50,8 @@ def save(
         epoch: epochs that are finished.
         model: its weights.
         parts: all else with a ``state_dict()`` of tensors and plain numbers.
-        progress: further plain numbers, which :func:`load` returns.
+        progress: further plain numbers by name, each in one of :data:`PROGRESS`, which :func:`load`
+            returns.
         of: whose checkpoint it is: its :func:`origin`.
 
     Raises:
@@ -58,7 +61,7 @@ def save(
     states = {name: part.state_dict() for name, part in parts.items()}
     if accelerator.is_main_process:
         draft = run / f"{place.name}{files.DRAFT}"
-        shutil.rmtree(draft, ignore_errors=True)
+        files.remove(draft)
         try:
             _write(draft, model, {"parts": states, "progress": progress}, {"epoch": epoch, **of})
             draft.rename(place)
@@ -72,13 +75,14 @@ def save(
 
 
 def _write(draft: Path, model: nn.Module, state: dict[str, Any], about: dict[str, Any]) -> None:
-    draft.mkdir()
+    draft.mkdir()  # a new one, so there are no links in it
     with files.as_os_error(draft):
         save_model(model, str(draft / MODEL))
-        torch.save(state, draft / STATE)
+        with files.replacing(draft / STATE) as file:
+            torch.save(state, file)
     listed = {name: files.digest(draft / name) for name in (MODEL, STATE)}
-    (draft / MANIFEST).write_text(json.dumps({**about, "files": listed}, indent=2))
-    for path in (*draft.iterdir(), draft):
+    files.write_text(draft / MANIFEST, json.dumps({**about, "files": listed}, indent=2))
+    for path in (draft / MODEL, draft):
         files.sync(path)
 
 
@@ -91,7 +95,8 @@ def drop_before(run: Path, epoch: int) -> None:
     """Remove older checkpoints, as far as that is allowed: they do no harm."""
     for old in finished(run):
         if _epoch(old) < epoch:
-            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove(old)
 
 
 def _epoch(place: Path) -> int:
@@ -118,14 +123,17 @@ def load(
     check_origin(place, manifest, of, EXTENDED if extends else ())
     try:
         load_model(model, place / MODEL)
-        state = torch.load(place / STATE, map_location="cpu", weights_only=True)
+        state = files.read_tensors(place / STATE)
         for name, part in parts.items():
             saved = state["parts"].pop(name)
             if not (extends and name == "lr_schedule"):
                 part.load_state_dict(saved)
         if state["parts"]:
             raise KeyError(*state["parts"])
-        return manifest["epoch"], state["progress"]
+        progress: dict[str, Any] = state["progress"]
+        if not all(isinstance(x, (int, float)) for name in PROGRESS for x in progress[name].values()):
+            raise TypeError("its progress is in no numbers")
+        return manifest["epoch"], progress
     except Exception as error:  # whatever a foreign state makes a library raise
         raise RunError(f"{place} does not fit this run, or another version wrote it ({first_line(error)})") from error
 
@@ -138,7 +146,7 @@ def verified(place: Path) -> dict[str, Any]:
     """
     way_out = f"Remove {place} to continue from an older one, or start again with --overwrite"
     try:
-        manifest: dict[str, Any] = json.loads((place / MANIFEST).read_text())
+        manifest: dict[str, Any] = files.read_json(place / MANIFEST)
         listed = {name: manifest["files"][name] for name in (MODEL, STATE)}
         if manifest["epoch"] != _epoch(place):
             raise ValueError(f"it is of epoch {manifest['epoch']}")

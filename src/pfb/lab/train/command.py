@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pfb.lab.errors import RunError
+from pfb.lab.train import early
 from pfb.lab.train.config import settings_in
 from pfb.lab.train.presets import PRESETS
 
@@ -24,9 +26,11 @@ def whole(args: list[str]) -> list[str]:
         parser.add_argument(f"--{name}", type=kind)
     named = parser.parse_known_args(args)[0]
     if named.resume is not None:
+        _check_resume(given(args))
+        if os.environ.get("RANK", "0") == "0":  # the others' launcher ends them, too
+            early.check_idle(named.resume)
         from pfb.lab.train.folder import RunFolder
 
-        _check_resume(given(args))
         return [f"--epochs={RunFolder(named.resume).config().epochs}", *args]
     recipe = PRESETS.get(named.preset, {})  # an unknown name is refused by tyro
     return [*as_flags(recipe), *(as_flags(settings_in(named.config)) if named.config else []), *args]

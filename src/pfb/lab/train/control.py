@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import torch
 
 from pfb.lab import files
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, Stopped
 from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import SUMMARY, RunFolder
+from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loaders import length
-from pfb.lab.train.terminal import console
+from pfb.lab.train.terminal import console, show
 from pfb.lab.train.twins import ARMS, Arm, Row
 from pfb.utils.errors import first_line
 
@@ -97,6 +97,8 @@ def go_on(
     """
     config, stored = dataclasses.replace(RunFolder(out).config(), minutes=minutes), read(out)
     before = stored or Plan((), (config.seed,))
+    if minutes is not None and not before.alone:
+        raise RunError(f"--minutes ends a run alone, and the one in {out} has twins or further seeds; leave it out")
     plan = _planned(config, (*before.arms, *arms), (*before.seeds, *seeds))
     if plan.alone:
         loop.train(config if epochs is None else extended(config, epochs), resume=True)
@@ -128,7 +130,7 @@ def read(out: Path) -> Plan | None:
         RunError: the file is damaged.
     """
     try:
-        stored = json.loads((out / CONTROL).read_text())
+        stored = files.read_json(out / CONTROL)
         arms, seeds = (tuple(stored[name]) for name in Plan._fields)
         if not (set(arms) <= set(ARMS) and seeds and all(isinstance(seed, int) for seed in seeds)):
             raise ValueError(f"it says {stored}")
@@ -155,7 +157,7 @@ def _planned(config: TrainConfig, arms: tuple[Arm, ...], seeds: tuple[int, ...])
         )
     if config.minutes is not None:
         raise RunError("--minutes ends a run alone; leave it out beside --control and --seeds")
-    if plan.arms and (config.method == "full" or config.prune == config.skip == 0):
+    if plan.arms and (config.method == "full" or config.prune == 0):
         what = "--method full" if config.method == "full" else "--prune 0"
         raise RunError(f"--control compares a run that leaves samples out with its twins (got {what})")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
@@ -177,6 +179,7 @@ def _begin(config: TrainConfig, plan: Plan) -> None:
             folder = RunFolder(place)
             folder.claim(config.overwrite)
             with folder.locked():
+                (place / CONTROL).unlink(missing_ok=True)  # first: an older plan is never followed
                 folder.begin(dataclasses.replace(config, out=place))
                 if main:
                     _write(place, plan)
@@ -203,8 +206,6 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
         source = load(config)
         for seed in plan.seeds:
             runs.append(_end_of(dataclasses.replace(config, seed=seed, out=plan.place(out, None, seed)), source))
-            if "compute" not in runs[0]:
-                raise RunError(f"{out / SUMMARY} is of an older version, which counted no compute; train it again")
             compute, samples = runs[0]["compute"], length(source.train)
             for arm, settings in _twins(config, plan.arms, compute, samples).items():
                 place = plan.place(out, arm, seed)
@@ -212,7 +213,7 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
     found = twins.compare([*runs, *summaries])
     rows = found[0] if found else [twins.alone(runs)]
     _note(out, rows)
-    console.print(twins.render(rows))
+    show(twins.render(rows))
     for line in (twins.note(runs), *twins.verdicts(rows), *_hints(out, plan)):
         console.print(line, highlight=False, soft_wrap=True)
     return rows
@@ -220,6 +221,8 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
 
 def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: int) -> dict[Arm, TrainConfig]:
     """The settings of the twins, without those that would be full training once more."""
+    if config.method in arms:
+        raise RunError(f"--control {config.method} is what the run is already; leave it out")
     found = {arm: twins.twin(config, arm, compute, samples) for arm in arms}
     full = twins.twin(config, "full", compute, samples)
     for arm in [arm for arm in found if arm != "full" and found[arm] == full]:
@@ -265,9 +268,7 @@ def _saying_how_to_go_on(out: Path) -> Iterator[None]:
     way_on = f"All finished epochs are on disk; continue with: pfb train --resume {shlex.quote(str(out))}"
     try:
         yield
-    except RunError as error:
-        if isinstance(error.__cause__, OSError) and str(error).startswith("the run in "):
-            raise RunError(f"{first_line(error.__cause__)}. {way_on}") from error
-        raise
+    except Stopped as error:
+        raise RunError(f"{error.reason}. {way_on}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted. {way_on}") from None

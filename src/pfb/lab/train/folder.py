@@ -6,6 +6,7 @@
 ``checkpoint_NNNN/``    the state after the latest epoch, see :mod:`.checkpoint`
 ``records.pt``          what happened to each sample, see :mod:`.records`
 ``samples.csv``         the same as a table
+``control.json``        which twins belong to it, see :mod:`.control`
 ``best.pt``             the plain model's weights after the epoch that was best on the test set
 ``weights.pt``          those at the end; ``ema.pt``: their moving average
 ``summary.json``        what came out; written last, so a run that has one is finished
@@ -21,7 +22,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,15 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from pfb.lab import files
-from pfb.lab.errors import RunError
-from pfb.lab.train import checkpoint
+from pfb.lab.errors import RunError, Stopped, from_outside
+from pfb.lab.train import checkpoint, early
 from pfb.lab.train.config import TrainConfig, without_folders
+from pfb.lab.train.early import CONFIG, LOCK
 from pfb.lab.train.records import Records
+from pfb.lab.train.tracking import TENSORBOARD
 from pfb.utils.errors import first_line
 
-CONFIG, METRICS, SUMMARY, RECORDS, SAMPLES = "config.json", "metrics.jsonl", "summary.json", "records.pt", "samples.csv"
+METRICS, SUMMARY, RECORDS, SAMPLES = "metrics.jsonl", "summary.json", "records.pt", "samples.csv"
 BEST, WEIGHTS, AVERAGE = "best.pt", "weights.pt", "ema.pt"
-TENSORBOARD, LOCK = "tensorboard", ".lock"
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class RunFolder:
         """The run's settings, for the place where it lies now."""
         if not (self.path / CONFIG).exists():
             raise RunError(f"{self.path}: there is no run (no {CONFIG})")
-        return self._read(CONFIG, lambda place: TrainConfig.from_json(place.read_text())).moved_to(self.path)
+        return self._read(CONFIG, lambda place: TrainConfig.from_json(files.read_text(place))).moved_to(self.path)
 
     def epochs(self) -> list[dict[str, Any]]:
         """What was logged at the end of each epoch."""
@@ -78,22 +79,22 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What came out, or ``None`` for a run that is not finished."""
-        return (
-            self._read(SUMMARY, lambda place: _json_object(place, "config", "processes"))
-            if (self.path / SUMMARY).exists()
-            else None
-        )
+        return self._read(SUMMARY, _summary) if (self.path / SUMMARY).exists() else None
 
     def summary_of(self, config: TrainConfig) -> dict[str, Any] | None:
-        """The same, for who expects these settings.
+        """The same, for who expects these settings; ``None``, too, for what came out before the run
+        was given more epochs.
 
         Raises:
             RunError: it was run with others.
         """
-        if (summary := self.summary()) is not None:
-            there = {**summary, "config": without_folders(summary["config"])}
-            checkpoint.check_origin(self.path / SUMMARY, there, checkpoint.origin(config, summary["processes"]))
-        return summary
+        if (summary := self.summary()) is None:
+            return None
+        there = {**summary, "config": without_folders(summary["config"])}
+        before = summary["config"]["epochs"] == config.extended_from
+        but = checkpoint.EXTENDED if before else ()
+        checkpoint.check_origin(self.path / SUMMARY, there, checkpoint.origin(config, summary["processes"]), but)
+        return None if before else summary
 
     def records(self) -> dict[str, Tensor] | None:
         """``[N]`` ``seen``, ``kept`` and ``log_density``, or ``None`` before the end."""
@@ -111,18 +112,7 @@ class RunFolder:
         Raises:
             RunError: it holds files of something else, or a run that is not to be overwritten.
         """
-        foreign = f"--out {self.path} holds files of something else; choose another folder"
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(foreign)
-        if not self.path.exists() or {p.name for p in self.path.iterdir()} <= {LOCK, CONFIG + files.DRAFT}:
-            return
-        if not _is_settings(self.path / CONFIG):
-            raise RunError(foreign)
-        if not overwrite:
-            raise RunError(
-                f"--out {self.path} is not empty, it holds a run already: continue it with "
-                f"--resume {shlex.quote(str(self.path))}, or pass --overwrite"
-            )
+        early.check_free(self.path, overwrite)
 
     def claim(self, overwrite: bool) -> None:
         """Make the folder, if a new run may take it.
@@ -133,7 +123,7 @@ class RunFolder:
         try:
             self.check_free(overwrite)
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"--out {self.path} cannot be written ({error})") from error
 
     @contextlib.contextmanager
@@ -145,13 +135,11 @@ class RunFolder:
             RunError: another process holds the folder.
             OSError: it cannot be written.
         """
-        with (self.path / LOCK).open("a") as file:
+        with files.appending(self.path / LOCK) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
-                    f"another process trains in {self.path} at this moment; wait for its end, or choose another --out"
-                ) from None
+                raise RunError(early.taken(self.path)) from None
             os.register_at_fork(after_in_child=file.close)  # a loader's worker that outlives us must not hold it
             yield
 
@@ -162,24 +150,24 @@ class RunFolder:
         for name in (SUMMARY, RECORDS, SAMPLES, METRICS, BEST, WEIGHTS, AVERAGE):
             (self.path / name).unlink(missing_ok=True)
         for place in (*self.checkpoints(), *self.path.glob("checkpoint_*.draft"), self.path / TENSORBOARD):
-            if place.exists():
-                shutil.rmtree(place)
+            files.remove(place)
         files.write_text(self.path / CONFIG, config.to_json())
 
     def reopen(self, config: TrainConfig) -> None:
         """Make a finished run one that goes on with these settings."""
-        (self.path / SUMMARY).unlink()
         files.write_text(self.path / CONFIG, config.to_json())
+        (self.path / SUMMARY).unlink()
 
     def log(self, values: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with (self.path / METRICS).open("a") as file:
+        with files.appending(self.path / METRICS) as file:
             file.write(json.dumps(values) + "\n")
 
     def continue_after(self, epoch: int) -> None:
-        """Drop what was logged after the checkpoint that training continues from, and checkpoints
-        before it.
+        """Drop what was logged after the checkpoint that training continues from, checkpoints
+        before it, and what came out of fewer epochs.
         """
+        (self.path / SUMMARY).unlink(missing_ok=True)
         checkpoint.drop_before(self.path, epoch)
         kept = [line for line in self._lines() if line["epoch"] + (0 if _of_epoch(line) else 1) <= epoch]
         files.write_text(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
@@ -187,8 +175,7 @@ class RunFolder:
     def write_records(self, records: Records, labels: Tensor, names: list[str] | None) -> None:
         """The samples' records, for programs and as a table."""
         self._write_tensors(RECORDS, records.state_dict())
-        with files.replacing(self.path / SAMPLES) as draft:
-            records.write_csv(draft, labels, names)
+        files.write_table(self.path / SAMPLES, records.table(labels, names))
 
     def write_weights(self, name: str, model: nn.Module) -> None:
         """The weights of a model as its ``load_state_dict`` takes them, whoever has built it."""
@@ -203,19 +190,23 @@ class RunFolder:
         """Around a run: whatever stops it from outside ends in one line that says what to do.
 
         Raises:
-            RunError: in place of an ``OSError``: a full disk, a file that may not be written.
+            Stopped: in place of what the system did: a full disk, a file that may not be written, a
+                loader's process that was killed, memory that is short.
             KeyboardInterrupt: with that line.
         """
         try:
             yield
-        except OSError as error:
-            raise RunError(f"the run in {self.path} stopped: {first_line(error)}. {self._way_on()}") from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if (reason := from_outside(error)) is None:
+                raise
+            raise Stopped(f"the run in {self.path} stopped: {reason}. {self._way_on()}", reason) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted. {self._way_on()}") from None
 
     def _write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        with files.replacing(self.path / name) as draft, files.as_os_error(draft):
-            torch.save({key: value.cpu() for key, value in tensors.items()}, draft)
+        place = self.path / name
+        with files.replacing(place) as file, files.as_os_error(place):
+            torch.save({key: value.cpu() for key, value in tensors.items()}, file)
 
     def _way_on(self) -> str:
         if not (checkpoints := self.checkpoints()):
@@ -239,39 +230,69 @@ def _of_epoch(line: dict[str, Any]) -> bool:
     return "train_loss" in line
 
 
-def _json_object(place: Path, *names: str) -> dict[str, Any]:
-    """What a file holds if it holds at least these names."""
-    value = json.loads(place.read_text())
-    if not (isinstance(value, dict) and value.keys() >= set(names)):
-        raise ValueError(f"it lacks {', '.join(names)}")
-    return value
+class _Noted(dict[str, Any]):
+    """What a file holds; what it lacks is told by its name."""
+
+    def __init__(self, values: dict[str, Any], place: Path) -> None:
+        super().__init__(values)
+        self.place = place
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(f"{self.place} lacks {name!r}: it is damaged, or another version wrote it")
+
+
+POSITIVE = ("full_samples", "samples", "train_seconds")
+NUMBERS = (*POSITIVE, "trained_samples", "test_accuracy", "train_accuracy", "compute", "peak_memory_bytes", "processes")
+MEASURED = ("time_saved", "full_train_seconds", "step_seconds", "step_ratio", "saved_for_backward_bytes")
+"""A number, or several by name, or nothing where it cannot be told."""
+
+
+def _summary(place: Path) -> _Noted:
+    value = files.read_json(place)
+    config = TrainConfig.from_json(json.dumps(value["config"]))
+    for name, found in value.items():
+        if (
+            (name in NUMBERS and not _is_number(found))
+            or (name in POSITIVE and found <= 0)
+            or (name in MEASURED and not (found is None or _are_numbers(found)))
+            or (name in ("cut", "device") and not isinstance(found, str | None))
+        ):
+            raise ValueError(f"{name} is {found!r}")
+        if isinstance(found, dict):
+            value[name] = _Noted(found, place)
+    value["config"] = json.loads(config.to_json()) | value["config"]  # older versions
+    return _Noted(value, place)
+
+
+def _are_numbers(value: Any) -> bool:
+    return all(map(_are_numbers, value.values())) if isinstance(value, dict) else _is_number(value)
 
 
 def _json_lines(place: Path) -> list[dict[str, Any]]:
     """All lines but a last one that was cut off while it was written."""
     lines: list[dict[str, Any]] = []
-    for text in place.read_text().splitlines(keepends=True):
+    for text in files.read_text(place).splitlines(keepends=True):
         try:
-            line = json.loads(text)
-            int(line["epoch"])
+            line = files.parse_json(text)
+            if not isinstance(line["epoch"], int) or (_of_epoch(line) and not all(map(_is_number, line.values()))):
+                raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             if not text.endswith("\n"):
                 break
             raise ValueError(f"line {len(lines) + 1} is {text.strip()[:40]}") from error
-        lines.append(line)
+        lines.append(_Noted(line, place))
     return lines
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _tensors(place: Path) -> dict[str, Tensor]:
-    records = torch.load(place, weights_only=True)
+    records = files.read_tensors(place)
     if not (isinstance(records, dict) and records.keys() == {"seen", "kept", "log_density"}):
         raise ValueError("it holds something else")
+    sizes = {value.shape if isinstance(value, Tensor) else None for value in records.values()}
+    if len(sizes) != 1 or not all(shape is not None and len(shape) == 1 for shape in sizes):
+        raise ValueError("its tensors do not hold a number for each sample")
     return records
-
-
-def _is_settings(place: Path) -> bool:
-    """Whether a file is the config.json of some version of pfb train."""
-    try:
-        return bool(_json_object(place, "data", "data_root"))
-    except (OSError, ValueError):
-        return False

@@ -4,8 +4,7 @@ dense it lay last.
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,9 +51,9 @@ class Records:
         self._kept.zero_()
         self._log_density.fill_(torch.nan)
 
-    def write_csv(self, place: Path, labels: Tensor, files: list[str] | None = None) -> None:
-        """One row per sample: its index, what is recorded of it, its class (where it has one for
-        the whole), and its file (where it has one).
+    def table(self, labels: Tensor, files: list[str] | None = None) -> list[Sequence[Any]]:
+        """Names, then a row per sample: its index, what is recorded of it, its class (where it has
+        one for the whole), and its file (where it has one).
         """
         columns = [torch.arange(len(self.seen)), self.seen, self.kept, self.log_density]
         names = ["index", "seen", "kept", "log_density"]
@@ -63,10 +62,7 @@ class Records:
         lists: list[list[Any]] = [column.tolist() for column in columns]
         if files is not None:
             lists, names = [*lists, files], [*names, "file"]
-        with place.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.writer(file)
-            rows.writerow(names)
-            rows.writerows(zip(*lists, strict=True))
+        return [names, *zip(*lists, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen, "kept": self.kept, "log_density": self.log_density}

@@ -10,34 +10,39 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import nn
 
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source
 from pfb.lab.train.loaders import length
 
-console = Console()
-"""The terminal of a command."""
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+"""The terminal of a command. A line stays one wherever it goes, and a name what it is."""
+WIDE = 1000
+"""Letters in a line of a table that no terminal draws."""
 SECONDS_PER_LINE = 30
 """Between two lines that tell how far something is, where no bar can be drawn."""
 
 
-def headline(
-    config: TrainConfig, source: Source, model: nn.Module, device: torch.device, cut: str | None, loaded: int
-) -> str:
-    """What is about to be trained, on one line, and where samples are stopped, on another.
+def show(table: Table) -> None:
+    """Print a table; where no terminal draws it, as plain lines, each as long as it is."""
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+        return
+    table.box, table.title_justify = None, "left"
+    Console(file=console.file, width=WIDE, markup=False, emoji=False, highlight=False).print(table)
 
-    ``loaded`` is the number of samples in the whole batches of an epoch.
-    """
+
+def headline(config: TrainConfig, source: Source, model: nn.Module, device: torch.device, loaded: int) -> str:
+    """What is about to be trained, with so many samples in the whole batches of an epoch."""
     parameters, samples = sum(p.numel() for p in model.parameters()), length(source.train)
     lines = (
         f"{config.data}: {samples} training and {length(source.test)} test samples, "
         f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {device}"
     )
     if rest := samples - loaded:
-        lines += f"\nthe last batch of an epoch is not filled: {rest} samples, others each time, sit it out"
-    if cut is not None:
-        lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {cut!r}, {config.shallow}"
+        lines += f"\nthe last batch of an epoch is dropped: {rest} samples, different ones each time"
     return lines
 
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from pfb.lab import files
 from pfb.lab.errors import RunError
+from pfb.lab.train import early
 from pfb.lab.train.config import TrainConfig
 from pfb.utils.errors import first_line
 
-PROJECT = "pfb"
+PROJECT, TENSORBOARD = "pfb", "tensorboard"
 
 
 def log_with(config: TrainConfig) -> str | None:
     """What ``Accelerator(log_with=...)`` takes.
 
     Raises:
-        RunError: its package is not installed; Accelerate would leave it out without a word.
+        RunError: its package is not installed.
     """
-    if config.track == "none":
-        return None
-    if importlib.util.find_spec(config.track) is None:
-        raise RunError(f"--track {config.track} needs a package that is not installed: pip install {config.track}")
-    return config.track
+    early.check_tracker(config.track)
+    return None if config.track == "none" else config.track
 
 
 def start(accelerator: Accelerator, config: TrainConfig) -> None:
@@ -34,6 +35,7 @@ def start(accelerator: Accelerator, config: TrainConfig) -> None:
 
     Raises:
         RunError: it refuses, such as one that nobody is logged in to.
+        OSError: the folder of TensorBoard's files is a link, or cannot be written.
     """
     if config.track == "none":
         return
@@ -41,8 +43,10 @@ def start(accelerator: Accelerator, config: TrainConfig) -> None:
         raise RunError(
             f"--track {config.track}: accelerate does not find the package; install it anew, or leave it out"
         )
-    project, settings, options = "tensorboard", None, {}
-    if config.track != "tensorboard":
+    project, settings, options = TENSORBOARD, None, {}
+    if config.track == TENSORBOARD:
+        _check_folder(config.out / TENSORBOARD)
+    else:
         project, settings = PROJECT, json.loads(config.to_json())
         options = {"wandb": {"name": config.out.name, "dir": str(config.out)}, "mlflow": {"run_name": config.out.name}}
     try:
@@ -53,6 +57,14 @@ def start(accelerator: Accelerator, config: TrainConfig) -> None:
         raise RunError(
             f"--track {config.track} could not start ({first_line(error)}); see to it, or leave it out"
         ) from error
+
+
+def _check_folder(place: Path) -> None:
+    if place.is_symlink():
+        raise files.linked(place)
+    place.mkdir(exist_ok=True)
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, "Permission denied", str(place))
 
 
 def log(accelerator: Accelerator, values: dict[str, Any]) -> None:

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pfb.features.sketch import Sketch
-from pfb.lab.errors import RunError
+from pfb.lab.errors import RunError, printable
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
 from pfb.lab.train.data.split import by_groups, groups_among
-from pfb.lab.train.idle import judges_by_originals
+from pfb.lab.train.methods import method_of
 
 logger = logging.getLogger(__name__)
 
 LARGE_IMAGE = 224
 THUMBNAIL = 32
 SKETCHED = 256  # images at a time
+LONGEST = 20
+"""Sides of an image have at most this ratio when it is cropped."""
 SHOWN = 20
 """So many damaged files are named."""
 Files = list[tuple[str, int]]
@@ -48,13 +52,19 @@ def load(root: Path, config: TrainConfig) -> Source:
     train_root, test_root = _roots(root, config.split)
     classes = _classes(train_root)
     if len(classes) < 2:
-        raise RunError(f"{train_root} needs at least two classes (got {classes[0]!r} only): of one there is no choice")
+        deeper = _folders(train_root / classes[0])
+        hint = f". Are the classes one level deeper ({', '.join(deeper[:3])})? Move them up" if len(deeper) > 1 else ""
+        raise RunError(
+            f"{train_root} needs at least two classes (got {classes[0]!r} only): of one there is no choice{hint}"
+        )
     train_files = _files(train_root, classes)
     if test_root is None:
         train_files, test_files = _split(train_files)
     else:
         if foreign := sorted(set(_classes(test_root)) - set(classes)):
-            raise RunError(f"{test_root} holds classes that {train_root} does not: {', '.join(foreign[:5])}")
+            raise RunError(
+                f"{test_root} holds classes that {train_root} does not: {', '.join(map(printable, foreign[:5]))}"
+            )
         test_files = _files(test_root, classes)
     if config.train_samples is not None:
         labels = torch.tensor([label for _, label in train_files])
@@ -63,7 +73,7 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        source = _on_disk(train_files, test_files, classes, side, config.augment, judges_by_originals(config))
+        source = _on_disk(train_files, test_files, classes, side, config)
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
@@ -90,8 +100,8 @@ def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
     for folder in (root, train_root, test_root):
         if folder is not None and not folder.is_dir():
             raise RunError(
-                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing"
-                + ("; of images without a test set --split groups sets one aside" if folder == test_root else "")
+                f"--data imagefolder:{root} needs the folders train/ and test/ (or val/); {folder} is missing. Of "
+                f"images without a test set --split groups sets one aside.{_how_to_split(root)}"
             )
     return train_root, test_root
 
@@ -103,54 +113,108 @@ def _split(files: Files) -> tuple[Files, Files]:
     return [files[i] for i in train], [files[i] for i in test]
 
 
-def _classes(folder: Path) -> list[str]:
-    from torchvision.datasets.folder import find_classes
+def _folders(place: Path) -> list[str]:
+    """Names of the folders in one, without those that a system or an editor leaves behind."""
+    found = place.iterdir() if place.is_dir() else ()
+    return sorted(p.name for p in found if not _is_litter(p.name) and p.is_dir())
 
-    try:
-        classes: list[str] = find_classes(folder)[0]
-    except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE") from error
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in ("@eaDir", "__MACOSX")
+
+
+def _classes(folder: Path) -> list[str]:
+    if not (classes := _folders(folder)):
+        raise RunError(f"{folder} holds no class folders; expected {folder}/CLASS/IMAGE")
     return classes
+
+
+def _how_to_split(root: Path) -> str:
+    """What to do about images that nobody has split yet."""
+    if (root / "train").is_dir():
+        return f" Move a tenth or so of each class there: {root}/train/CLASS/IMAGE to {root}/test/CLASS/IMAGE"
+    if len(classes := _folders(root)) > 1:
+        shown = ", ".join(map(printable, classes[:3]))
+        return f" If {shown} are the classes, move most images of each to {root}/train/CLASS, the others to test/CLASS"
+    return ""
 
 
 def _files(folder: Path, classes: list[str]) -> Files:
     """All images of those classes that have a folder; what lies beside them is told."""
-    from torchvision.datasets.folder import make_dataset
-
-    images, others = pixels.endings(), []
-
-    def is_image(path: str) -> bool:
-        name = Path(path)
-        if name.name.startswith("."):  # what a system or an editor leaves behind
-            return False
-        if name.suffix.lower() not in images:
-            others.append(name)
-        return name.suffix.lower() in images
-
+    images = pixels.endings()
+    files: Files = []
+    others, links = Counter[str](), list[str]()
     present = {name: label for label, name in enumerate(classes) if (folder / name).is_dir()}
-    files: Files = make_dataset(folder, present, is_valid_file=is_image, allow_empty=True)
+    met = {_identity(place) for place in (folder, *folder.parents)}
+    for name, label in present.items():
+        found = []
+        for place, names in sorted(_walk(folder / name, folder.resolve(), met, links)):
+            for path in (f"{place}/{file}" for file in sorted(names) if not _is_litter(file)):
+                ending = Path(path).suffix.lower()
+                if ending not in images:
+                    others[ending or "none"] += 1
+                elif os.path.isfile(path) or not os.path.exists(path):  # a link to nothing is damaged
+                    found.append((path, label))
+                else:
+                    others["pipes and devices"] += 1
+        if not found:
+            raise RunError(
+                f"{printable(str(folder / name))} holds no images that can be read, or is a link to a folder that was "
+                "read already; remove the folder or fill it"
+            )
+        files += found
     if others:
-        kinds = Counter(path.suffix.lower() or "none" for path in others)
         logger.warning(
             "%s: %d files are skipped, no image has their ending: %s",
             folder,
-            len(others),
-            ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())),
+            others.total(),
+            ", ".join(f"{printable(kind)} ({count})" for kind, count in sorted(others.items())),
         )
-    filled = {label for _, label in files}
-    if empty := [name for name, label in present.items() if label not in filled]:
-        raise RunError(f"{folder / empty[0]} holds no images that Pillow can open; remove the folder or fill it")
+    if links:
+        logger.warning("%s: %d links back into it are not followed: %s", folder, len(links), printable(links[0]))
     return files
+
+
+def _walk(place: Path, root: Path, met: set[tuple[int, int]], links: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below a place, once, and the names of the files in it.
+
+    Args:
+        place: where to begin.
+        root: a link to what it holds, or to what holds it, is not followed but noted.
+        met: the folders that were seen; grows.
+        links: those not followed; grows.
+    """
+    if (identity := _identity(place)) in met:
+        return
+    met.add(identity)
+    for at, folders, names in os.walk(place, onerror=_refuse, followlinks=True):
+        yield at, names
+        kept = []
+        for folder in (Path(at, name) for name in folders if not _is_litter(name)):
+            real = folder.resolve() if folder.is_symlink() else None
+            if real is not None and (real.is_relative_to(root) or root.is_relative_to(real)):
+                links.append(str(folder))
+            elif (identity := _identity(folder)) not in met:
+                met.add(identity)
+                kept.append(folder.name)
+        folders[:] = kept
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _identity(place: Path) -> tuple[int, int]:
+    found = place.stat()
+    return found.st_dev, found.st_ino
 
 
 def _usual_side(files: Files) -> int:
     """The first image's larger side if it is small, else 224."""
     for file, _ in files:
-        try:
-            with Image.open(file) as image:
-                return max(image.size) if max(image.size) <= SMALL_IMAGE else LARGE_IMAGE
-        except OSError:  # it is named together with all others when they are read
-            continue
+        with contextlib.suppress(RunError):  # it is named together with all others when they are read
+            side = max(pixels.size(file))
+            return side if side <= SMALL_IMAGE else LARGE_IMAGE
     return SMALL_IMAGE
 
 
@@ -195,19 +259,29 @@ class OnDisk(Dataset[dict[str, Any]]):
         return item if self.thumbnail is None else {**item, "original": self.thumbnail(image)}
 
 
-def _on_disk(
-    train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool, originals: bool
-) -> Source:
-    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; with
-    ``originals`` a thumbnail of the whole image beside each.
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a strip, of which no crop takes more: enlarged until its short side is as long
+    as the others', all of it might fill the memory.
+    """
+    across, along = (min(side, LONGEST * min(image.size)) for side in image.size)
+    left, top = (image.width - across) // 2, (image.height - along) // 2
+    return image if (across, along) == image.size else image.crop((left, top, left + across, top + along))
+
+
+def _on_disk(train_files: Files, test_files: Files, classes: list[str], side: int, config: TrainConfig) -> Source:
+    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; a
+    thumbnail of the whole image beside each, for a method that judges by it.
     """
     from torchvision.transforms import v2
 
     to_tensor = [v2.PILToTensor()]
-    whole = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
-    random = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
-    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if originals else None
-    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor), thumbnail)
+    whole = [_middle, v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
+    random = [_middle, v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
+    random += [v2.TrivialAugmentWide()] if config.policy == "ta_wide" else []
+    random += [*to_tensor, *([v2.RandomErasing(config.erase)] if config.erase else [])]
+    stored = config.augment and method_of(config.method).judges_stored
+    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if stored else None
+    train = OnDisk(train_files, v2.Compose(random if config.augment else [*whole, *to_tensor]), thumbnail)
     test = OnDisk(test_files, v2.Compose(whole + to_tensor))
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
