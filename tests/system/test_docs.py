@@ -133,6 +133,13 @@ def test_nothing_is_published_that_no_page_shows():
         assert name in shown or f"results/{name})" in text, name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_line_of_text_is_a_comment(page):
+    """One that begins with a percent sign would be missing on the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^%.*", text, re.MULTILINE)
+
+
 def test_no_gaps_are_left():
     for page in PAGES:
         assert "<!--" not in page.read_text(), page.name
