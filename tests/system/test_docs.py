@@ -13,7 +13,7 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import memory, profile, speed
 from pfb.lab.train.options.config import TrainConfig
-from studies import grid, groups, saturated, scale, sets, stream, tools
+from studies import deviations, grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
 from studies.gpu import table as gpu
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
-    "docs/paper.md": ["saturated-cpu/table.md"],
+    "docs/paper.md": ["saturated-cpu/table.md", "deviations-cpu/deviations.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
 }
 """Result tables that stand on a page word by word, if they are there."""
@@ -85,7 +85,7 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (groups, memory, profile, scale, speed, tools)}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, profile, scale, speed, tools)}
 RENDERERS = {"stream": stream.render, "runs": saturated.render}
 
 
@@ -131,6 +131,13 @@ def test_nothing_is_published_that_no_page_shows():
     for file in RESULTS.rglob("*.*"):
         name = file.relative_to(RESULTS).as_posix()
         assert name in shown or f"results/{name})" in text, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_line_of_text_is_a_comment(page):
+    """One that begins with a percent sign would be missing on the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^%.*", text, re.MULTILINE)
 
 
 def test_no_gaps_are_left():
