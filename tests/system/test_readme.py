@@ -16,7 +16,7 @@ ROWS = {
     "half as many": ("clips", "accuracy", ("uniform", None, "small-batch", "removed", "full")),
     "traffic signs": ("signs", "accuracy", ("uniform", "short", "small-batch", "removed-true", "full")),
     "CIFAR-10 clips": ("gpu clips", "test_accuracy", ("uniform", "short", None, "removed-true", "full")),
-    "no copies": ("gpu plain", "test_accuracy", ("uniform", "short", None, None, "full")),
+    "50,000 images": ("gpu plain", "test_accuracy", ("uniform", "short", None, None, "full")),
 }
 """By a part of the row's first cell: runs, metric, and the twins of its columns."""
 
