@@ -70,10 +70,10 @@ def test_what_is_said_of_deviations_is_what_they_changed():
     """Each share of samples kept the same, beside the reading it belongs to."""
     said = {
         "sigma: of the centers": "| 74 % kept the same",
-        "N: samples so far": "| 99 %: no matter",
+        "N: samples so far": "| 99 %: hardly",
         "64 centers (release)": "| 91 %: less than another draw",
         "reduced by averages of neighbours (release)": "| 80 %; without",
-        "not reduced: 256 channels": "reduction 69 %: it matters",
+        "not reduced: 256 channels": "reduction 69 %: more",
         "h as a variance (release)": "| 91 %: less than another draw",
         "mean of log kernels (release)": "| 62 %, random would be 60 %",
         "another draw of the random term": "more than 84 % the same",
