@@ -5,12 +5,12 @@ OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 TRY ?= .venv-try
 RUN ?= runs/digits
-RESULTS ?= runs/measure
+FOLDER ?= data
 EVIDENCE ?= runs/redundancy
 DATA ?= cifar10
 PYTEST := pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test check lower-bounds format measure evidence thorough docs dist try-dist clean
+.PHONY: help train test check lower-bounds format evidence thorough docs dist try-dist clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,11 +38,9 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-measure: $(BIN)/.train  ## measure speed, memory and plans on this device, the GPU if there is one, into RESULTS
-	$(BIN)/python -m studies measure --out $(RESULTS)
-
-evidence: $(BIN)/.train  ## measure what looking for copies is worth, on the GPU if there is one (MINUTES, DATA), into EVIDENCE
-	$(BIN)/python -m studies evidence --data $(DATA) --out $(EVIDENCE) $(if $(MINUTES),--minutes $(MINUTES))
+evidence: $(BIN)/.train  ## train with near-duplicates pruned, drawn less often and removed, on data in FOLDER (docs/redundancy.md), into EVIDENCE
+	for set in logs signs digits clips tail; do $(BIN)/python -m studies grid --set $$set --folder $(FOLDER) --images $(DATA) --out $(EVIDENCE) || exit 1; done
+	$(BIN)/python -m studies stream --folder $(FOLDER) --out $(EVIDENCE)
 
 docs: $(BIN)/.docs  ## build the documents site into build/site
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/site

@@ -7,33 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import (
-    agreement,
-    clips,
-    copies,
-    density,
-    evidence,
-    gpu,
-    groups,
-    measure,
-    natural,
-    neighbours,
-    overview,
-    predictions,
-    scale,
-    scaling,
-    scoring,
-    sight,
-    tools,
-    trainer,
-    zoo,
-)
+from studies import gpu, grid, groups, saturated, scale, stream, tools, zoo
 
 app = tyro.extras.SubcommandApp()
-for _study in (
-    *(measure, neighbours, scaling, trainer, scoring, predictions),
-    *(agreement, density, copies, scale, tools, sight, clips, natural, evidence, gpu, overview, zoo),
-):
+for _study in (grid, stream, groups, tools, scale, gpu, saturated, zoo):
     add_benchmark(app, _study)
 
 

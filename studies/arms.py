@@ -1,250 +1,258 @@
-"""Trainings to be compared: data, share, seed and arm of each, none done twice."""
+"""What each arm of the grid does with a training set: which samples it loads, in what batches, what
+it prunes of them, and for how many steps.
+
+Every arm but ``full`` and those at equal epochs has the same budget: the multiplications of a
+training in which half of each batch is pruned from 5 % to 87.5 % of the steps. What an arm looks
+for beforehand (``find_copies``), and the sketch of a batch, count for nothing; the paper's scoring
+is counted.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 import pfb
-from pfb.features.cost import step_cost
-from pfb.lab import files
-from pfb.lab.bench import output
-from pfb.lab.origin import versions
+from pfb.features.cost import shallow_share, step_cost
+from pfb.lab.errors import RunError
 from pfb.selection.sampling import drawn
-
-Run = dict[str, Any]
+from pfb.selection.selection import keep_count
+from studies.sets import Recipe, Task
 
 ARMS = (
-    *("full", "short", "small-batch", "fewer-views"),
-    *("uniform", "paper-reuse", "paper-recompute", "inverse-density", "originals", "weighted", "oracle"),
+    *("full", "short", "small-batch", "uniform"),
+    *("paper", "paper-before", "infobatch"),
+    *("copies", "copies-fill", "oracle"),
+    *("removed", "removed-exact", "removed-true", "removed-at-random"),
+    *("sampler", "sampler-found"),
+    *("removed-epochs", "removed-exact-epochs", "removed-true-epochs", "removed-at-random-epochs"),
 )
+"""``short``, ``small-batch``: fewer steps, or smaller batches. ``uniform``: pruned at random.
+``paper``: ``pfb.attach``; ``paper-before``: its rule before the model. ``copies``: near-duplicates
+pruned in the batch, ``pfb.BatchPruner`` as it comes; ``copies-fill``: the same, gathered to full
+batches. ``oracle``: drawn in the batch with weight 1 / size of the group. ``removed``: one of each
+group stays, as ``find_copies`` tells; ``-exact``: as equality tells; ``-true``: as the known groups
+tell; ``-at-random``: as many as ``-true`` leave. ``sampler``: loaded with weight 1 / size of the
+group, and ``-found`` as ``find_copies`` tells. ``-epochs``: as many epochs of the rest as ``full``
+has of all, which is less than the budget.
+"""
+PRUNE, START, STOP = 0.5, 0.05, 0.875
+BUDGET = 1 - PRUNE * (STOP - START)
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""What the model takes, classes, and indices of the samples."""
 
 
-class Cell(NamedTuple):
-    """One run."""
+@dataclass(frozen=True)
+class Sizes:
+    """Of a run.
 
-    data: str
-    prune: float
-    seed: int
-    arm: str
+    Attributes:
+        loads: batches that are loaded.
+        steps: optimizer steps.
+        batch_size: samples of a loaded batch.
+        compute: multiplications, those of ``full`` = 1.
+    """
 
-    @classmethod
-    def of(cls, run: Run) -> Cell:
-        return cls(*(run[name] for name in cls._fields))
+    loads: int
+    steps: int
+    batch_size: int
+    compute: float
 
 
-def cells(data: Sequence[str], prunes: Sequence[float], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
-    """All runs asked for, seed by seed, so that an early end leaves complete pairs.
+def sizes(arm: str, full_steps: int, batch_size: int, left: float = 1.0, shallow: float = 0.0) -> Sizes:
+    """How long an arm trains.
+
+    Args:
+        arm: which.
+        full_steps: of the arm ``full``.
+        batch_size: of the arm ``full``.
+        left: part of the samples that are left, where some were removed.
+        shallow: the shallow part's share of the model, for the paper's arms.
 
     Example:
-        >>> for cell in cells(["clips"], [0.5], [0], ["full", "uniform"]):
-        ...     print(*cell)
-        clips 0.0 0 full
-        clips 0.5 0 uniform
+        >>> [sizes(arm, 1000, 64).steps for arm in ("full", "short", "uniform", "copies-fill")]
+        [1000, 588, 1000, 587]
+        >>> [sizes(arm, 1000, 64, left=0.4).steps for arm in ("removed-epochs", "removed")]
+        [400, 588]
     """
-    return [
-        Cell(kind, 0.0 if arm == "full" else prune, seed, arm)
-        for kind in data
-        for seed, prune, arm in itertools.product(seeds, prunes, arms)
-        if arm != "full" or prune == prunes[0]
-    ]
+    short = round(BUDGET * full_steps)
+    if arm == "full":
+        return Sizes(full_steps, full_steps, batch_size, 1.0)
+    if arm.endswith("-epochs"):
+        steps = max(2, round(left * full_steps))
+        return Sizes(steps, steps, batch_size, steps / full_steps)
+    if arm == "small-batch":
+        small = max(2, round(BUDGET * batch_size))
+        return Sizes(full_steps, full_steps, small, small / batch_size)
+    if arm in ("uniform", "copies", "oracle"):
+        return Sizes(full_steps, full_steps, batch_size, _kept(full_steps, batch_size) / (full_steps * batch_size))
+    if arm == "copies-fill":
+        steps = _kept(full_steps, batch_size) // batch_size
+        return Sizes(full_steps, steps, batch_size, steps / full_steps)
+    if arm in ("paper", "paper-before"):
+        pruned = step_cost(PRUNE, shallow, "reuse" if arm == "paper" else "recompute")
+        cost = 1 + (pruned - 1) * (STOP - START)
+        steps = round(full_steps * BUDGET / cost)  # what scoring costs is paid in steps
+        return Sizes(steps, steps, batch_size, cost * steps / full_steps)
+    return Sizes(short, short, batch_size, short / full_steps)
 
 
-def run_missing(
-    asked: list[Cell],
-    settings: dict[str, Any],
-    out: Path,
-    train: Callable[[Cell], Run],
-    minutes: float | None = None,
-) -> list[Run]:
-    """Do the runs that do not stand in the file of runs beside ``out`` with the same settings, and
-    note each there as it ends, beginning none after so many minutes; returns all that stand there,
-    those asked for first.
+def _kept(loads: int, batch_size: int) -> int:
+    """Samples that so many pruned batches keep."""
+    share = pfb.window(PRUNE, START, STOP)
+    return sum(keep_count(batch_size, share.share(i, loads)) for i in range(loads))
+
+
+def left_after_removal(arm: str, task: Task, seed: int) -> Tensor:
+    """Indices of the samples that an arm trains on, ascending; all for one that removes nothing.
+
+    Raises:
+        RunError: no two samples are equal, and ``removed-exact`` was asked for.
     """
-    begun = time.monotonic()
-    place = out.with_suffix(".jsonl")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(output.rounded(settings)))
-    runs = [json.loads(line) for line in files.read_text(place).splitlines()] if place.exists() else []
-    runs = [run for run in runs if run["settings"] == settings]
-    missing = sorted(set(asked) - {Cell.of(run) for run in runs}, key=asked.index)
-    commit = versions().get("commit")
-    for cell in track(missing, "runs", disable=not missing):
-        if minutes is not None and time.monotonic() - begun > 60 * minutes:
-            break
-        ended = {"settings": settings, **cell._asdict(), **train(cell), "commit": commit}
-        runs.append(output.rounded(ended))
-        with files.appending(place) as file:
-            file.write(json.dumps(runs[-1]) + "\n")
-    runs = [{k: v for k, v in run.items() if k != "settings"} for run in runs]
-    return sorted(runs, key=lambda run: Cell.of(run) not in asked)
+    n = len(task.y)
+    kind = arm.removesuffix("-epochs")
+    if kind == "removed":
+        return found(task).keep
+    if kind == "removed-exact":
+        _, which = torch.unique(task.x.flatten(1), dim=0, return_inverse=True)
+        if (left := firsts(which)).numel() == n:
+            raise RunError("--arms removed-exact needs equal samples, of which this set has none; leave it out")
+        return left
+    if kind == "removed-true":
+        return firsts(task.groups)
+    if kind == "removed-at-random":
+        generator = torch.Generator().manual_seed(seed)
+        left = torch.randperm(n, generator=generator)[: len(firsts(task.groups))]
+        return left.sort().values
+    return torch.arange(n)
 
 
-# What an arm does
+def firsts(groups: Tensor) -> Tensor:
+    """The first of each group, ascending.
+
+    Example:
+        >>> firsts(torch.tensor([3, 3, 1, 3, 1])).tolist()
+        [0, 2]
+    """
+    order = groups.argsort(stable=True)
+    _, counts = torch.unique_consecutive(groups[order], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    return order[starts].sort().values
 
 
-def attach(
-    cell: Cell,
-    model: nn.Module,
-    cut: str,
-    steps: int,
-    share: pfb.Schedule,
-    memory: int,
-    oracle: Oracle,
-    originals: pfb.Originals,
-) -> pfb.Blocker | None:
-    """The blocker of an arm; ``None`` for one that stops nothing."""
-    density = pfb.NeighbourMemory(memory)
-    rules: dict[str, dict[str, Any]] = {
-        "uniform": {"importance": pfb.Uniform()},
-        "paper-reuse": {"importance": pfb.RareFirst(), "shallow": "reuse"},
-        "paper-recompute": {"importance": pfb.RareFirst()},
-        "inverse-density": {"estimator": density},
-        "originals": {"estimator": density, "features": originals},
-        "weighted": {"estimator": density},
-        "oracle": {"importance": oracle},
-    }
-    if cell.arm not in rules:
-        return None
-    return pfb.attach(model, cut, share, total_steps=steps, **{"shallow": "recompute", **rules[cell.arm]})
+def found(task: Task) -> pfb.Copies:
+    """The near-duplicates that the library finds in a task's training set."""
+    sketch = pfb.Sketch()
+    features = torch.cat([sketch(task.prepare(part)) for part in torch.split(task.x, 500)])
+    return pfb.find_copies(features, task.y, images=task.images)
 
 
 class Oracle:
-    """Draws with weight 1 / number of copies, which are handed in before each forward."""
+    """Draws with weight 1 / the number that each sample is judged by."""
 
-    reads = "nothing"
+    reads = "features"
 
-    def __init__(self) -> None:
-        self.copies = torch.ones(0)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return drawn(-self.copies.log())
+    def __call__(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return drawn(-features[:, 0].log(), generator)
 
 
-def compute(cell: Cell, window: float, shallow: float) -> float:
-    """Of a run by multiplications, full data = 1, if samples are stopped during so large a part of
-    it; sketch and choice count for nothing.
-
-    Example:
-        >>> round(compute(Cell("clips", 0.5, 0, "paper-recompute"), 0.8, 0.3), 3)
-        0.68
-    """
-    wiring = "reuse" if cell.arm == "paper-reuse" else "recompute"
-    scored = shallow if cell.arm.startswith("paper") else 0.0
-    return 1 + (step_cost(cell.prune, scored, wiring) - 1) * window
-
-
-def sizes(cell: Cell, window: float, full_steps: int, batch_size: int) -> tuple[int, int]:
-    """Steps and batch size of an arm: a twin that stops nothing has the compute of ``uniform``.
-
-    Example:
-        >>> short, small = (Cell("clips", 0.5, 0, arm) for arm in ("short", "small-batch"))
-        >>> sizes(short, 0.8, 100, 64), sizes(small, 0.8, 100, 64)
-        ((60, 64), (100, 38))
-    """
-    pruned = 1 - cell.prune * window
-    steps = round(full_steps * pruned) if cell.arm == "short" else full_steps
-    return steps, max(2, round(batch_size * pruned)) if cell.arm in ("small-batch", "fewer-views") else batch_size
-
-
-def batches(samples: int, size: int, views: int = 1) -> Iterator[Tensor]:
-    """Indices of a batch, each so many times; without end."""
-    different = size // views
-    while True:
-        order = torch.randperm(samples)[: samples // different * different]
-        yield from order.repeat_interleave(views).view(-1, different * views)
-
-
-class Recipe(Protocol):
-    """What a study's settings say of a training."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def start(self) -> float: ...
-    @property
-    def stop(self) -> float: ...
-    @property
-    def memory(self) -> int: ...
-
-
-def train(
-    cell: Cell,
-    recipe: Recipe,
-    model: nn.Module,
-    cut: str,
-    full_steps: int,
-    copies: Tensor,
-    optimizer_of: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-    losses_of: Callable[[Tensor, pfb.Blocker | None], Tensor],
-    original_of: Callable[[Tensor], Tensor] | None = None,
-    views: int = 1,
-    compile: bool = False,
-) -> Kept:
-    """Train an arm to its end under OneCycle.
+class Run:
+    """One arm's way through the data.
 
     Args:
-        cell: the arm, and its share.
-        recipe: batch size, peak learning rate, window of pruning, and memory.
-        model: new, on its device.
-        cut: where it is cut.
-        full_steps: of the arm ``full``.
-        copies: how many samples are the same as each, ``[N]``, for the oracle.
-        optimizer_of: of the model's parameters.
-        losses_of: loss of each of the samples with these indices that go on.
-        original_of: those samples before they are augmented, for the arm ``originals``.
-        views: how often each sample is in a batch.
-        compile: by torch.compile, with its default mode.
+        arm: which.
+        task: the data.
+        recipe: batch size and epochs.
+        model: what is trained, new; the paper's arms attach to it or read it.
+        seed: of the order of the samples.
     """
-    device = next(model.parameters()).device
-    steps, batch_size = sizes(cell, recipe.stop - recipe.start, full_steps, recipe.batch_size)
-    oracle, originals, kept = Oracle(), pfb.Originals(), Kept(len(copies))
-    share = pfb.window(cell.prune, recipe.start, recipe.stop)
-    blocker = attach(cell, model, cut, steps, share, recipe.memory, oracle, originals)
-    if compile:
-        model.compile(dynamic=False)
-    optimizer = optimizer_of(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
-    for indices in itertools.islice(batches(len(copies), batch_size, views), steps):
-        oracle.copies = copies[indices].to(device).float()
-        if cell.arm == "originals" and original_of is not None:
-            originals.show(original_of(indices))
-        losses = losses_of(indices, blocker)
-        if cell.arm == "weighted" and blocker is not None:
-            losses = losses * blocker.weights
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        kept.count(indices, blocker)
-        if blocker is not None:
-            blocker.step()
-    return kept
+
+    def __init__(self, arm: str, task: Task, recipe: Recipe, model: nn.Module, seed: int) -> None:
+        self.arm, self.task, self.seed = arm, task, seed
+        self.left = left_after_removal(arm, task, seed)
+        n = len(task.y)
+        full_steps = max(2, n // recipe.batch_size * recipe.epochs)
+        given = task.prepare(task.x[:2])
+        shallow = shallow_share(model, task.cut, given) if arm.startswith("paper") else 0.0
+        self.sizes = sizes(arm, full_steps, min(recipe.batch_size, len(self.left)), len(self.left) / n, shallow)
+        share = pfb.window(PRUNE, START, STOP)
+        self.blocker: pfb.Blocker | None = None
+        self.pruner: pfb.BatchPruner | None = None
+        self.infobatch = _infobatch(n) if arm == "infobatch" else None
+        ways: dict[str, dict[str, Any]] = {
+            "uniform": {"rule": pfb.Uniform()},
+            "paper-before": {"rule": pfb.RareFirst(), "features": pfb.Shallow(model, task.cut)},
+            "copies": {},
+            "copies-fill": {},
+            "oracle": {"rule": Oracle(), "features": lambda sizes: sizes[:, None].float()},
+        }
+        if arm == "paper":
+            density = pfb.MovingCenters(100)
+            self.blocker = pfb.attach(
+                model, task.cut, share, density=density, feature_dim=128, total_steps=self.sizes.loads
+            )
+        if arm in ways:
+            self.pruner = pfb.BatchPruner(share, total_steps=self.sizes.loads, seed=seed, **ways[arm])
+            if isinstance(self.pruner.density, pfb.NeighbourMemory):
+                self.pruner.density.epoch = n  # as prune_batches tells it
+
+    def batches(self) -> Iterator[Batch]:
+        """What comes to the model, one batch for each step."""
+        loaded = (self._load(indices) for indices in itertools.islice(self._order(), self.sizes.loads))
+        pruner = self.pruner
+        if pruner is None:
+            return loaded
+        if self.arm == "copies-fill":
+            pruned: Any = pfb.prune_batches(_Loaded(loaded), pruner=pruner, fill=True)
+            return itertools.islice(pruned, self.sizes.steps)
+        if self.arm == "oracle":
+            return (pruner(*batch, by=self.task.sizes[batch[2]]) for batch in loaded)
+        if self.arm == "paper-before":
+            return (pruner(*batch, by=batch[0]) for batch in loaded)
+        return (pruner(*batch) for batch in loaded)
+
+    def _load(self, indices: Tensor) -> Batch:
+        return self.task.augment(self.task.x[indices]), self.task.y[indices], indices
+
+    def _order(self) -> Iterator[Tensor]:
+        """Indices of a batch, without end."""
+        generator = torch.Generator().manual_seed(self.seed)
+        size, done = self.sizes.batch_size, 0
+        if self.arm in ("sampler", "sampler-found"):
+            weights = found(self.task).weights if self.arm == "sampler-found" else 1 / self.task.sizes
+            while True:
+                epoch = torch.multinomial(weights.double(), len(weights), replacement=True, generator=generator)
+                yield from epoch[: len(epoch) // size * size].view(-1, size)
+        while True:
+            left = self.left
+            if self.infobatch is not None:
+                share = PRUNE if done < STOP * self.sizes.loads else 0.0
+                chosen = self.infobatch.load(share, generator)
+                left = left if chosen is None else chosen
+            whole = max(1, len(left) // size)
+            order = left[torch.randperm(len(left), generator=generator)][: whole * size]
+            for indices in torch.split(order, size):
+                done += 1
+                yield indices
 
 
-class Kept:
-    """How often samples of each kind went on."""
+def _infobatch(samples: int) -> Any:
+    from pfb.lab.baselines.infobatch import InfoBatch
 
-    def __init__(self, samples: int) -> None:
-        self.kept, self.met = torch.zeros(samples), torch.zeros(samples)
+    return InfoBatch(samples)
 
-    def count(self, indices: Tensor, blocker: pfb.Blocker | None) -> None:
-        """After a forward of the samples with these indices."""
-        if blocker is not None and blocker.selection is not None:
-            self.met[indices] += 1
-            self.kept[blocker.selection.select(indices.to(blocker.selection.indices.device)).cpu()] += 1
 
-    def share(self, which: Tensor) -> float | None:
-        """Of the chances that samples of this kind had; ``None`` where they had none."""
-        met = float(self.met[which].sum())
-        return float(self.kept[which].sum()) / met if met else None
+class _Loaded:
+    """Batches that come once, as a loader."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.batches

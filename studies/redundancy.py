@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,25 +41,14 @@ class Clips:
     """0: all clips are equally long. Else the k-th has a length in proportion to k ** -tail, at
     least 2 frames, and --clips.frames in the mean.
     """
-    outliers: float = 0.0
-    """Share of the samples that are made noise."""
-    mislabelled: float = 0.0
-    """Share of the samples that get a class at random."""
-    imbalance: float = 1.0
-    """The rarest class has this part of the samples of the most frequent; in between by equal
-    factors. Samples beyond are left out.
-    """
     seed: int = 0
     """Decides which images, and their frames."""
 
     def __post_init__(self) -> None:
         checks.at_least(0, clips=self.clips)
         checks.at_least(1, frames=self.frames, singles=self.singles)
-        checks.shares(outliers=self.outliers, mislabelled=self.mislabelled)
-        if not (self.tail >= 0 and 0 < self.imbalance <= 1):
-            raise RunError(
-                f"--clips.tail must be at least 0 and --clips.imbalance in (0, 1] (got {self.tail}, {self.imbalance})"
-            )
+        if self.tail < 0:
+            raise RunError(f"--clips.tail must be at least 0 (got {self.tail})")
 
     @property
     def distinct(self) -> Clips:
@@ -70,13 +60,13 @@ class Clips:
         return without_folders(dataclasses.asdict(self))
 
     def source(self) -> tuple[Source, Tensor]:
-        """The data, and how many frames each training sample's clip has, ``[N]``; 1 for a single
-        image.
+        """The data, and which clip each training sample is of, ``[N]``; a single image is a clip
+        of its own.
 
         Raises:
             RunError: too few images, or such as are not kept in memory.
         """
-        source = load(TrainConfig(data=self.data))
+        source = _read(self.data)
         train, test = source.train, source.test
         if not isinstance(train, InMemory) or not isinstance(test, InMemory) or train.images.dtype != torch.uint8:
             raise RunError(f"--data must hold small images with a class each (got {self.data!r})")
@@ -92,17 +82,10 @@ class Clips:
         shots = frames(shown, generator, light=self.light, noise=self.noise)
         images = torch.cat([shots, train.images[rest]])
         labels = torch.cat([train.labels[first].repeat_interleave(lengths), train.labels[rest]])
-        copies = torch.cat([lengths.repeat_interleave(lengths), torch.ones(len(rest), dtype=torch.long)])
-        noise = torch.rand(len(images), generator=generator) < self.outliers
-        images[noise] = torch.randint(256, images[noise].shape, generator=generator, dtype=torch.uint8)
-        wrong = torch.rand(len(images), generator=generator) < self.mislabelled
-        labels[wrong] = torch.randint(len(source.classes), (int(wrong.sum()),), generator=generator)
-        if self.imbalance < 1:
-            part = self.imbalance ** (labels / (len(source.classes) - 1))
-            there = torch.rand(len(images), generator=generator) < part
-            images, labels, copies = images[there], labels[there], copies[there]
+        groups = torch.arange(self.clips + len(rest))
+        groups = torch.cat([groups[: self.clips].repeat_interleave(lengths), groups[self.clips :]])
         augmented = in_memory(InMemory(images, labels), test, source.classes, augment=True, flip=self.data != "digits")
-        return augmented, copies
+        return augmented, groups
 
     def _lengths(self) -> Tensor:
         """Frames of each clip."""
@@ -112,18 +95,6 @@ class Clips:
         return (self.clips * self.frames * parts / parts.sum()).round().long().clamp_min(2)
 
 
-STRONG = ("TrivialAugment", "random resized crops", "colors changed")
-
-
-def strongly_augmented(images: Tensor, how: str) -> Tensor:
-    """Images ``[N, C, S, S]`` uint8, each changed on its own by one of ``STRONG``, as torchvision's
-    reference scripts and contrastive learning do.
-    """
-    from torchvision.transforms import v2
-
-    change = {
-        "TrivialAugment": v2.TrivialAugmentWide,
-        "random resized crops": lambda: v2.RandomResizedCrop(images.shape[-2:]),
-        "colors changed": lambda: v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
-    }[how]()
-    return torch.stack([change(image) for image in images])
+@functools.cache
+def _read(data: str) -> Source:
+    return load(TrainConfig(data=data))

@@ -1,118 +1,154 @@
-"""What trainings of several arms say in pairs of seeds: a table, and accuracy against compute."""
+"""What runs of several arms say in pairs of seeds: differences with intervals, p-values corrected
+for their number, and one table.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from scipy import stats
 
 from pfb.lab.bench import output
-from pfb.lab.train.pairs import shown_difference
-from studies.arms import ARMS, Run
 
-AGAINST = ("uniform", "short", "small-batch", "full")
-"""Arms that every other is compared with."""
-SHADES = {"inverse-density": "crimson", "oracle": "black"}
-"""The others have the ten colours of a cycle, which have to do."""
+Run = dict[str, Any]
+METRICS = {"accuracy": "accuracy, %", "mean_recall": "mean recall, %", "rarest_fifth": "rarest fifth, %"}
+OWN = "copies"
+"""The arm that is compared with every other; until it has run, ``uniform`` is."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What is judged: a number of every run."""
+def paired(own: dict[int, float], other: dict[int, float]) -> tuple[float, float, float] | None:
+    """Mean difference over the seeds that both have, half its 95 % interval, and the p-value of no
+    difference, both by Student's t; ``None`` for fewer than two pairs.
 
-    key: str
-    title: str
-    factor: float = 1.0
-    digits: int = 2
+    Example:
+        >>> [round(x, 3) for x in paired({0: 2.0, 1: 3.0, 2: 4.5}, {0: 1.0, 1: 1.0, 2: 2.5})]
+        [1.667, 1.434, 0.038]
+    """
+    seeds = sorted(own.keys() & other.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [own[seed] - other[seed] for seed in seeds]
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(seeds))
+    half = float(stats.t.ppf(0.975, len(seeds) - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)) if error else float(mean == 0)
+    return mean, half, p
 
 
-def render(runs: list[Run], metric: Metric, shares: dict[str, str] | None = None) -> str:
-    """Markdown table: means over seeds, differences in pairs of seeds with half their 95 %
-    interval.
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values of one family, corrected by Holm's method.
+
+    Example:
+        >>> [round(p, 2) for p in holm([0.01, 0.5, 0.02])]
+        [0.03, 0.5, 0.04]
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def by_arm(runs: list[Run], metric: str) -> dict[str, dict[int, float]]:
+    """A metric in percent by arm and seed; runs without it are left out."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run[metric] is not None:
+            found.setdefault(run["arm"], {})[run["seed"]] = 100 * run[metric]
+    return found
+
+
+def render(runs: list[Run], primary: str) -> str:
+    """Markdown table of one set's runs: means and standard deviations over seeds, and what the arm
+    ``copies`` is better by in pairs of seeds; the p-values are of the primary metric and corrected
+    for the number of arms.
+    """
+    metrics = [m for m in METRICS if any(run[m] is not None for run in runs)]
+    arms = _in_order(runs)
+    own = OWN if OWN in arms else "uniform"
+    told = {arm: found for arm in arms if (found := _against(runs, own, arm, primary)) is not None}
+    corrected = dict(zip(told, holm([p for _, _, p in told.values()]), strict=True))
+    rows = []
+    for arm in arms:
+        mine = [run for run in runs if run["arm"] == arm]
+        row = [f"`{arm}`", f"{len(mine)}", f"{statistics.mean(run['compute'] for run in mine):.0%}"]
+        row += [_left(mine)]
+        row += [_mean_and_deviation([100 * run[m] for run in mine if run[m] is not None]) for m in metrics]
+        row += [difference(_against(runs, own, arm, m)) for m in metrics]
+        row += [_p_value(corrected[arm]) if arm in corrected else ""]
+        rows.append(row)
+    titles = [METRICS[m] for m in metrics]
+    minus = [f"`{own}` minus it, {title.removesuffix(', %')}" for title in titles]
+    p = f"p, {METRICS[primary].removesuffix(', %')} (Holm)"
+    return output.table(["arm", "n", "compute", "samples left", *titles, *minus, p], rows)
+
+
+OTHERS = ("full", "uniform", "short", "small-batch", "removed", "removed-true", "sampler-found", "sampler")
+"""Arms of the overview."""
+
+
+def overview(sets: dict[str, list[Run]], titles: dict[str, tuple[str, str]]) -> str:
+    """Markdown table of all sets: by how much ``copies`` is better (+) or worse (-) than other
+    arms, in points of the set's primary metric; bold where p < 0.05 after Holm's correction for all
+    arms of the set.
 
     Args:
-        runs: as :func:`run_missing` returned them.
-        metric: what is judged.
-        shares: further columns, by the number of a run that is a share kept.
+        sets: runs by the name of their set.
+        titles: what each set is, and its primary metric.
     """
-    shares, rows = shares or {}, []
-    for data, prune, arm in _groups(runs):
-        own = group(runs, data, prune, arm)
-        values = [metric.factor * run[metric.key] for run in own.values()]
-        rows.append(
-            [
-                data,
-                f"{prune:.0%}",
-                arm,
-                f"{statistics.mean(run['compute'] for run in own.values()):.0%}",
-                f"{statistics.mean(values):.{metric.digits}f} (n = {len(values)})",
-                *differences(runs, data, prune, arm, metric),
-                *(_mean_share(own, key) for key in shares),
-            ]
-        )
-    header = ["data", "pruned", "arm", "compute", metric.title, *(f"minus {other}" for other in AGAINST)]
-    return output.table([*header, *shares.values()], rows)
-
-
-def differences(runs: list[Run], data: str, prune: float, arm: str, metric: Metric) -> list[str]:
-    """An arm's difference to each of ``AGAINST`` in pairs of seeds, half its 95 % interval, and
-    the number of pairs where some seeds have none; empty for fewer than two pairs, and to itself.
-    """
-    own, told = group(runs, data, prune, arm), []
-    for other in AGAINST:
-        base = group(runs, data, 0.0 if other == "full" else prune, other) if other != arm else {}
-        told.append(shown_difference(own, base, metric.key, metric.factor, metric.digits))
-    return told
-
-
-def _mean_share(runs: dict[int, Run], key: str) -> str:
-    values = [run[key] for run in runs.values() if run[key] is not None]
-    return f"{statistics.mean(values):.0%}" if values else ""
-
-
-def draw(runs: list[Run], metric: Metric) -> Figure:
-    """Judgement against compute: each arm's mean, and its runs beside it."""
-    kinds = list(dict.fromkeys(data for data, _, _ in _groups(runs)))
-    figure, panels = output.panels(4.2 * len(kinds) + 1.6, 4, len(kinds))
-    named: dict[str, Any] = {}
-    for panel, data in zip(panels, kinds, strict=True):
-        draw_on(panel, [run for run in runs if run["data"] == data], metric)
-        panel.set_title(data)
-        named |= {label: line for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    panels[0].set_ylabel(metric.title)
-    figure.legend(named.values(), named.keys(), fontsize=8, loc="outside right upper")
-    return figure
-
-
-def draw_on(panel: Axes, runs: list[Run], metric: Metric) -> None:
-    """One panel of :func:`draw`."""
-    for color, arm in enumerate(ARMS):
-        groups = [group(runs, d, prune, a).values() for d, prune, a in _groups(runs) if a == arm]
-        if not groups:
+    rows = []
+    for name, runs in sets.items():
+        title, primary = titles[name]
+        arms = _in_order(runs)
+        told = {arm: found for arm in arms if (found := _against(runs, OWN, arm, primary)) is not None}
+        corrected = dict(zip(told, holm([p for _, _, p in told.values()]), strict=True))
+        own = by_arm(runs, primary).get(OWN, {})
+        if not told:
             continue
-        points = [point for some in groups for point in _points(some, metric)]
-        means = [[statistics.mean(axis) for axis in zip(*_points(some, metric), strict=True)] for some in groups]
-        shade = SHADES.get(arm, f"C{color}")
-        panel.plot(*zip(*points, strict=True), ".", color=shade, alpha=0.35)
-        panel.plot(*zip(*sorted(means), strict=True), "o-", color=shade, label=arm)
-        panel.annotate(arm, max(means), (7, -3), textcoords="offset points", fontsize=8, color=shade)
-    panel.set_xlabel("compute, full data = 1")
+        row = [f"`{name}`: {title}", METRICS[primary].removesuffix(", %"), f"{len(own)}"]
+        row += [f"{statistics.mean(own.values()):.1f}"]
+        for arm in OTHERS:
+            text = "" if arm not in told else f"{told[arm][0]:+.1f} ± {told[arm][1]:.1f}"
+            row.append(f"**{text}**" if corrected.get(arm, 1.0) < 0.05 else text)
+        rows.append(row)
+    return output.table(["data", "metric", "n", "`copies`, %", *(f"minus `{arm}`" for arm in OTHERS)], rows)
 
 
-def _points(runs: Iterable[Run], metric: Metric) -> list[tuple[float, float]]:
-    return [(run["compute"], metric.factor * run[metric.key]) for run in runs]
+def _in_order(runs: list[Run]) -> list[str]:
+    from studies.arms import ARMS
+
+    there = {run["arm"] for run in runs}
+    return [arm for arm in ARMS if arm in there]
 
 
-def _groups(runs: list[Run]) -> list[tuple[str, float, str]]:
-    kinds = list(dict.fromkeys(run["data"] for run in runs))
-    found = {(run["data"], run["prune"], run["arm"]) for run in runs}
-    return sorted(found, key=lambda named: (kinds.index(named[0]), named[1], ARMS.index(named[2])))
+def _against(runs: list[Run], own: str, arm: str, metric: str) -> tuple[float, float, float] | None:
+    values = by_arm(runs, metric)
+    return None if arm == own else paired(values.get(own, {}), values.get(arm, {}))
 
 
-def group(runs: list[Run], data: str, prune: float, arm: str) -> dict[int, Run]:
-    """Runs that differ in the seed alone, by seed."""
-    return {run["seed"]: run for run in runs if (run["data"], run["prune"], run["arm"]) == (data, prune, arm)}
+def _left(runs: list[Run]) -> str:
+    left = statistics.mean(run["left"] for run in runs)
+    return "" if left == 1 else f"{left:.0%}"
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def difference(told: tuple[float, float, float] | None) -> str:
+    """What :func:`paired` says, for a table; empty for none.
+
+    Example:
+        >>> difference((1.5, 0.25, 0.04))
+        '+1.50 ± 0.25'
+    """
+    return "" if told is None else f"{told[0]:+.2f} ± {told[1]:.2f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

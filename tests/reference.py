@@ -267,3 +267,22 @@ def sketch_of_tokens(tokens: list[int]) -> Tensor:
         total = [t + weight * v / norm if norm else t for t, v in zip(total, block, strict=True)]
     norm = math.sqrt(sum(v * v for v in total))
     return torch.tensor([v / norm if norm else 0.0 for v in total], dtype=torch.float64)
+
+
+def chances(log_weights_N: Tensor, kept: float) -> Tensor:
+    """Of each of very many samples to be drawn, ``1 - exp(-w t)``, with t such that a share
+    ``kept`` of all is.
+
+    Example:
+        >>> chances(torch.tensor([0.0, 0.0, -30.0, -30.0]), 0.4).round(decimals=2)
+        tensor([0.8000, 0.8000, 0.0000, 0.0000], dtype=torch.float64)
+    """
+    w_N = log_weights_N.double()
+    low, high = -100.0, 100.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if float(-torch.expm1(-(w_N + middle).exp()).mean()) < kept:
+            low = middle
+        else:
+            high = middle
+    return -torch.expm1(-(w_N + high).exp())

@@ -1,5 +1,5 @@
-"""Real architectures of torchvision, timm and transformers, tiny where they allow it, in both
-wirings.
+"""Real architectures of torchvision, timm and transformers, tiny where they allow it, pruned inside
+the model and before it.
 """
 
 import pytest
@@ -13,22 +13,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 # These take the batch size from the model's input after the cut as well, so the kept part alone
 # does not fit.
-NOT_WITH_REUSE = {"timm:twins_svt_small"}
+NOT_INSIDE = {"timm:twins_svt_small"}
 if not hasattr(Xcit, "forward_cls"):  # up to timm 1.0.27 at least
-    NOT_WITH_REUSE.add("timm:xcit_nano_12_p16_224")
+    NOT_INSIDE.add("timm:xcit_nano_12_p16_224")
 
 
 @pytest.mark.parametrize("member", members(), ids=lambda member: member.id)
-def test_two_steps_in_both_wirings_one_after_the_other(member):
+def test_two_steps_in_both_ways_one_after_the_other(member):
     """On one model, since it takes longer to make than to train."""
     torch.manual_seed(0)
     model, batch = member.make(), member.inputs()
-    check(model, batch, "recompute")
-    if member.id in NOT_WITH_REUSE:
+    check(model, batch, "before")
+    if member.id in NOT_INSIDE:
         with pytest.raises(RuntimeError):
-            check(model, batch, "reuse")
+            check(model, batch, "attach")
     else:
-        check(model, batch, "reuse")
+        check(model, batch, "attach")
 
 
 class Lost(SmallNet):
@@ -46,4 +46,4 @@ def test_a_model_that_does_not_fit_is_no_success(kind, message):
     """By an error that does not depend on asserts, which ``python -O`` leaves out."""
     batch = {"image": torch.randn(6, 3, 8, 8), "labels": torch.arange(6) % 5}
     with pytest.raises(Misfit, match=message):
-        check(kind(), batch, "reuse")
+        check(kind(), batch, "attach")

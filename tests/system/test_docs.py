@@ -11,54 +11,20 @@ import torchvision
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import comparison, memory, profile, speed
+from pfb.lab.bench import memory, profile, speed
 from pfb.lab.train.config import TrainConfig
-from studies import (
-    agreement,
-    clips,
-    copies,
-    density,
-    goals,
-    natural,
-    neighbours,
-    overview,
-    predictions,
-    scale,
-    scaling,
-    scoring,
-    sight,
-    tools,
-    trainer,
-)
+from studies import grid, groups, saturated, scale, sets, stream, tools
+from studies.gpu import scheduler
+from studies.gpu import table as gpu
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
-    "README.md": ["redundancy-cpu/overview.md"],
-    "docs/redundancy.md": [
-        f"redundancy-cpu/{name}.md"
-        for name in ("sight", "copies", "clips", "code", "code-all", "video", "long", "faults")
-    ],
-    "docs/cost.md": [
-        "measure-cpu/goals.md",
-        "measure-cpu/profile-resnet18-cifar.md",
-        "measure-cpu/scoring.md",
-        "measure-cpu/memory.md",
-        "measure-cpu/plan.md",
-        "measure-cpu/neighbours.md",
-        "measure-cpu/scaling.md",
-        "measure-cpu/trainer-resnet8.md",
-        "measure-cpu/trainer-resnet20.md",
-        "baselines-cpu/table.md",
-        "agreement-cpu/resnet18-layer1.md",
-    ],
+    "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
-    "docs/accuracy.md": ["saturated-cpu/table.md", "augmented-cpu/table.md", "density-cpu/density.md"],
+    "docs/accuracy.md": ["saturated-cpu/table.md"],
+    "docs/cost.md": ["gpu-h100/table.md"],
 }
-"""Result tables that stand on a page word by word."""
-AGAINST = {"augmented-cpu": "pfb-recompute"}
-"""The method that a grid's table compares with beside full data and uniform blocking."""
-SPEEDS = ("resnet18-cifar", "resnet50", "swin-t", "vit-s", "gpt2", "resnet8-cifar")
-"""Results of which a page shows what each variant saves."""
+"""Result tables that stand on a page word by word, if they are there."""
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -119,72 +85,52 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {
-    m.__name__.rpartition(".")[2]: m
-    for m in (
-        *(agreement, clips, copies, density, memory, natural, neighbours, predictions),
-        *(profile, scale, scaling, scoring, sight, speed, tools, trainer),
-    )
-}
-MADE_BY = {"plan": "predictions", "video": "natural", "code": "natural", "faults": "clips", "long": "clips"}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (groups, memory, profile, scale, speed, tools)}
+RENDERERS = {"stream": stream.render, "runs": saturated.render}
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_published_tables_are_what_the_code_makes_of_the_published_numbers(file):
     assert file.read_text().count("\n") == 1, "a result is a line"
     table = file.with_suffix(".md")
-    stem = file.stem.split("-")[0]
-    kind = BENCHMARKS.get(MADE_BY.get(stem, stem)) or BENCHMARKS[file.parent.name.removesuffix("-cpu")]
-    rendered = kind.render(json.loads(file.read_text()))
+    rendered = BENCHMARKS[file.stem.split("-")[0]].render(json.loads(file.read_text()))
     assert not table.exists() or table.read_text() == rendered
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/runs.jsonl")), ids=lambda f: f.parent.name)
-def test_published_comparisons_are_what_the_code_makes_of_the_published_runs(file):
-    runs = comparison.read(file)
-    assert comparison.render(runs, AGAINST.get(file.parent.name)) == (file.parent / "table.md").read_text()
-    assert comparison.overview(runs) == (file.parent / "overview.md").read_text()
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.jsonl")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_published_tables_are_what_the_code_makes_of_the_published_runs(file):
+    if file.stem == "lines":
+        assert gpu.render(scheduler.read(file.parent)) == file.with_name("table.md").read_text()
+        return
+    runs = grid.read(file)
+    table = file.with_name("table.md") if file.stem == "runs" else file.with_suffix(".md")
+    assert RENDERERS.get(file.stem, grid.render)(runs) == table.read_text()
+    cells = [(run.get("set"), run.get("arm", run.get("method")), run.get("prune"), seed_of(run)) for run in runs]
+    assert len(set(cells)) == len(cells), "a run is published once"
 
 
-@pytest.mark.parametrize("folder", sorted(p.parent for p in RESULTS.glob("*/goals.md")), ids=lambda f: f.name)
-def test_goals_are_what_the_code_makes_of_the_published_numbers(folder):
-    assert goals.render(folder) == (folder / "goals.md").read_text()
+def seed_of(run):
+    return run["seed"] if "seed" in run else run["config"]["seed"]
 
 
-def test_the_overview_is_what_the_code_makes_of_the_published_numbers():
-    assert overview.render(RESULTS / "redundancy-cpu") == (RESULTS / "redundancy-cpu/overview.md").read_text()
+def test_the_overview_is_what_the_code_makes_of_the_published_runs():
+    assert grid.overview(RESULTS / "natural-cpu") == (RESULTS / "natural-cpu/overview.md").read_text()
 
 
 @pytest.mark.parametrize(("page", "tables"), SHOWN.items())
 def test_pages_show_the_published_tables_as_they_are(page, tables):
     text = (ROOT / page).read_text()
     for table in tables:
-        assert (RESULTS / table).read_text().strip() in text, table
-
-
-def test_tables_of_a_part_of_a_result_are_what_the_code_makes_of_it():
-    numbers = [json.loads((RESULTS / f"measure-cpu/speed-{name}.json").read_text()) for name in SPEEDS]
-    resnet, *transformers = numbers
-    text = (ROOT / "docs/cost.md").read_text()
-    assert speed.overview(resnet).strip() in text
-    assert speed.overview(*transformers).strip() in text
-
-
-def test_the_method_cards_rows_are_some_of_what_the_code_makes():
-    made = agreement.render(json.loads((RESULTS / "agreement-cpu/resnet18-layer3.json").read_text())).splitlines()
-    page = (ROOT / "docs/method.md").read_text()
-    shown = page[page.index(made[0]) :].split("\n\n")[0].splitlines()
-    assert len(shown) == 7
-    assert set(shown) <= set(made)
+        if (RESULTS / table).exists():
+            assert (RESULTS / table).read_text().strip() in text, table
 
 
 def test_nothing_is_published_that_no_page_shows():
     text = "".join(page.read_text() for page in PAGES)
     shown = {table for tables in SHOWN.values() for table in tables} | {"README.md"}
-    of_goals = {f"measure-cpu/{file.name}" for file in RESULTS.glob("measure-cpu/speed-*.json")}
     for file in RESULTS.rglob("*.*"):
         name = file.relative_to(RESULTS).as_posix()
-        assert name in shown | of_goals or f"results/{name})" in text, name
+        assert name in shown or f"results/{name})" in text, name
 
 
 def test_no_gaps_are_left():

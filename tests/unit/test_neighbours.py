@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import pfb
 from pfb.density import search as nearest
 from pfb.features.sketch import Sketch
-from studies.copies import chances
 from tests import reference
+from tests.reference import chances
 
 
 def remembering(rows, size=32, batch=8):

@@ -67,7 +67,7 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
-            pfb.DensityEstimator(self.n_centers, self.beta)
+            pfb.MovingCenters(self.n_centers, self.beta)
             if self.method == "inverse-density":
                 pfb.InverseDensity(4.0 if self.gamma is None else self.gamma)
         except ValueError as error:
