@@ -22,7 +22,8 @@ SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
     "docs/accuracy.md": ["saturated-cpu/table.md"],
-    "docs/cost.md": ["gpu-h100/table.md"],
+    "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
+    "docs/gpu.md": ["gpu-h100/table.md"],
 }
 """Result tables that stand on a page word by word, if they are there."""
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
