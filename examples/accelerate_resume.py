@@ -1,15 +1,16 @@
-"""Accelerate: the blocker is registered like any other object with a state, and a resumed run ends
-as an unbroken one.
+"""Accelerate: prune what ``prepare`` returned, and register the loader like any other object with a
+state: a run that was stopped in the middle of an epoch ends as an unbroken one.
 
 On several devices: ``accelerate launch examples/accelerate_resume.py``.
 """
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,34 +18,33 @@ from torch.utils.data import DataLoader, TensorDataset
 import pfb
 
 
-def train(folder: Path, epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
-    """Train up to some epoch, from the start or from what lies in the folder; returns the
+def train(folder: Path, steps: int, resume: bool = False) -> dict[str, torch.Tensor]:
+    """Train up to some step, from the start or from what lies in the folder; returns the
     weights.
     """
-    accelerator = Accelerator()
+    in_known_order = DataLoaderConfiguration(use_seedable_sampler=True)  # as a broken-off epoch needs it
+    accelerator = Accelerator(dataloader_config=in_known_order)
     set_seed(0)
     x = torch.randn(512, 20)
     data = TensorDataset(x, (x[:, :5].sum(1) > 0).long())
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
-    memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
-    blocker = pfb.attach(model, cut="1", prune=0.4, estimator=memory)  # before prepare
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loader = DataLoader(data, batch_size=32, shuffle=True)
+    loader: Any = DataLoader(data, batch_size=32, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    accelerator.register_for_checkpointing(blocker)
+    memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
+    loader = pfb.prune_batches(loader, prune=0.4, density=memory)  # after prepare, which shares out the data
+    accelerator.register_for_checkpointing(loader)
 
-    first = 0
     if resume:
         accelerator.load_state(str(folder))
-        first = 2
-    for epoch in range(first, epochs):
-        loader.set_epoch(epoch)
-        for inputs, labels in loader:
-            loss = F.cross_entropy(model(inputs), blocker.select(labels))
-            accelerator.backward(loss)
+    while loader.pruner.steps < steps:
+        loader.set_epoch(loader.pruner.steps // len(loader))
+        for inputs, labels in loader:  # of the epoch that was broken off, what is left of it
+            accelerator.backward(F.cross_entropy(model(inputs), labels))
             optimizer.step()
             optimizer.zero_grad()
-            blocker.step()
+            if loader.pruner.steps == steps:
+                break
     accelerator.save_state(str(folder))
     weights = {name: value.clone() for name, value in accelerator.unwrap_model(model).state_dict().items()}
     accelerator.free_memory()
@@ -53,9 +53,9 @@ def train(folder: Path, epochs: int, resume: bool = False) -> dict[str, torch.Te
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        unbroken = train(Path(folder) / "a", epochs=4)
-        train(Path(folder) / "b", epochs=2)
-        resumed = train(Path(folder) / "b", epochs=4, resume=True)
+        unbroken = train(Path(folder) / "a", steps=64)
+        train(Path(folder) / "b", steps=25)  # 16 are an epoch
+        resumed = train(Path(folder) / "b", steps=64, resume=True)
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     print("the resumed run ended bit-identical")
 

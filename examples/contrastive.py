@@ -1,8 +1,5 @@
-"""Contrastive learning: two views of each image go forward together, and pairs are stopped, never
-halves of them.
-
-The model takes both views, so ``recompute`` selects both; the first one is scored. Without labels
-there is nothing to select outside: the loss is that of the pairs that went on.
+"""Contrastive learning: two views of each image lie in one batch, and pairs are left out, never
+halves of them: ``views=2``.
 """
 
 import torch
@@ -13,8 +10,8 @@ from torch.nn import functional as F
 import pfb
 
 
-class TwoViews(nn.Module):
-    """Embeddings of both views of a batch, ``[2, N, 16]``, of length 1."""
+class Embedding(nn.Module):
+    """Embeddings ``[N, 16]`` of images, of length 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,8 +21,8 @@ class TwoViews(nn.Module):
             *(nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16)),
         )
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.stack([F.normalize(self.rest(self.stem(view)), dim=1) for view in (first, second)])
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.rest(self.stem(images)), dim=1)
 
 
 def view(images: Tensor) -> Tensor:
@@ -40,7 +37,8 @@ def info_nce(embeddings: Tensor, temperature: float = 0.2) -> Tensor:
     """Each first view has to find its own second view among all of the batch (van den Oord et al.,
     2018).
     """
-    similarity = embeddings[0] @ embeddings[1].T / temperature  # [K, K]
+    first, second = embeddings.chunk(2)
+    similarity = first @ second.T / temperature  # [K, K]
     return F.cross_entropy(similarity, torch.arange(len(similarity)))
 
 
@@ -48,20 +46,20 @@ def main(epochs: int = 10) -> float:
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # [1797, 1, 8, 8]
-    model = TwoViews()
+    model = Embedding()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     memory = pfb.NeighbourMemory(500)  # at most a third of an epoch
-    blocker = pfb.attach(model, cut="stem", prune=0.4, shallow="recompute", estimator=memory)
+    pruner = pfb.BatchPruner(prune=0.4, views=2, density=memory)
     for _ in range(epochs):
         for batch in torch.randperm(1500).split(100):
-            embeddings = model(view(images[batch]), view(images[batch]))  # [2, 60, 16] of 100 pairs
-            info_nce(embeddings).backward()
+            both = torch.cat([view(images[batch]), view(images[batch])])  # row i and row i + 100 are a pair
+            both = pruner(both)  # [120, 1, 8, 8]: 60 of 100 pairs
+            info_nce(model(both)).backward()
             optimizer.step()
             optimizer.zero_grad()
-            blocker.step()
     model.eval()
     with torch.no_grad():
-        first, second = model(view(images[1500:]), view(images[1500:]))  # [297, 16] each
+        first, second = model(view(images[1500:])), model(view(images[1500:]))  # [297, 16] each
     found = (first @ second.T).argmax(1) == torch.arange(len(first))
     print(f"{found.float().mean():.1%} of unseen images find their own other view among {len(first)}")
     return found.float().mean().item()

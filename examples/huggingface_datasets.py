@@ -48,7 +48,7 @@ class BagOfWords(nn.Module):
         return logits
 
 
-def main(epochs: int = 4, streaming: bool = True) -> tuple[float, pfb.Blocker]:
+def main(epochs: int = 4, streaming: bool = True) -> tuple[float, pfb.BatchPruner]:
     torch.manual_seed(0)
     data = reviews(768).map(tokenized, batched=True, remove_columns=["text"])
     train = data.select(range(512))
@@ -57,23 +57,21 @@ def main(epochs: int = 4, streaming: bool = True) -> tuple[float, pfb.Blocker]:
     model = BagOfWords()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
-    blocker = pfb.attach(model, cut="hidden", prune=0.4, shallow="recompute", estimator=memory)
+    batches = pfb.prune_batches(loader, prune=0.4, density=memory)  # the line
     for epoch in range(epochs):
-        if streaming:
-            stream.set_epoch(epoch)  # another order
-        for batch in loader:
-            loss = F.cross_entropy(model(batch["input_ids"]), blocker.select(batch["label"]))
-            loss.backward()
+        batches.set_epoch(epoch)  # another order
+        for batch in batches:
+            F.cross_entropy(model(batch["input_ids"]), batch["label"]).backward()
             optimizer.step()
             optimizer.zero_grad()
-            blocker.step()
     held_out = data.select(range(512, 768)).with_format("torch")[:]
     model.eval()
     with torch.no_grad():
         accuracy = (model(held_out["input_ids"]).argmax(1) == held_out["label"]).float().mean().item()
-    stopped = blocker.stats["pruned_share"]
-    print(f"{blocker.steps} steps, {stopped:.0%} of the last batch stopped, accuracy on new reviews {accuracy:.1%}")
-    return accuracy, blocker
+    pruner = batches.pruner
+    left_out = pruner.stats["pruned_share"]
+    print(f"{pruner.steps} steps, {left_out:.0%} of the last batch left out, accuracy on new reviews {accuracy:.1%}")
+    return accuracy, pruner
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Strong augmentation hides copies from whoever sees augmented images only. Here the loader gives
-each image as it is stored, too, and samples are judged by that.
+each image as it is stored, too, and samples are judged by that: ``by=``.
 """
 
 import torch
@@ -37,7 +37,7 @@ class Digits(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
 
 
 def main(epochs: int = 3, originals: bool = True) -> tuple[float, float]:
-    """What share of the frames, and of the single images, went on."""
+    """What share of the frames, and of the single images, was kept."""
     torch.manual_seed(0)
     loader = DataLoader(Digits(), batch_size=64, shuffle=True, drop_last=True)
     model = nn.Sequential(
@@ -47,25 +47,19 @@ def main(epochs: int = 3, originals: bool = True) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     memory = pfb.NeighbourMemory(512)  # at most a third of an epoch
 
-    shown = pfb.Originals()
-    blocker = pfb.attach(model, "0", prune=0.5, features=shown if originals else "sketch", estimator=memory)
+    pruner = pfb.BatchPruner(prune=0.5, density=memory)
     kept, met = torch.zeros(2), torch.zeros(2)
     for _ in range(epochs):
         for image, stored, label, is_frame in loader:
-            if originals:
-                shown.show(stored)
-            logits = model(image)  # [32, 10]
-            loss = F.cross_entropy(logits, blocker.select(label))
-            loss.backward()
+            met += torch.stack([is_frame.sum(), (~is_frame).sum()])
+            image, label, is_frame = pruner(image, label, is_frame, by=stored if originals else image)
+            F.cross_entropy(model(image), label).backward()
             optimizer.step()
             optimizer.zero_grad()
-            went_on = blocker.select(is_frame)
-            kept += torch.stack([went_on.sum(), (~went_on).sum()])
-            met += torch.stack([is_frame.sum(), (~is_frame).sum()])
-            blocker.step()
+            kept += torch.stack([is_frame.sum(), (~is_frame).sum()])
 
     frames, singles = (kept / met).tolist()
-    print(f"{frames:.0%} of the frames went on, and {singles:.0%} of the single images")
+    print(f"{frames:.0%} of the frames were kept, and {singles:.0%} of the single images")
     return frames, singles
 
 

@@ -38,7 +38,7 @@ def main(folder: Path, steps: int = 40, save_every: int = 10, die_at: int | None
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2)).to(device)
-    blocker = pfb.attach(model, cut="1", prune=0.4, importance=pfb.RareFirst(alpha=0.0))  # before wrapping
+    pruner = pfb.BatchPruner(prune=0.4)
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     saved = folder / "state.pt"
@@ -46,27 +46,26 @@ def main(folder: Path, steps: int = 40, save_every: int = 10, die_at: int | None
         state = torch.load(saved, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        blocker.load_state_dict(state["blocker"])
-    while blocker.steps < steps:
-        if blocker.steps == die_at and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        pruner.load_state_dict(state["pruner"])
+    while pruner.steps < steps:
+        if pruner.steps == die_at and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os._exit(1)
-        x, y = (part.to(device) for part in batch(blocker.steps, rank))
-        F.cross_entropy(parallel(x), blocker.select(y)).backward()
+        x, y = (part.to(device) for part in batch(pruner.steps, rank))
+        x, y = pruner(x, y)  # the line: each rank chooses from its own batch, by what all have seen
+        F.cross_entropy(parallel(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-        blocker.step()
-        if blocker.steps % save_every == 0 and rank == 0:  # the blocker's state is the same on all ranks
+        if pruner.steps % save_every == 0 and rank == 0:  # what it remembers is the same on all ranks
             draft = folder / "state.draft"
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "blocker": blocker.state_dict()}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}
             torch.save(state, draft)
             draft.replace(saved)
-    centers = blocker.estimator.centers
-    assert centers is not None
-    copies = [torch.empty_like(centers) for _ in range(dist.get_world_size())]
-    dist.all_gather(copies, centers)
-    assert all(torch.equal(copy, centers) for copy in copies)
+    rows = pruner.density.state_dict()["rows"]
+    copies = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(copies, rows)
+    assert all(torch.equal(copy, rows) for copy in copies)
     if rank == 0:
-        print(f"{blocker.steps} steps on {dist.get_world_size()} ranks, which all hold the same estimate")
+        print(f"{pruner.steps} steps on {dist.get_world_size()} ranks, which all hold the same memory")
     dist.destroy_process_group()
 
 

@@ -1,34 +1,19 @@
-"""Detection with torchvision: lists of images of different sizes, and a dict of boxes for each.
-
-The targets enter the model's forward, so ``recompute`` selects them, and nothing is selected
-outside. Lists are no tensor that the sketch could read: a small function says what an image is
-judged by, here the sketch of its thumbnail.
+"""Detection with torchvision: a list of images of different sizes, and a dict of boxes for each.
+Both lists are selected together before the model sees them.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import pfb
-from pfb.features.sketch import Sketch
 
 Target = dict[str, Tensor]
-
-
-class Thumbnails:
-    """Features ``[N, D]`` of a list of images ``[3, H, W]``: the sketch of each at 32 x 32."""
-
-    of: Literal["input"] = "input"  # to pfb: read the model's input, not the cut's output
-
-    def __call__(self, images: list[Tensor]) -> Tensor:
-        small = [F.interpolate(image[None], (32, 32), mode="bilinear", antialias=True) for image in images]
-        return Sketch()(torch.cat(small))
 
 
 def detector() -> FasterRCNN:
@@ -64,32 +49,29 @@ def scene() -> tuple[Tensor, Target]:
     return image, {"boxes": box, "labels": torch.ones(len(box), dtype=torch.int64)}
 
 
-def main(steps: int = 30) -> tuple[float, float, pfb.Blocker]:
+def main(steps: int = 30) -> tuple[float, float, pfb.BatchPruner]:
     """Returns the mean loss of the first and the last fifth of the steps."""
     torch.manual_seed(0)
     model = detector().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    blocker = pfb.attach(
-        model, "backbone.0", prune=0.4, shallow="recompute", importance=pfb.InverseDensity(), features=Thumbnails()
-    )
+    pruner = pfb.BatchPruner(prune=0.4)
     history = []
     for _ in range(steps):
         scenes = [scene() for _ in range(10)]
         images: Any = [image for image, _ in scenes]
         targets = [target for _, target in scenes]
-        losses = model(images, targets)  # of the six images that went on
+        images, targets = pruner(images, targets)  # the line: six of ten
+        losses = model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        blocker.step()
         history.append(loss.item())
     part = max(steps // 5, 1)
     first, last = sum(history[:part]) / part, sum(history[-part:]) / part
-    print(
-        f"loss {first:.2f}, after {steps} steps {last:.2f}; {blocker.stats['pruned_share']:.0%} of each batch stopped"
-    )
-    return first, last, blocker
+    left_out = pruner.stats["pruned_share"]
+    print(f"loss {first:.2f}, after {steps} steps {last:.2f}; {left_out:.0%} of each batch left out")
+    return first, last, pruner
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """The ImageNet script of torchvision (references/classification/train.py), cut down to its loop:
-what it takes is marked with ``# pfb``.
+what it takes is marked with ``# pfb``, one line behind the loader and the state in the checkpoint.
 
-In that script, too: ``attach`` behind ``SyncBatchNorm`` and before DDP and the EMA's copy, one line
-behind ``output = model(image)``, one behind ``optimizer.step()``, and the state in the checkpoint.
-Mixup and CutMix (``collate_fn``) need nothing more: soft labels are selected like hard ones.
+Mixup and CutMix (``collate_fn``) need nothing more: soft labels are selected like hard ones. They
+hide near-duplicates from whoever sees mixtures only; mix after pruning where they matter.
 """
 
 import tempfile
@@ -37,18 +36,16 @@ def train_one_epoch(
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data_loader: DataLoader[Any],
+    data_loader: Any,
     ema: AveragedModel,
     scaler: torch.amp.GradScaler,
-    blocker: pfb.Blocker,
-) -> tuple[float, float]:
-    """Returns the mean loss of the epoch, and the share of its images that were stopped."""
+) -> tuple[float, int]:
+    """Returns the mean loss of the epoch, and how many images it was taken over."""
     model.train()
-    losses, seen, trained = 0.0, 0, 0
+    losses, trained = 0.0, 0
     for image, target in data_loader:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=image.is_cuda):
             output = model(image)
-            target = blocker.select(target)  # pfb: before loss and accuracy
             loss = criterion(output, target)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -56,15 +53,14 @@ def train_one_epoch(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
-        blocker.step()  # pfb
         ema.update_parameters(model)
-        losses, seen, trained = losses + loss.item() * len(output), seen + len(image), trained + len(output)
-    return losses / trained, 1 - trained / seen
+        losses, trained = losses + loss.item() * len(output), trained + len(output)
+    return losses / trained, trained
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, data_loader: DataLoader[Any]) -> float:
-    """Accuracy; nothing is stopped in evaluation mode."""
+    """Accuracy."""
     model.eval()
     right: list[Tensor] = [model(image).argmax(1) == target for image, target in data_loader]
     return torch.cat(right).float().mean().item()
@@ -79,18 +75,13 @@ def main(epochs: int = 3, prune: float = 0.4, model_name: str = "resnet18") -> d
         train = ImageFolder(Path(folder) / "train", v2.Compose([v2.RandomCrop(32), *to_tensor]))
         val = ImageFolder(Path(folder) / "val", v2.Compose([v2.CenterCrop(32), *to_tensor]))
         mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=4), v2.CutMix(alpha=0.2, num_classes=4)])
-        loader: DataLoader[Any] = DataLoader(
+        loader: Any = DataLoader(
             train, 16, shuffle=True, drop_last=True, collate_fn=lambda batch: mix(default_collate(batch))
         )
+        share, memory = pfb.window(prune, stop=0.65), pfb.NeighbourMemory(len(train) // 3)  # of an epoch
+        loader = pfb.prune_batches(loader, share, total_steps=epochs * len(loader), density=memory)  # pfb
 
         model = get_model(model_name, num_classes=4)
-        blocker = pfb.attach(  # pfb: before DDP, torch.compile and the EMA's copy
-            model,
-            prune=pfb.window(prune, stop=0.65),
-            total_steps=epochs * len(loader),
-            shallow="recompute",
-            estimator=pfb.NeighbourMemory(len(train) // 3),  # of an epoch
-        )
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
         criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
@@ -98,13 +89,14 @@ def main(epochs: int = 3, prune: float = 0.4, model_name: str = "resnet18") -> d
         scaler = torch.amp.GradScaler(enabled=False)  # True with fp16 on a GPU
         report = {}
         for epoch in range(epochs):
-            loss, stopped = train_one_epoch(model, criterion, optimizer, loader, ema, scaler, blocker)
+            loss, trained = train_one_epoch(model, criterion, optimizer, loader, ema, scaler)
             scheduler.step()
-            report = {"stopped": stopped, "accuracy": evaluate(model, DataLoader(val, 16))}
+            left_out = 1 - trained / (16 * len(loader))
+            report = {"left out": left_out, "accuracy": evaluate(model, DataLoader(val, 16))}
             report["accuracy of the EMA"] = evaluate(ema, DataLoader(val, 16))
             print(f"epoch {epoch}: loss {loss:.3f}, " + ", ".join(f"{name} {x:.1%}" for name, x in report.items()))
         checkpoint = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epochs}
-        checkpoint["blocker"] = blocker.state_dict()  # pfb
+        checkpoint["loader"] = loader.state_dict()  # pfb
     return report
 
 

@@ -1,7 +1,7 @@
-"""Hugging Face Trainer: a small BERT classifies texts, with labels, masks and the loss inside the
-model's forward. Evaluation judges all samples: nothing is stopped there.
+"""Hugging Face Trainer: a small BERT classifies texts. Texts, masks and labels are selected
+together before the model sees them; evaluation sees all samples.
 
-For a causal language model: ``transformers_causal_lm.py``.
+For a language model, and for trl: ``transformers_sft.py``.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, EvalPrediction, TrainingArguments
 
 import pfb
-from pfb.integrations.transformers import BlockingTrainer
+from pfb.integrations.transformers import PrunedTrainer
 
 
 def reviews(n: int) -> list[dict[str, torch.Tensor]]:
@@ -28,7 +28,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((np.argmax(prediction.predictions, 1) == prediction.label_ids).mean())}
 
 
-def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = None, **options: Any) -> BlockingTrainer:
+def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = None, **options: Any) -> PrunedTrainer:
     torch.manual_seed(0)
     size: dict[str, Any] = {
         "hidden_size": 32,
@@ -39,8 +39,7 @@ def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = No
         "num_labels": 2,
     }
     model = BertForSequenceClassification(BertConfig(**size))
-    memory = pfb.NeighbourMemory(64)  # at most a third of an epoch
-    blocker = pfb.attach(model, prune=0.4, shallow="recompute", estimator=memory)  # finds the first encoder layer
+    memory = pfb.NeighbourMemory(170)  # at most a third of an epoch
     arguments = TrainingArguments(
         folder or tempfile.mkdtemp(),
         num_train_epochs=epochs,
@@ -49,17 +48,18 @@ def main(folder: str | None = None, epochs: int = 3, checkpoint: str | None = No
         report_to=[],
         **options,
     )
-    trainer = BlockingTrainer(
+    trainer = PrunedTrainer(
         model=model,
         args=arguments,
         train_dataset=reviews(512),
         eval_dataset=reviews(128),
         compute_metrics=accuracy,
-        blocker=blocker,
+        pruner=pfb.BatchPruner(prune=0.4, density=memory),  # the line
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    stopped, correct = blocker.stats["pruned_share"], trainer.evaluate()["eval_accuracy"]
-    print(f"{blocker.steps} steps, {stopped:.0%} of the last batch stopped, accuracy {correct:.1%}")
+    pruner = trainer.pruner
+    left_out, correct = pruner.stats["pruned_share"], trainer.evaluate()["eval_accuracy"]
+    print(f"{pruner.steps} steps, {left_out:.0%} of the last batch left out, accuracy {correct:.1%}")
     return trainer
 
 

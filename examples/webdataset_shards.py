@@ -78,7 +78,7 @@ def loader(paths: list[str], with_webdataset: bool) -> Any:
     return DataLoader(stream.decode("torchrgb").to_tuple("png", "cls"), batch_size=64)
 
 
-def main(epochs: int = 3, with_webdataset: bool | None = None) -> tuple[float, pfb.Blocker]:
+def main(epochs: int = 3, with_webdataset: bool | None = None) -> tuple[float, pfb.BatchPruner]:
     torch.manual_seed(0)
     random.seed(0)
     if with_webdataset is None:
@@ -90,21 +90,19 @@ def main(epochs: int = 3, with_webdataset: bool | None = None) -> tuple[float, p
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule, memory = pfb.window(0.4, stop=0.9), pfb.NeighbourMemory(170)  # at most a third of an epoch
-    blocker = pfb.attach(model, "0", schedule, total_steps=epochs * 8, estimator=memory)
     with tempfile.TemporaryDirectory() as folder:
-        batches = loader(write_shards(Path(folder), shards=4, per_shard=128), with_webdataset)
+        stream = loader(write_shards(Path(folder), shards=4, per_shard=128), with_webdataset)
+        batches = pfb.prune_batches(stream, schedule, total_steps=epochs * 8, density=memory)  # the line
         for _ in range(epochs):
             for x, y in batches:
                 logits = model(x)
-                y = blocker.select(y)
                 F.cross_entropy(logits, y).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                blocker.step()
     accuracy = (logits.argmax(1) == y).float().mean().item()
     reader = "webdataset" if with_webdataset else "tarfile"
-    print(f"{blocker.steps} steps on a stream read by {reader}; accuracy on the last batch {accuracy:.1%}")
-    return accuracy, blocker
+    print(f"{batches.pruner.steps} steps on a stream read by {reader}; accuracy on the last batch {accuracy:.1%}")
+    return accuracy, batches.pruner
 
 
 if __name__ == "__main__":

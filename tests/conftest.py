@@ -82,7 +82,7 @@ def _made_up_times(monkeypatch):
             step()
         return {name: [{"few": 1.0, "judge": 0.0}.get(name, 2.0)] * repeats for name in steps}
 
-    monkeypatch.setattr("pfb.adviser.advise.interleaved_seconds", made_up)
+    monkeypatch.setattr("pfb.adviser.step_time.interleaved_seconds", made_up)
 
 
 @pytest.fixture

@@ -16,3 +16,9 @@ def _small():
         # Two of each end and class are a grid as well.
         patch.setattr("pfb.lab.report.samples.GRID_SAMPLES", 2)
         yield
+
+
+@pytest.fixture(params=["copies", "paper", "paper-before"])
+def method(request):
+    """A way to prune: before the model, inside it, before it by the model's features."""
+    return request.param

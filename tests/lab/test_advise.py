@@ -9,8 +9,11 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from pfb.lab import cli
+from pfb.lab.advise import _teller
+from pfb.lab.train.terminal import progress_bar
 
 pytestmark = pytest.mark.usefixtures("_made_up_times")
 
@@ -50,17 +53,13 @@ def run(capsys, *args):
 
 def test_a_folder_of_clips(folder, tmp_path, capsys):
     page, table = tmp_path / "new/advice.html", tmp_path / "copies.csv"
-    shown = run(
-        capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--no-plan", "--out", page, "--export", table
-    )
+    shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", page, "--export", table)
     assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
-    assert "Recommended: block." in shown
+    assert "Recommended: prune in the batch." in shown
     assert "2 samples in 1 group equal to the last bit" in shown
     assert "of 4 samples 0.0% have a near-copy in training; 0.0% there or in the test" in shown
     assert "does not repeat itself as much" in shown
-    assert re.search(
-        r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method inverse-density --memory 96 --con", shown
-    )
+    assert re.search(r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method copies --control short", shown)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     groups = {}
@@ -76,22 +75,52 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     assert text.count("data:image/png;base64,") == 12 * 8
     assert "train/class1/scene01_" in text
     assert "http" not in text  # no resource of another place
-    assert "Recommended: block." in text
+    assert "Recommended: prune in the batch." in text
+    assert "Or remove these copies once" in text
 
 
-def test_of_large_images_copies_are_to_be_seen_by_the_originals(folder, tmp_path, capsys):
-    """Training crops them at random."""
-    large = "--image-size", 72, "--workers", 0, "--batch-size", 16
-    shown = run(capsys, "--data", f"imagefolder:{folder}", *large, "--no-plan", "--out", tmp_path / "a.html")
-    (command,) = re.findall(r"pfb (train .*--features originals .*)", shown)
+def test_the_command_that_is_printed_can_be_run(folder, tmp_path, capsys):
+    shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", tmp_path / "a.html")
+    (command,) = re.findall(r"pfb (train .*--method copies .*)", shown)
     cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
 
 
+def test_copies_that_are_equal_are_to_be_dropped_by_the_list(folder, tmp_path, capsys):
+    root = tmp_path / "twice"
+    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("scene*", "again*"))
+    for file in list((root / "train").glob("*/single*.png")):
+        shutil.copy(file, file.with_name(f"again_{file.name}"))
+    table = tmp_path / "copies.csv"
+    shown = run(capsys, "--data", f"imagefolder:{root}", "--out", tmp_path / "a.html", "--export", table)
+    assert "Recommended: remove these copies once." in shown
+    (command,) = re.findall(r"pfb (train .*--drop .*)", shown)
+    assert str(table) in command
+    cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
+
+
+def test_what_is_left_out_though_it_has_no_copy_is_shown(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pfb.adviser.shares.LIKE_A_COPY", 1.0)  # all are
+    run(capsys, "--data", f"imagefolder:{folder}", "--out", tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text()
+    assert "Kept least often by the default" in text
+    assert text.count("data:image/png;base64,") == 12 * 8 + 24
+
+
+def test_where_there_is_no_terminal_lines_tell_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("pfb.lab.advise.SECONDS_PER_LINE", 0)
+    with progress_bar(Console(width=200), shown=False) as bar:
+        tell = _teller(bar)
+        for done in (0, 25, 50, 100):
+            tell("reading samples", done, 100)
+    shown = capsys.readouterr().out
+    assert "reading samples ..." in shown
+    assert re.search(r"reading samples: 50 of 100, about \d+ s left", shown)
+
+
 def test_clean_images_and_part_of_the_data(tmp_path, capsys):
-    shown = run(capsys, "--samples", 600, "--no-plan", "--out", tmp_path / "a.html")
+    shown = run(capsys, "--samples", 600, "--out", tmp_path / "a.html")
     assert "600 of 1,437 samples looked at" in shown
     assert "Recommended: nothing to spare." in shown
-    assert "untrained weights" in shown
 
 
 def test_text_is_shown_as_text(tmp_path, capsys, monkeypatch):
@@ -99,7 +128,7 @@ def test_text_is_shown_as_text(tmp_path, capsys, monkeypatch):
     blocks = torch.cat([blocks, blocks[:2].repeat(14, 1)])
     stream = blocks[torch.randperm(len(blocks))].flatten()
     monkeypatch.setattr("pfb.lab.train.data.generated._standard_library_text", lambda: stream)
-    shown = run(capsys, "--data", "text", "--batch-size", 4, "--no-plan", "--out", tmp_path / "a.html")
+    shown = run(capsys, "--data", "text", "--batch-size", 4, "--out", tmp_path / "a.html")
     assert "in 2 groups" in shown
     assert "--export copies.csv lists" in shown
     assert "data:image" not in (page := (tmp_path / "a.html").read_text())

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pfb
-from pfb.lab.baselines import InfoBatch, Method, OrderDP, Release, SelectiveBackprop
+from pfb.lab.baselines import InfoBatch, Loop, OrderDP, Release, SelectiveBackprop
 
 
 def generator(seed=0):
@@ -16,7 +16,7 @@ def generator(seed=0):
 
 
 def test_the_plain_method_trains_on_everything():
-    method = Method()
+    method = Loop()
     assert method.load(0.5, generator()) is None
     assert method.choose(nn.Linear(2, 2), F.cross_entropy, torch.ones(4, 2), torch.zeros(4).long(), 0.5) is None
     assert method.reduce(torch.tensor([1.0, 3.0]), torch.tensor([0, 1])) == 2
@@ -139,7 +139,7 @@ class TestSelectiveBackprop:
 
 class TestRelease:
     def estimator(self, centers, variance):
-        estimator = pfb.DensityEstimator(n_centers=len(centers))
+        estimator = pfb.MovingCenters(n_centers=len(centers))
         estimator.accumulate(torch.tensor(centers))
         estimator.apply()
         estimator.variance.copy_(torch.tensor(variance))
@@ -162,7 +162,7 @@ class TestRelease:
         """
         torch.manual_seed(0)
         modes = torch.cat([torch.randn(32, 2) * 0.1 - 3, torch.randn(32, 2) * 0.1 + 3])
-        estimator = pfb.DensityEstimator(n_centers=64)
+        estimator = pfb.MovingCenters(n_centers=64)
         estimator.accumulate(modes)
         estimator.apply()
         points = torch.tensor([[0.0, 0.0], [3.0, 3.0], [-3.0, -3.0]])
@@ -177,4 +177,4 @@ class TestRelease:
         assert float(importance.std()) == pytest.approx(0.1 * float(importance.mean().abs()), rel=0.05)
 
     def test_before_there_are_centers(self):
-        assert Release()(torch.ones(5, 3), pfb.DensityEstimator()).shape == (5,)
+        assert Release()(torch.ones(5, 3), pfb.MovingCenters()).shape == (5,)

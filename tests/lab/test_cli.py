@@ -29,7 +29,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "run.toml"
-    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = -1.5\nmethod = "tempered"\n')
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = 1.5\nmethod = "uniform"\n')
     return place
 
 
@@ -87,14 +87,14 @@ class TestPreset:
         assert "--image-size is for image folders" in refused(capsys, "train", "--preset", "finetune")
 
     def test_an_unknown_one_is_refused_with_the_list(self, capsys):
-        assert "imagenet-r50-40" in refused(capsys, "train", "--preset", "imagenet", code=2)
+        assert "imagenet-r50" in refused(capsys, "train", "--preset", "imagenet", code=2)
 
 
 class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
         cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
-        expected = TrainConfig(epochs=1, train_samples=256, gamma=-1.5, method="tempered", augment=True, lr=0.5)
+        expected = TrainConfig(epochs=1, train_samples=256, gamma=1.5, method="uniform", augment=True, lr=0.5)
         assert trained == [(expected, False)]
         cli.main(["train", *form(file)])
         assert not trained[-1][0].augment

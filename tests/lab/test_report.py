@@ -30,7 +30,7 @@ pytestmark = [
 def make_run(folder, **changes):
     """A finished run's files, as a short training on digits would leave them."""
     folder.mkdir()
-    paper = {"method": "pfb", "shallow": "reuse"}
+    paper = {"method": "paper"}
     config = TrainConfig(**{"train_samples": 40, "out": folder, "prune": 0.5, **paper, **changes})
     (folder / "config.json").write_text(config.to_json())
     metrics = {"train_loss": 2.0, "test_loss": 2.1, "test_accuracy": 0.25, "pruned_share": 0.5}
@@ -62,7 +62,7 @@ def test_the_page_shows_each_run_and_every_figure(tmp_path):
         assert heading in text
     assert text.count("data:image/png;base64,") == 3
     assert "40 of 80 (50.0%)" in text
-    assert "<td>pfb train --train-samples=40 --method=pfb --prune=0.5 --shallow=reuse</td>" in text
+    assert "<td>pfb train --train-samples=40 --method=paper --prune=0.5</td>" in text
     assert "<td>some processor, 1 threads</td>" in text
 
 
@@ -76,7 +76,7 @@ def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
     assert "<li>c: pfb 50%, reuse: 25.00% test accuracy, 60.0% of full training" in text  # it has no twin here
     assert "12.5% of the training time saved (7.0 s; 8.0 s on full data, reckoned" in text
     assert "<td>full</td><td>1</td><td>27.00%</td><td>-2.00</td><td>14.0 s</td><td>50.0%</td><td>100%</td>" in text
-    assert "pfb 50%, reuse minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
+    assert "paper 50% minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
     assert "Beside their twins" not in page.html([Run(run) for run in runs[1:]], [])
 
 
@@ -97,7 +97,7 @@ def test_seeds_are_one_line_and_one_section(tmp_path, monkeypatch):
 
 def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "png", lambda drawn: b"picture")
-    for name, method in (("a", "pfb"), ("b", "uniform"), ("c", "full"), ("d", "inverse-density")):
+    for name, method in (("a", "paper"), ("b", "uniform"), ("c", "full"), ("d", "copies")):
         make_run(tmp_path / name, method=method)
     text = write([tmp_path]).read_text()
     for name, shown in (("a", True), ("b", True), ("c", False), ("d", True)):
@@ -108,7 +108,7 @@ def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatc
 
 
 def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
-    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    run = Run(make_run(tmp_path / "a", method="copies"))
     dataset: Any = run.source.train
     images = dataset.images
     images[6] = images[3]
@@ -123,10 +123,10 @@ def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
 
 
 def test_more_samples_than_can_be_compared_are_not(tmp_path, monkeypatch):
-    run = Run(make_run(tmp_path / "a", method="inverse-density"))
+    run = Run(make_run(tmp_path / "a", method="copies"))
     monkeypatch.setattr(copies, "MOST", 39)
     assert [section.figure for section in copies.sections(run)] == [None]
-    assert copies.sections(Run(make_run(tmp_path / "b", method="pfb"))) == []
+    assert copies.sections(Run(make_run(tmp_path / "b", method="paper"))) == []
 
 
 def test_a_run_brings_its_twins_and_a_folder_its_runs(tmp_path):
@@ -218,11 +218,12 @@ def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
     runs = [Run(make_run(tmp_path / name)) for name in "ab"]
     runs[1].source = None
     ten = figures.pruning(runs).axes[-1]
-    dots = [line.get_xdata() for line in ten.lines if line.get_marker() == "o"]
+    bars = [[bar.get_width() for bar in group] for group in ten.containers]
     assert [label.get_text() for label in ten.get_yticklabels()] == [str(c) for c in range(10)]
     shares = figures.kept_by_class(runs[0])
-    assert len(dots) == 1
-    assert dots[0] == pytest.approx([100 * share for share in shares.values()])
+    assert len(bars) == 1
+    assert ten.lines[0].get_xdata()[0] == pytest.approx(100 * figures.mean_kept(runs[0]))
+    assert bars[0] == pytest.approx([100 * share for share in shares.values()])
     assert figures.kept_by_class(runs[1]) == {}
 
 
@@ -237,7 +238,7 @@ def test_figures_stand_below_each_other_and_lose_nothing():
 
 
 def test_of_two_runs(tmp_path):
-    for name, method in (("a", "pfb"), ("b", "full")):
+    for name, method in (("a", "paper"), ("b", "full")):
         train(small_run(tmp_path / name, method=method))
     cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b")])
     page = (tmp_path / "a" / "report.html").read_text()

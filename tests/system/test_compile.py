@@ -29,27 +29,19 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def whole(shallow):
-    """A wiring that compiles without graph breaks."""
-    if shallow == "recompute" and torch.__version__ < "2.12":  # compares as versions
-        pytest.skip("up to torch 2.11 the compiler cannot trace the contexts of the scoring pass")
-    return shallow
-
-
 def batches(steps):
     g = torch.Generator().manual_seed(1)
     return [(torch.randn(20, 3, 8, 8, generator=g), torch.randint(5, (20,), generator=g)) for _ in range(steps)]
 
 
-def losses(shallow, backend, prune=0.4, steps=6, total_steps=None, **arguments):
+def losses(backend, prune=0.4, steps=6, total_steps=None, **arguments):
     """Train some steps; the criterion has no random term, so that compiled random numbers do not
     matter.
     """
     torch.manual_seed(0)
     model = zoo.SmallNet("batch")
-    default = {"estimator": pfb.MovingCenters(8, 0.1), "importance": lambda x, density: -density.log_density(x)}
-    blocker = pfb.attach(model, "layer1", prune, shallow=shallow, total_steps=total_steps, **{**default, **arguments})
+    default = {"density": pfb.MovingCenters(8, 0.1), "rule": lambda x, density: -density.log_density(x)}
+    blocker = pfb.attach(model, "layer1", prune, total_steps=total_steps, **{**default, **arguments})
     run = model if backend is None else torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     result, chosen = [], []
@@ -64,34 +56,28 @@ def losses(shallow, backend, prune=0.4, steps=6, total_steps=None, **arguments):
     return torch.stack(result), chosen
 
 
-def test_a_ramp_compiles_each_level_once_without_graph_breaks_and_equals_eager(whole):
+def test_a_ramp_compiles_each_level_once_without_graph_breaks_and_equals_eager():
     schedule = {"prune": pfb.window(0.4, start=0.25, stop=0.75, ramp=(0.2,)), "steps": 8, "total_steps": 8}
-    expected, expected_choice = losses(whole, None, **schedule)
+    expected, expected_choice = losses(None, **schedule)
     counter = Counter("aot_eager")
-    compiled, choice = losses(whole, counter, **schedule)
+    compiled, choice = losses(counter, **schedule)
     assert choice == expected_choice
     assert [None if chosen is None else len(chosen) for chosen in choice] == [None] * 2 + [16] * 2 + [12] * 2 + [
         None
     ] * 2
     torch.testing.assert_close(compiled, expected)
-    # reuse: full data, 0.2 without centers, 0.2, 0.4. recompute: three scoring passes, which are
-    # graphs of their own, so the model's own is not compiled again for the centers; three batch
-    # sizes.
-    assert counter.graphs == {"reuse": 4, "recompute": 6}[whole]
+    # Full data; 0.2 without centers; 0.2; 0.4.
+    assert counter.graphs == 4
 
 
-@pytest.mark.parametrize("features", ["cut-spread", "sketch", "momentum"])
-def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, features):
-    if features == "momentum" and shallow == "reuse":
-        pytest.skip("refused")
-
+@pytest.mark.parametrize("features", ["cut", "cut-spread"])
+def test_a_memory_is_equal_to_eager_without_graph_breaks(features):
     def run(backend):
         return losses(
-            shallow,
             backend,
             features=features,
             density=pfb.NeighbourMemory(64),
-            rule=pfb.InverseDensity(),
+            rule=lambda x, density: density.isolation(x),
         )
 
     expected, expected_choice = run(None)
@@ -99,25 +85,53 @@ def test_features_and_memory_are_equal_to_eager_without_graph_breaks(shallow, fe
     compiled, choice = run(counter)
     assert choice == expected_choice
     torch.testing.assert_close(compiled, expected)
-    # One more while nothing is remembered; what runs before the model is a graph of its own.
-    assert counter.graphs == (2 if (shallow, features) == ("reuse", "cut-spread") else 3)
+    assert counter.graphs == 2, "one while nothing is remembered"
 
 
 @pytest.mark.parametrize("features", ["cut", lambda output: output.mean((2, 3))])
-def test_reduced_features_are_equal_to_eager_without_graph_breaks(whole, features):
+def test_reduced_features_are_equal_to_eager_without_graph_breaks(features):
     reduced = {"features": features, "feature_dim": 4, "steps": 3}
-    compiled, choice = losses(whole, Counter(), **reduced)
-    expected, expected_choice = losses(whole, None, **reduced)
+    compiled, choice = losses(Counter(), **reduced)
+    expected, expected_choice = losses(None, **reduced)
     assert choice == expected_choice
     torch.testing.assert_close(compiled, expected)
 
 
 def test_a_compiled_draw_takes_as_many():
     """Whose random numbers may be others."""
-    _, choice = losses(
-        "recompute", "aot_eager", steps=3, rule=pfb.InverseDensity(), density=pfb.NeighbourMemory(64)
-    )
+    _, choice = losses("aot_eager", steps=3, rule=pfb.InverseDensity(), density=pfb.NeighbourMemory(64))
     assert [len(chosen) for chosen in choice] == [12] * 3
+
+
+def test_a_compiled_model_behind_a_pruner_is_one_graph_for_each_share():
+    """No hook is in it."""
+    torch.manual_seed(0)
+    model, counter = zoo.SmallNet("batch"), Counter("aot_eager")
+    run = torch.compile(model, fullgraph=True, dynamic=False, backend=counter)
+    pruner = pfb.BatchPruner(pfb.window(0.4, start=0.25, stop=0.75), total_steps=8)
+    sizes = []
+    for x, y in batches(8):
+        x, y = pruner(x, y)
+        nn.functional.cross_entropy(run(x), y).backward()
+        sizes.append(len(x))
+    assert sizes == [20] * 2 + [12] * 4 + [20] * 2
+    assert counter.graphs == 2
+
+
+def test_the_scoring_pass_of_a_compiled_model_equals_that_of_a_plain_one():
+    def chosen(compiled):
+        torch.manual_seed(0)
+        model = zoo.SmallNet("batch")
+        run = torch.compile(model, dynamic=False, backend="eager") if compiled else model
+        pruner = pfb.BatchPruner(0.4, features=pfb.Shallow(run, "layer1"), rule=lambda features: features[:, 0])
+        found = []
+        for x, y in batches(3):
+            x, y = pruner(x, y)
+            nn.functional.cross_entropy(run(x), y).backward()
+            found.append(pruner.selection.indices.tolist())
+        return found
+
+    assert chosen(compiled=True) == chosen(compiled=False)
 
 
 def test_equal_to_eager_with_inductor():
@@ -147,7 +161,7 @@ def test_attaching_after_compiling_is_refused():
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided(told, shallow):
+def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided(told):
     """PyTorch does not look at hooks when it chooses among the compiled code of one class, unless
     it is told to.
     """
@@ -155,7 +169,7 @@ def test_the_code_of_a_plain_model_compiled_before_is_noticed_and_can_be_avoided
         x = torch.randn(8, 3, 8, 8)
         assert len(torch.compile(zoo.SmallNet(), backend=Counter(), dynamic=False)(x)) == 8
         model = zoo.SmallNet()
-        blocker = pfb.attach(model, "layer1", 0.5, shallow=shallow)
+        blocker = pfb.attach(model, "layer1", 0.5)
         out = torch.compile(model, backend=Counter(), dynamic=False)(x)
     if told or len(out) == 4:
         assert len(blocker.select(torch.arange(8))) == len(out) == 4

@@ -41,43 +41,44 @@ def losses(model, images, targets):
 
 
 @pytest.mark.parametrize("same_size", [False, True])
-@pytest.mark.parametrize("importance", [None, pfb.Uniform()], ids=["rare", "uniform"])
-def test_losses_are_those_of_the_kept_images(importance, same_size):
+@pytest.mark.parametrize("rule", [None, pfb.Uniform()], ids=["drawn", "uniform"])
+def test_losses_are_those_of_the_kept_images(rule, same_size):
     model = faster_rcnn()
     plain = copy.deepcopy(model)
-    with pfb.attach(model, "backbone.0", 0.4, shallow="recompute", rule=importance) as blocker:
-        for n in (5, 3, 4, 2):  # three images of three channels look like three batches
-            images, targets = batch(n, same_size)
-            with blocker.decide_once():
-                model(images, targets)  # a random rule draws here, and not below
-                out = losses(model, images, targets)
-            kept = blocker.selection.indices.tolist()
-            assert len(kept) == max(n - n * 4 // 10, 2)
-            assert [t["boxes"].shape for t in blocker.select(targets)] == [targets[i]["boxes"].shape for i in kept]
-            blocker.step()
-            expected = losses(plain, [images[i] for i in kept], [targets[i] for i in kept])
-            for name in expected:
-                torch.testing.assert_close(out[name], expected[name])
+    pruner = pfb.BatchPruner(0.4, rule=rule)
+    for n in (5, 3, 4, 2):  # three images of three channels look like three batches
+        images, targets = batch(n, same_size)
+        some, of_some = pruner(images, targets)
+        kept = list(range(n)) if pruner.selection is None else pruner.selection.indices.tolist()
+        assert len(kept) == len(some) == max(n - n * 4 // 10, 2)
+        assert all(a is targets[i] for a, i in zip(of_some, kept, strict=True))
+        out = losses(model, some, of_some)
+        expected = losses(plain, [images[i] for i in kept], [targets[i] for i in kept])
+        for name in expected:
+            assert torch.equal(out[name], expected[name])
 
 
-def test_a_single_shot_detector_learns_in_it():
+def test_a_single_shot_detector_judged_by_its_own_layers():
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
     model.transform.min_size, model.transform.max_size, model.transform.fixed_size = (64,), 64, (64, 64)
     plain = copy.deepcopy(model)
     images, targets = batch(4, same_size=False)
-    with pfb.attach(model, "backbone.features.0.0", 0.5, shallow="recompute") as blocker:
-        out = model(images, targets)
-        sum(out.values()).backward()
-        kept = blocker.selection.indices.tolist()
+    features = pfb.Shallow(model, "backbone.features.0.0")
+    pruner = pfb.BatchPruner(0.5, features=features, rule=pfb.RareFirst())
+    some, of_some = pruner(images, targets, by=lambda b: (b[0], b[1]))
+    out = model(some, of_some)
+    sum(out.values()).backward()
+    kept = pruner.selection.indices.tolist()
+    assert len(kept) == 2
     expected = plain([images[i] for i in kept], [targets[i] for i in kept])
     for name in expected:
         torch.testing.assert_close(out[name], expected[name])
 
 
-def test_with_reuse_their_targets_bypass_the_cut():
+def test_inside_the_model_their_targets_bypass_the_cut():
     model = faster_rcnn()
     with (
         pfb.attach(model, "backbone.0"),
-        pytest.raises(ValueError, match="takes 'targets' beside 'images'"),
+        pytest.raises(ValueError, match="takes 'targets' beside 'images'.*BatchPruner"),
     ):
         model(*batch(5, same_size=False))

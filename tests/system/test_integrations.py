@@ -1,6 +1,4 @@
-"""Adapters and examples: every example runs, resumes where it claims to, and scales its loss as it
-says.
-"""
+"""Adapters and examples: every example runs, and resumes where it claims to."""
 
 import contextlib
 import importlib.util
@@ -16,11 +14,11 @@ import matplotlib.pyplot
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 import pfb
-from pfb.integrations.lightning import BlockerCallback
-from pfb.integrations.transformers import BlockingTrainer
+from pfb.integrations.lightning import BlockerCallback, PrunerCallback
+from pfb.integrations.transformers import PrunedTrainer, PrunedTrainerMixin
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party trainers warn about our tiny set-ups
@@ -35,8 +33,11 @@ def example(name):
 
 def same(a, b):
     """Two states, tensor for tensor."""
-    equal = [torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a]
-    return a.keys() == b.keys() and all(equal)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_every_example_is_tested():
@@ -46,6 +47,18 @@ def test_every_example_is_tested():
 
 def test_plain_loop():
     assert example("plain_loop").main(epochs=3) > 0.8
+
+
+def test_the_line_is_visible_in_every_example():
+    lines = ("pfb.prune_batches(", "pruner(", "pfb.BatchPruner(", "**pfb.paper(")
+    for path in EXAMPLES.glob("*.py"):
+        assert any(line in path.read_text() for line in lines), path.name
+
+
+def test_paper():
+    accuracy, most = example("paper").main(epochs=3)
+    assert accuracy > 0.7
+    assert most == 0.4
 
 
 def test_strong_augmentation():
@@ -71,43 +84,43 @@ def test_tour_ipynb(capsys):
             exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
     matplotlib.pyplot.close("all")
     share, is_copy = names["share"], names["is_copy"]
-    assert share[~is_copy].mean() > share[is_copy].mean() + 0.4, "copies are what is stopped"
+    assert share[~is_copy].mean() > share[is_copy].mean() + 0.4, "copies are what is left out"
     assert names["model"](names["x"][:7]).shape == (7, 10)
 
 
 def test_torchvision_script():
     report = example("torchvision_script").main(epochs=2, model_name="shufflenet_v2_x0_5")
-    assert report["stopped"] == pytest.approx(6 / 16 * 2 / 6), "the window ends with the second of six steps"
+    assert report["left out"] == pytest.approx(6 / 16 * 2 / 6), "the window ends with the second of six steps"
     assert 0 <= report["accuracy"] <= 1
 
 
 def test_timm_script():
-    accuracy, blocker = example("timm_script").main(epochs=4, accumulate=2)
+    accuracy, pruner = example("timm_script").main(epochs=4, accumulate=2)
     assert accuracy > 40
-    assert blocker.steps == blocker.total_steps == 16, "the optimizer's, not the micro-batches'"
+    assert pruner.steps == pruner.total_steps == 32
 
 
 def test_torchvision_detection():
-    first, last, blocker = example("torchvision_detection").main(steps=15)
+    first, last, pruner = example("torchvision_detection").main(steps=15)
     assert last < 0.8 * first
-    assert blocker.selection.indices.numel() == 6
+    assert pruner.selection.indices.numel() == 6
 
 
 @pytest.mark.parametrize("reader", ["tarfile", "webdataset"])
 def test_webdataset_shards(reader):
     if reader == "webdataset":
         pytest.importorskip("webdataset")
-    accuracy, blocker = example("webdataset_shards").main(with_webdataset=reader == "webdataset")
+    accuracy, pruner = example("webdataset_shards").main(with_webdataset=reader == "webdataset")
     assert accuracy > 0.9
-    assert blocker.steps == blocker.total_steps == 24, "which the stream did not know"
+    assert pruner.steps == pruner.total_steps == 24, "which the stream did not know"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_huggingface_datasets(streaming):
     pytest.importorskip("datasets")
-    accuracy, blocker = example("huggingface_datasets").main(streaming=streaming)
+    accuracy, pruner = example("huggingface_datasets").main(streaming=streaming)
     assert accuracy > 0.9
-    assert blocker.stats["kept_share"] == 20 / 32
+    assert pruner.stats["kept_share"] == 20 / 32
 
 
 def test_accelerate_resume(capsys):
@@ -115,49 +128,135 @@ def test_accelerate_resume(capsys):
     assert "bit-identical" in capsys.readouterr().out
 
 
-@pytest.fixture
-def window_without_total_steps(monkeypatch):
-    """The examples attach with a schedule that is not told its length; these are their blockers."""
-    attach, blockers = pfb.attach, []
-
-    def attach_with_window(model, prune, **settings):
-        blockers.append(attach(model, prune=pfb.window(prune, stop=0.5), **settings))
-        return blockers[-1]
-
-    monkeypatch.setattr(pfb, "attach", attach_with_window)
-    return blockers
-
-
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
 
-def fit(module, folder, **options):
+def fit(module, folder, data=None, **options):
     """Four batches of 20 samples an epoch."""
-    data = TensorDataset(torch.randn(80, 20), torch.randint(2, (80,)))
+    x, y = (torch.randn(80, 20), torch.randint(2, (80,))) if data is None else data
     options = {"max_epochs": 1, "enable_checkpointing": False, "default_root_dir": folder, **QUIET, **options}
-    pl.Trainer(**options).fit(module, DataLoader(data, 20))
+    trainer = pl.Trainer(**options)
+    trainer.fit(module, DataLoader(TensorDataset(x, y), 20))
+    return trainer
+
+
+def pruner(prune=0.4):
+    return pfb.BatchPruner(prune, density=pfb.NeighbourMemory(64))
+
+
+class Module(pl.LightningModule):
+    """Notes the batches that its training step is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.given, self.validated = torch.nn.Linear(20, 2), [], []
+
+    def training_step(self, batch, index):
+        self.given.append(batch)
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self.validated.append(len(batch[0]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class TestLightning:
-    def test_steps_with_the_optimizer_also_when_batches_accumulate(self, tmp_path):
-        train = example("lightning_callback").main
-        module = train(str(tmp_path), epochs=1, enable_checkpointing=False, **QUIET)
-        assert module.blocker.steps == 16
-        assert module.blocker.stats["kept_share"] == 20 / 32
-        module = train(str(tmp_path), epochs=1, enable_checkpointing=False, accumulate_grad_batches=4, **QUIET)
-        assert module.blocker.steps == 4
+    def test_training_is_that_on_the_kept_samples(self, tmp_path):
+        x, y = torch.randn(80, 20), torch.randint(2, (80,))
+        ours, theirs = pruner(), pruner()
+        module, plain = Module(), Module()
+        plain.load_state_dict(module.state_dict())
+        fit(module, tmp_path, (x, y), callbacks=[PrunerCallback(ours)], max_epochs=2)
+        optimizer = plain.configure_optimizers()
+        for _ in range(2):
+            for part in torch.arange(80).split(20):
+                kept, labels = theirs(x[part], y[part])
+                torch.nn.functional.cross_entropy(plain.net(kept), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert [len(batch[0]) for batch in module.given] == [12] * 8
+        assert torch.equal(module.net.weight, plain.net.weight)
 
-    def test_resume_brings_the_estimator_back(self, tmp_path):
-        train = example("lightning_callback").main
-        first = train(str(tmp_path), epochs=1, **QUIET)
+    def test_accumulated_batches_are_each_pruned_and_the_module_is_as_before_afterwards(self, tmp_path):
+        module, ours = Module(), pruner()
+        fit(module, tmp_path, callbacks=[PrunerCallback(ours)], accumulate_grad_batches=4)
+        assert ours.steps == 4
+        assert "on_after_batch_transfer" not in vars(module)
+        fit(module, tmp_path)
+        assert [len(batch[0]) for batch in module.given] == [12] * 4 + [20] * 4
+
+    def test_validation_is_whole(self, tmp_path):
+        module, ours = Module(), pruner()
+        trainer = pl.Trainer(
+            max_epochs=1,
+            default_root_dir=tmp_path,
+            enable_checkpointing=False,
+            callbacks=[PrunerCallback(ours)],
+            **QUIET,
+        )
+        loader = DataLoader(TensorDataset(torch.randn(40, 20), torch.randint(2, (40,))), 20)
+        trainer.fit(module, loader, loader)
+        assert set(module.validated) == {20}
+        assert ours.steps == 2
+
+    @pytest.mark.parametrize("of_data", [False, True])
+    def test_a_hook_of_the_users_own_is_kept(self, tmp_path, of_data):
+        """Where a data module has one, Lightning does not ask the module."""
+
+        class Doubles:
+            def on_after_batch_transfer(self, batch, dataloader_idx):
+                return [batch[0] * 0 + 2, batch[1]]
+
+        class OfModule(Doubles, Module):
+            pass
+
+        class OfData(Doubles, pl.LightningDataModule):
+            def train_dataloader(self):
+                return DataLoader(TensorDataset(torch.randn(80, 20), torch.randint(2, (80,))), 20)
+
+        module = Module() if of_data else OfModule()
+        callback = PrunerCallback(pfb.BatchPruner(0.4, rule=pfb.Uniform()))
+        if of_data:
+            pl.Trainer(
+                max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[callback], **QUIET
+            ).fit(module, datamodule=OfData())
+        else:
+            fit(module, tmp_path, callbacks=[callback])
+        assert [len(batch[0]) for batch in module.given] == [12] * 4
+        assert all((batch[0] == 2).all() for batch in module.given)
+
+    def test_resume_brings_the_memory_back(self, tmp_path):
+        train = example("lightning_pruner").main
+        _, first = train(str(tmp_path), epochs=1, **QUIET)
         saved = next(tmp_path.rglob("*.ckpt"))
         state = torch.load(saved, weights_only=True)["callbacks"]
-        [ours] = [value for key, value in state.items() if "BlockerCallback" in key]
+        [ours] = [value for key, value in state.items() if "PrunerCallback" in key]
         assert ours["step"] == 16
-        assert same(ours["estimator"], first.blocker.density.state_dict())
-        resumed = train(str(tmp_path), epochs=2, checkpoint=str(saved), **QUIET)
-        assert resumed.blocker.steps == 32
-        assert not same(resumed.blocker.density.state_dict(), ours["estimator"])
+        assert same(ours["density"], first.density.state_dict())
+        _, resumed = train(str(tmp_path), epochs=2, checkpoint=str(saved), **QUIET)
+        assert resumed.steps == 32
+        assert not same(resumed.density.state_dict(), ours["density"])
+
+    def test_a_run_resumed_after_an_epoch_ends_bit_identical(self, tmp_path):
+        """Within an epoch Lightning itself begins the loader anew."""
+        x, y = torch.randn(80, 20), torch.randint(2, (80,))
+
+        def run(folder, checkpoint=None, **options):
+            torch.manual_seed(0)
+            module, ours = Module(), pruner()
+            saves = pl.callbacks.ModelCheckpoint(folder, save_top_k=-1)
+            trainer = pl.Trainer(default_root_dir=folder, callbacks=[PrunerCallback(ours), saves], **QUIET, **options)
+            trainer.fit(module, DataLoader(TensorDataset(x, y), 20), ckpt_path=checkpoint)
+            return module, ours
+
+        module, ours = run(tmp_path / "a", max_epochs=3)
+        run(tmp_path / "b", max_epochs=1)
+        [saved] = (tmp_path / "b").glob("*step=4.ckpt")
+        resumed, theirs = run(tmp_path / "c", checkpoint=str(saved), max_epochs=3)
+        assert torch.equal(module.net.weight, resumed.net.weight)
+        assert same(ours.state_dict(), theirs.state_dict())
 
     def test_the_share_pruned_is_logged_with_every_step(self, tmp_path):
         shares = []
@@ -166,22 +265,68 @@ class TestLightning:
             def on_train_batch_end(self, trainer, *_):
                 shares.append(float(trainer.callback_metrics["pruned_share"]))
 
-        module = example("lightning_callback").Classifier()
-        fit(module, tmp_path, callbacks=[BlockerCallback(module.blocker), Watch()])
+        fit(Module(), tmp_path, callbacks=[PrunerCallback(pruner()), Watch()])
         assert shares == [pytest.approx(0.4)] * 4
 
-    def test_a_schedule_learns_the_number_of_steps(self, tmp_path, window_without_total_steps):
-        module = example("lightning_callback").Classifier()
+    def test_a_schedule_learns_the_number_of_batches(self, tmp_path):
+        ours = pruner(pfb.window(0.4, stop=0.5))
+        fit(Module(), tmp_path, accumulate_grad_batches=2, max_epochs=3, callbacks=[PrunerCallback(ours)])
+        assert ours.total_steps == ours.steps == 12
+
+    def test_a_schedule_over_training_without_end_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="this Trainer has no end"):
+            fit(Module(), tmp_path, max_epochs=-1, callbacks=[PrunerCallback(pruner(pfb.window(0.4, stop=0.5)))])
+
+    def test_lbfgs_and_several_optimizers_get_one_pruned_batch(self, tmp_path):
+        class Quasi(Module):
+            def configure_optimizers(self):
+                return torch.optim.LBFGS(self.parameters(), max_iter=3)
+
+        module, ours = Quasi(), pruner()
+        fit(module, tmp_path, callbacks=[PrunerCallback(ours)])
+        assert ours.steps == 4
+        assert len(module.given) > 4
+        assert len({id(batch[0]) for batch in module.given}) == 4
+
+    def test_what_is_no_pruner_is_refused(self):
+        with pytest.raises(TypeError, match="`pruner` must be a pfb.BatchPruner"):
+            PrunerCallback(0.5)
+
+
+class Classifier(pl.LightningModule):
+    """With the paper's tool."""
+
+    def __init__(self, prune=0.4):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        self.blocker = pfb.attach(self.net, cut="1", prune=prune)
+
+    def training_step(self, batch, index):
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), self.blocker.select(batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TestLightningWithABlocker:
+    def test_steps_with_the_optimizer_and_resumes(self, tmp_path):
+        module = Classifier()
+        callbacks = [BlockerCallback(module.blocker)]
+        fit(module, tmp_path, accumulate_grad_batches=2, callbacks=callbacks, enable_checkpointing=True)
+        assert module.blocker.steps == 2
+        assert module.blocker.stats["kept_share"] == 12 / 20
+        saved = next(tmp_path.rglob("*.ckpt"))
+        state = torch.load(saved, weights_only=True)["callbacks"]
+        [ours] = [value for key, value in state.items() if "BlockerCallback" in key]
+        assert same(ours, module.blocker.state_dict())
+
+    def test_a_schedule_learns_the_number_of_steps(self, tmp_path):
+        module = Classifier(pfb.window(0.4, stop=0.5))
         fit(module, tmp_path, accumulate_grad_batches=2, max_epochs=3, callbacks=[BlockerCallback(module.blocker)])
         assert module.blocker.total_steps == 6
 
-    def test_a_schedule_over_training_without_end_is_refused(self, tmp_path, window_without_total_steps):
-        module = example("lightning_callback").Classifier()
-        with pytest.raises(ValueError, match="this Trainer has no end"):
-            fit(module, tmp_path, max_epochs=-1, callbacks=[BlockerCallback(module.blocker)])
-
     @pytest.mark.parametrize("calls_itself", [False, True])
-    def test_attached_to_a_module_that_is_not_called_the_first_step_says_so(self, tmp_path, shallow, calls_itself):
+    def test_attached_to_a_module_that_is_not_called_the_first_step_says_so(self, tmp_path, calls_itself):
         class Root(pl.LightningModule):
             def __init__(self):
                 super().__init__()
@@ -199,7 +344,7 @@ class TestLightning:
                 return torch.optim.SGD(self.parameters(), lr=0.1)
 
         root = Root()
-        blocker = pfb.attach(root, cut="body", prune=0.4, shallow=shallow)
+        blocker = pfb.attach(root, cut="body", prune=0.4)
         wrong = pytest.raises(RuntimeError, match=r"with Lightning: to `self.net`")
         with contextlib.nullcontext() if calls_itself else wrong:
             fit(root, tmp_path, callbacks=[BlockerCallback(blocker)])
@@ -249,30 +394,34 @@ class TestTransformers:
 
     @pytest.fixture(scope="class")
     def straight(self, tmp_path_factory):
-        """A run of three epochs, which leaves a checkpoint after each."""
-        return example("transformers_trainer").main(str(tmp_path_factory.mktemp("run")), epochs=3, **self.options())
+        """A run of three epochs of 16 steps, which leaves a checkpoint after every ten."""
+        steps = {"save_strategy": "steps", "save_steps": 10}
+        folder = str(tmp_path_factory.mktemp("run"))
+        return example("transformers_trainer").main(folder, epochs=3, **self.options(**steps))
 
     @pytest.fixture
-    def half(self, straight, tmp_path):
-        """The checkpoint after its first epoch, in a folder of the test's own."""
-        place = tmp_path / "checkpoint-16"
+    def within(self, straight, tmp_path):
+        """The checkpoint in the middle of the second epoch, in a folder of the test's own."""
+        place = tmp_path / "checkpoint-20"
         shutil.copytree(Path(straight.args.output_dir) / place.name, place)
         return place
 
-    def test_labels_inside_the_forward_and_resume(self, straight, half):
-        assert straight.blocker.steps == 48
-        assert straight.blocker.stats["kept_share"] == 20 / 32
+    def test_a_run_resumed_within_an_epoch_ends_bit_identical(self, straight, within):
+        assert straight.pruner.steps == 48
+        assert straight.pruner.stats["kept_share"] == 20 / 32
         fit = example("transformers_trainer").main
-        resumed = fit(str(half.parent), epochs=3, checkpoint=str(half), **self.options(save_strategy="no"))
-        assert resumed.blocker.steps == 48
+        resumed = fit(str(within.parent), epochs=3, checkpoint=str(within), **self.options(save_strategy="no"))
+        assert resumed.pruner.steps == 48
         for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
-            assert torch.equal(a, b), "a resumed run ends bit-identical"
-        assert same(*(trainer.blocker.density.state_dict() for trainer in (straight, resumed)))
+            assert torch.equal(a, b)
+        assert same(straight.pruner.state_dict(), resumed.pruner.state_dict())
 
-    def test_a_checkpoint_without_our_state_is_an_error(self, half):
-        (half / "pfb.pt").unlink()
+    def test_a_checkpoint_without_our_state_is_an_error(self, within):
+        (within / "pfb.pt").unlink()
         with pytest.raises(FileNotFoundError, match=r"no pfb.pt to resume"):
-            example("transformers_trainer").main(str(half.parent), epochs=2, checkpoint=str(half), **self.options())
+            example("transformers_trainer").main(
+                str(within.parent), epochs=2, checkpoint=str(within), **self.options(save_strategy="no")
+            )
 
     def test_the_share_pruned_stands_beside_the_loss(self, straight):
         *steps, end, evaluation = straight.state.log_history
@@ -280,30 +429,72 @@ class TestTransformers:
         assert all("loss" in line for line in steps)
         assert "pruned_share" not in end | evaluation
 
-    def test_a_schedule_learns_the_number_of_steps(self, tmp_path, window_without_total_steps):
-        blockers = window_without_total_steps
-        example("transformers_trainer").main(str(tmp_path), epochs=1, **self.options(save_strategy="no"))
-        assert blockers[0].total_steps == 16
-
-    def test_a_causal_language_model(self, tmp_path):
-        trainer, loss = example("transformers_causal_lm").main(str(tmp_path), epochs=1, disable_tqdm=True)
-        assert loss["after"] < loss["before"] - 1
-        assert trainer.blocker.total_steps == trainer.state.max_steps
-        assert [line["pruned_share"] for line in trainer.state.log_history if "loss" in line] == [0.375]
-
     def test_a_classifier_learns_and_is_evaluated_on_all_samples(self, straight):
         result = straight.predict(straight.eval_dataset)
         assert len(result.predictions) == 128
         assert result.metrics["test_accuracy"] > 0.9
 
-    def test_refusals(self, tmp_path):
-        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50))
-        smoothing = TrainingArguments(str(tmp_path), report_to=[], label_smoothing_factor=0.1, use_cpu=True)
-        with pfb.attach(model) as blocker, pytest.raises(ValueError, match='shallow="recompute"'):
-            BlockingTrainer(model=model, args=smoothing, blocker=blocker)
-        blocker = pfb.attach(model, shallow="recompute")
-        with pytest.raises(ValueError, match="label_smoothing_factor"):
-            BlockingTrainer(model=model, args=smoothing, blocker=blocker)
-        plain = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
-        with pytest.raises(ValueError, match="compute_loss_func"):
-            BlockingTrainer(model=model, args=plain, blocker=blocker, compute_loss_func=lambda *_: 0.0)
+    @pytest.mark.parametrize("with_trl", [False, True], ids=["Trainer", "SFTTrainer"])
+    def test_transformers_sft(self, tmp_path, with_trl):
+        if with_trl:
+            pytest.importorskip("trl")
+            pytest.importorskip("datasets")
+        trainer, fell = example("transformers_sft").main(str(tmp_path), epochs=1, with_trl=with_trl, disable_tqdm=True)
+        assert fell > 1
+        pruner = trainer.pruner
+        assert pruner.total_steps == trainer.state.max_steps * 2 == pruner.steps, "two micro-batches a step"
+        assert trainer.state.log_history[0]["pruned_share"] in (0.375, 1 / 3)
+
+    def test_what_is_no_pruner_is_refused(self):
+        with pytest.raises(TypeError, match="`pruner` must be a pfb.BatchPruner"):
+            PrunedTrainer(pruner=0.5)
+
+    def small(self, folder, kind=PrunedTrainer, prune=0.5, **settings):
+        def model_init(trial=None):
+            torch.manual_seed(0)
+            return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=50))
+
+        options = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+        arguments = TrainingArguments(str(folder), per_device_train_batch_size=8, **{**options, **settings})
+        data = [{"input_ids": row, "labels": row} for row in torch.randint(50, (32, 8)).tolist()]
+        return kind(
+            model_init=model_init, args=arguments, train_dataset=data, eval_dataset=data[:8], pruner=pruner(prune)
+        )
+
+    def test_a_training_that_begins_anew_begins_with_the_pruner_as_it_was(self, tmp_path):
+        trainer = self.small(tmp_path)
+        trainer.train()
+        first = torch.cat([p.flatten() for p in trainer.model.parameters()]).detach().clone()
+        trainer.train()
+        assert trainer.pruner.steps == 4
+        assert torch.equal(first, torch.cat([p.flatten() for p in trainer.model.parameters()]).detach())
+
+    def test_hyperparameter_search(self, tmp_path):
+        """K9: a model for each trial and one pruner; each begins anew and saves in its place."""
+        pytest.importorskip("optuna")
+        trainer = self.small(tmp_path, prune=pfb.window(0.5, stop=0.9), save_strategy="epoch")
+        seen = []
+
+        class Watch(TrainerCallback):
+            def on_train_end(self, args, state, control, **kwargs):
+                seen.append((trainer.pruner.steps, trainer.pruner.total_steps))
+
+        trainer.add_callback(Watch())
+        best = trainer.hyperparameter_search(
+            lambda trial: {"num_train_epochs": trial.suggest_int("num_train_epochs", 1, 2)},
+            n_trials=3,
+            backend="optuna",
+        )
+        assert best.run_id is not None
+        assert len(seen) == 3
+        assert all(steps == total and steps in (4, 8) for steps, total in seen)
+        assert len(list(tmp_path.rglob("run-*/checkpoint-*/pfb.pt"))) >= 3
+
+    def test_the_order_of_the_mixin_matters_and_is_noticed(self, tmp_path):
+        """Behind the Trainer it would never be asked."""
+
+        class Wrong(Trainer, PrunedTrainerMixin):
+            pass
+
+        with pytest.raises(TypeError, match="pruner"):
+            self.small(tmp_path, Wrong)

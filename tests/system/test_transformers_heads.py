@@ -1,5 +1,5 @@
-"""The loss and gradients of ``BlockingTrainer`` are those of a plain ``Trainer`` on the kept
-samples, whatever the head does with ``num_items_in_batch``.
+"""The loss and gradients of ``PrunedTrainer`` are those of a plain ``Trainer`` on the kept samples,
+whatever the head does with ``num_items_in_batch``, also over accumulated, ragged micro-batches.
 """
 
 import os
@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import pfb
-from pfb.integrations.transformers import BlockingTrainer
+from pfb.integrations.transformers import PrunedTrainer, PrunedTrainerMixin
 from tests.system.test_distributed import WORLD, gathered, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about our tiny set-ups
@@ -147,10 +147,6 @@ HEADS = {
 }
 
 
-CUTS = {"seq2seq, T5": "encoder.block.0"}
-"""Where the first stage cannot be told."""
-
-
 class Gradients(TrainerCallback):
     """Those of the last optimizer step, by parameter."""
 
@@ -182,26 +178,38 @@ def one_step(kind, model, batches, folder, arguments=None, **settings):
     return trainer.state.log_history[0]["loss"], seen.by_name, trainer
 
 
-def blocked(model, **settings):
-    return pfb.attach(model, prune=0.5, shallow="recompute", rule=lambda f: f[:, 0], **settings)
+def chosen_by_first(features):
+    return features[:, 0]
 
 
-class Kept(list):
-    """The micro-batches as they reach the forward, after the selection."""
+def pruner(prune=0.5):
+    """Without chance in its rule, and by what every head is given."""
+    return pfb.BatchPruner(prune, rule=chosen_by_first)
 
-    sees_kept_samples = True
 
-    def __init__(self, model, names):
-        super().__init__()
-        self.names = list(names)
-        model.register_forward_pre_hook(self, with_kwargs=True)
+class Kept:
+    """A pruner that notes what it was given and what it returned."""
 
-    def __call__(self, model, args, kwargs):
-        self.append({name: kwargs[name].clone() for name in self.names})
+    def __init__(self, ours):
+        self.kept, self.rows = [], []
+        call = ours._pruned
+
+        def noted(batch, by, share):
+            kept = call(batch, by, share)
+            self.kept.append({name: x.clone() for name, x in kept.items()})
+            self.rows.append(ours.selection.indices)
+            return kept
+
+        ours._pruned = noted
 
 
 def assert_same(ours, plain):
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def taken(batch, rows):
+    """What a reader of the definition would take."""
+    return {name: torch.stack([x[i] for i in rows.tolist()]) for name, x in batch.items()}
 
 
 def both(head, folder, micro_batches, ragged):
@@ -211,23 +219,18 @@ def both(head, folder, micro_batches, ragged):
     model, plain = build(), build()
     plain.load_state_dict(model.state_dict())
     batches = [batch(8, ragged) for _ in range(micro_batches)]
-    blocker = blocked(model, cut=CUTS.get(head))
-    kept = Kept(model, batches[0])
-    ours = one_step(BlockingTrainer, model, batches, folder, blocker=blocker)
-    assert [len(x["labels" if "labels" in x else "start_positions"]) for x in kept] == [4] * micro_batches
+    chosen = pruner()
+    noted = Kept(chosen)
+    ours = one_step(PrunedTrainer, model, batches, folder, pruner=chosen)
+    assert [len(rows) for rows in noted.rows] == [4] * micro_batches
+    kept = [taken(b, rows) for b, rows in zip(batches, noted.rows, strict=True)]
     return ours, one_step(Trainer, plain, kept, folder)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("head", HEADS)
-def test_one_batch_is_as_if_the_kept_samples_alone_were_given(head, tmp_path):
-    (loss, gradients, _), (plain_loss, plain_gradients, _) = both(head, tmp_path, 1, ragged=True)
-    assert loss == pytest.approx(plain_loss, rel=1e-3)
-    assert_same(gradients, plain_gradients)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_accumulated_batches_are_as_if_the_kept_samples_alone_were_given(head, tmp_path):
-    (loss, gradients, _), (plain_loss, plain_gradients, _) = both(head, tmp_path, 2, ragged=False)
+def test_it_is_as_if_the_kept_samples_alone_were_given(head, micro_batches, tmp_path):
+    (loss, gradients, _), (plain_loss, plain_gradients, _) = both(head, tmp_path, micro_batches, ragged=True)
     assert loss == pytest.approx(plain_loss, rel=1e-3)
     assert_same(gradients, plain_gradients)
 
@@ -239,33 +242,40 @@ class Tagger(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Embedding(VOCABULARY, 16), nn.Linear(16, 16), nn.Tanh())
         self.head = nn.Linear(16, VOCABULARY)
+        self.items = []
 
     def forward(self, input_ids, labels, num_items_in_batch=None, **kwargs):
         logits = self.head(self.body(input_ids)).flatten(0, 1)
         total = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+        self.items.append(num_items_in_batch)
         return {"loss": total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)}
 
 
-def test_of_ragged_accumulated_batches_each_weighs_by_its_items_before_pruning(tmp_path):
-    """The first goes backward before the last is selected, so what both keep cannot be known."""
+def test_items_are_counted_after_pruning_over_all_micro_batches(tmp_path):
     torch.manual_seed(0)
-    model, plain = Tagger(), Tagger()
-    plain.load_state_dict(model.state_dict())
+    model = Tagger()
     batches = [per_token(VOCABULARY)(8, ragged) for ragged in (True, False)]
-    blocker = blocked(model, cut="body")
-    kept = Kept(model, batches[0])
-    loss, gradients, _ = one_step(BlockingTrainer, model, batches, tmp_path, blocker=blocker)
-    expected = expected_loss(plain, batches, kept)
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-3)
-    assert_same(gradients, {name: p.grad for name, p in plain.named_parameters() if p.grad is not None})
+    chosen = pruner()
+    noted = Kept(chosen)
+    one_step(PrunedTrainer, model, batches, tmp_path, pruner=chosen)
+    kept = [taken(b, rows)["labels"] for b, rows in zip(batches, noted.rows, strict=True)]
+    assert [int(n) for n in model.items] == [sum(int((x != -100).sum()) for x in kept)] * 2
 
 
-def expected_loss(plain, batches, kept):
-    """The mean over the kept items of each batch, weighted by its items before pruning."""
-    items = torch.stack([(batch["labels"] != -100).sum() for batch in batches])
-    losses = torch.stack([plain(**batch)["loss"] for batch in kept])  # means over their own items
-    return (losses * items).sum() / items.sum()
+def test_a_loss_of_the_users_own_gets_the_count_of_the_kept(tmp_path):
+    """``compute_loss_func``, which takes the loss out of the model."""
+    torch.manual_seed(0)
+    model, counts = gpt2(), []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        counts.append((int(num_items_in_batch), int((labels[..., 1:] != -100).sum())))
+        return outputs["logits"].square().mean()
+
+    batch = per_token(VOCABULARY)(8, ragged=True)
+    one_step(PrunedTrainer, model, [batch], tmp_path, pruner=pruner(), compute_loss_func=loss)
+    [(counted, there)] = counts
+    assert abs(counted - there) <= 4, "of each sequence one label more or less, as transformers shifts them"
+    assert there < (batch["labels"] != -100).sum() * 0.6
 
 
 def _two_ranks_average_their_tokens(rank, folder):
@@ -276,18 +286,20 @@ def _two_ranks_average_their_tokens(rank, folder):
     torch.manual_seed(0)
     model, plain = Tagger(), Tagger()
     plain.load_state_dict(model.state_dict())
+    torch.manual_seed(rank)
     batch = per_token(VOCABULARY)(8, ragged=rank == 0)
-    blocker = blocked(model, cut="body")
-    kept = Kept(model, batch)
-    arguments = {"average_tokens_across_devices": True, "ddp_backend": "gloo"}
-    _, gradients, trainer = one_step(BlockingTrainer, model, [batch], folder, arguments, blocker=blocker)
+    chosen = pruner()
+    noted = Kept(chosen)
+    arguments = {"average_tokens_across_devices": True, "ddp_backend": "gloo", "seed": 0}
+    _, gradients, trainer = one_step(PrunedTrainer, model, [batch], folder, arguments, pruner=chosen)
     assert trainer.accelerator.num_processes == WORLD
-    expected_loss(plain, gathered(batch), gathered(kept[0])).backward()
+    everybodys = {name: torch.cat(gathered(x)) for name, x in noted.kept[0].items()}
+    plain(**everybodys)["loss"].backward()
     gradients = {name.removeprefix("module."): gradient for name, gradient in gradients.items()}
     assert_same(gradients, {name: p.grad for name, p in plain.named_parameters() if p.grad is not None})
 
 
-def test_two_ranks_that_average_their_tokens_weigh_by_items_too(tmp_path, monkeypatch):
+def test_two_ranks_that_average_their_tokens_average_those_that_were_kept(tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": str(WORLD), "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
     on_two_ranks(_two_ranks_average_their_tokens, tmp_path)
@@ -298,8 +310,7 @@ def test_at_a_share_of_0_it_is_the_plain_trainer_bit_by_bit(tmp_path):
     model, plain = gpt2(), gpt2()
     plain.load_state_dict(model.state_dict())
     batches = [per_token(VOCABULARY)(8, ragged=True) for _ in range(3)]
-    blocker = pfb.attach(model, prune=0.0, shallow="recompute")
-    loss, gradients, _ = one_step(BlockingTrainer, model, batches, tmp_path, blocker=blocker)
+    loss, gradients, _ = one_step(PrunedTrainer, model, batches, tmp_path, pruner=pruner(0.0))
     plain_loss, plain_gradients, _ = one_step(Trainer, plain, batches, tmp_path)
     assert loss == plain_loss
     assert all(torch.equal(gradients[name], gradient) for name, gradient in plain_gradients.items())
@@ -311,46 +322,105 @@ def test_evaluation_prunes_nothing_and_gives_the_plain_loss(tmp_path):
     plain.load_state_dict(model.state_dict())
     batches = [per_token(VOCABULARY)(8, ragged=True)]
     rows = [dict(zip(batches[0], row, strict=True)) for row in zip(*batches[0].values(), strict=True)]
-    _, _, ours = one_step(BlockingTrainer, model, batches, tmp_path, blocker=blocked(model))
-    seen = Kept(model, batches[0])
+    chosen = pruner()
+    _, _, ours = one_step(PrunedTrainer, model, batches, tmp_path, pruner=chosen)
     _, _, theirs = one_step(Trainer, plain, batches, tmp_path)
     losses = [trainer.evaluate(rows)["eval_loss"] for trainer in (ours, theirs)]
-    assert [len(batch["labels"]) for batch in seen] == [8]
+    assert chosen.steps == 1
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-@pytest.mark.parametrize("outside", [False, True], ids=["attached to the wrapped model", "attached to the wrapper"])
-def test_a_wrapper_counts_the_kept_items_wherever_the_blocker_is(tmp_path, outside):
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = gpt2()
-
-        def forward(self, **inputs):
-            return self.inner(**inputs)
-
-    torch.manual_seed(0)
-    model, plain = Wrapper(), Wrapper()
-    plain.load_state_dict(model.state_dict())
-    batches = [per_token(VOCABULARY)(8, ragged=True)]
-    blocker = blocked(model if outside else model.inner)
-    kept = Kept(model.inner, batches[0])
-    settings = {"arguments": {"remove_unused_columns": False}}
-    loss, gradients, _ = one_step(BlockingTrainer, model, batches, tmp_path, blocker=blocker, **settings)
-    assert len(kept[-1]["labels"]) == 4
-    plain_loss, plain_gradients, _ = one_step(Trainer, plain, kept[-1:], tmp_path, **settings)
-    assert loss == pytest.approx(plain_loss, rel=1e-3)
-    assert_same(gradients, plain_gradients)
 
 
 def test_a_batch_that_keeps_no_label_adds_nothing(tmp_path):
     torch.manual_seed(0)
     model = gpt2()
     batch = per_token(VOCABULARY)(8, ragged=False)
-    with blocked(model) as probe:
-        model(**batch)
-        kept = probe.selection.indices
-    batch["labels"][kept] = -100
-    loss, gradients, _ = one_step(BlockingTrainer, model, [batch], tmp_path, blocker=blocked(model))
-    assert loss == 0.0
-    assert all((gradient == 0).all() for gradient in gradients.values())
+    probe = pruner()
+    probe(batch)
+    batch["labels"][probe.selection.indices] = -100
+    loss, gradients, _ = one_step(PrunedTrainer, model, [batch], tmp_path, pruner=pruner())
+    assert loss == 0.0 or loss != loss  # 0 / 0, as a plain Trainer has it
+    assert all((gradient == 0).all() or gradient.isnan().all() for gradient in gradients.values())
+
+
+class TestTrl:
+    """What trl's own list of a selection's conflicts names: packing, padding-free, gradient
+    accumulation, custom losses (liger kernels need a GPU).
+    """
+
+    def run(self, folder, rows, chosen, **settings):
+        pytest.importorskip("trl")
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        from tests.system.test_integrations import example
+
+        class Pruned(PrunedTrainerMixin, SFTTrainer):
+            pass
+
+        torch.manual_seed(0)
+        seen = Gradients()
+        options = {
+            "max_steps": 1,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-9,
+            "optim": "sgd",
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+        }
+        kind, parts = (SFTTrainer, {}) if chosen is None else (Pruned, {"pruner": chosen})
+        trainer = kind(
+            model=gpt2(),
+            args=SFTConfig(str(folder), **{**options, **settings}),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=example("transformers_sft").tokenizer(),
+            callbacks=[seen],
+            **parts,
+        )
+        trainer.train()
+        return trainer.state.log_history[0], seen.by_name
+
+    def rows(self, n):
+        return [{"input_ids": torch.randint(3, VOCABULARY, (3 + i % 8,)).tolist()} for i in range(n)]
+
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_gradients_are_those_on_the_kept_sequences(self, tmp_path, accumulate):
+        chosen, rows = pruner(), self.rows(8 * accumulate)
+        noted = Kept(chosen)
+        accumulation = {"gradient_accumulation_steps": accumulate}
+        log, gradients = self.run(tmp_path, rows, chosen, **accumulation)
+        kept = [
+            {"input_ids": ids[mask.bool()].tolist()}
+            for batch in noted.kept
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        assert len(kept) == 4 * accumulate
+        plain_log, plain_gradients = self.run(tmp_path, kept, None, per_device_train_batch_size=4 * accumulate)
+        assert log["loss"] == pytest.approx(plain_log["loss"], rel=1e-3)
+        assert_same(gradients, plain_gradients)
+        assert log["pruned_share"] == 0.5
+
+    def test_padding_free_batches_are_one_row_and_it_is_told(self, tmp_path):
+        chosen = pruner()
+        with pytest.warns(UserWarning, match="too small to be pruned, the last of 1"):
+            self.run(
+                tmp_path,
+                self.rows(80),
+                chosen,
+                padding_free=True,
+                max_length=None,
+                max_steps=10,
+                per_device_train_batch_size=4,
+            )
+
+    def test_packed_rows_are_samples(self, tmp_path):
+        """Several documents in a row are kept or left out together."""
+        chosen = pruner()
+        noted = Kept(chosen)
+        self.run(tmp_path, self.rows(100), chosen, packing=True, packing_strategy="wrapped", max_length=12)
+        assert [x.shape[0] for batch in noted.kept for x in batch.values()].count(4) >= 2

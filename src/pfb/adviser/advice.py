@@ -1,15 +1,38 @@
-"""What an adviser found, in words, with the line to copy."""
+"""What was found, what follows from it, and the line to copy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
-from pfb.adviser import text as wording
-from pfb.adviser.findings import Findings
+from pfb.adviser import flaws, near_copies, overlap, shares, step_time
+from pfb.adviser.flaws import Flaws
+from pfb.adviser.near_copies import DEFAULT_MEMORY, NearCopies
+from pfb.adviser.overlap import Overlap
+from pfb.adviser.shares import Shares
+from pfb.adviser.step_time import WORTH_TIME, StepTime
+
+Kind = Literal["prune", "draw", "remove", "random", "fix-data", "nothing"]
+
+WORTH_PRUNING = 0.1  # of the samples
+WORTH_REMOVING = 0.05
+MOSTLY = 0.5  # of what could be spared: then copies are equal, not near
+USUAL_PRUNE, MOST_PRUNED = 0.5, 0.5  # of a batch; beyond, copies are not all that is left out
+PARTS = 0.05  # shares are recommended in steps of this
+
+RECOMMENDED = {
+    "prune": "prune in the batch",
+    "draw": "draw copies less often",
+    "remove": "remove these copies once",
+    "random": "leave samples out at random",
+    "fix-data": "repair the data first",
+    "nothing": "nothing to spare",
+}
 
 
 @dataclass(frozen=True)
-class Advice(Findings):
+class Advice:
     """What :func:`pfb.advise` found; print it.
 
     Indices are what ``prepare`` said, or count samples in the order in which the loader gave them.
@@ -17,80 +40,270 @@ class Advice(Findings):
     Attributes:
         samples, total: samples looked at, and of the whole data set if the loader tells.
         batch_size: samples of a batch.
-        device: where steps were timed.
-        near_copies: share of the samples that another is a near-copy of.
-        groups: indices of near-copies of each other that have the same label, the largest group
-            first; in each, the one to keep first, and the others ascending.
-        blockable: share of the samples that are not the first of their group and have at least 8
-            near-copies, which a memory of a third of an epoch sees; without those that are equal to
-            another of their group to the last bit.
-        removable: share of the others that are not the first of their group.
-        duplicates: indices of samples that are equal to the last bit, group by group.
-        conflicts: groups of near-copies that hold several classes, to be looked at.
-        classes: samples of each class, if the labels are classes.
-        in_runs: whether samples of one class follow each other: the loader does not shuffle.
-        constant: indices of samples whose values are all the same.
-        not_finite: indices of samples that hold NaN or infinity.
-        augmented: whether the loader gives a sample differently each time, so that its copies are
-            told less well.
-        wait_seconds: what training would wait for each batch, beside steps of this device; ``None``
-            if it was not measured.
-        step_seconds: a training step on a whole batch.
-        prune: the share that is recommended, or was looked at where none is.
-        kept_ratio: time of a step on the rest, whole step = 1.
-        judge_ratio: time that it takes to judge the samples of a batch, whole step = 1.
-        memory: rows for :class:`pfb.NeighbourMemory`, by its rule.
-        cut: the layer to attach at; ``None`` where ``pfb.attach`` finds it, or none was.
-        noise: the gradient noise scale, or ...
-        no_noise: ... why it was not measured.
-        plan: what :func:`pfb.plan` measured, or ...
-        no_plan: ... why it did not.
+        prune: the share that is recommended, or was tried where none is.
+        flaws: broken and equal samples, and the classes.
+        copies: near-copies and their groups.
+        shares: whom the default keeps; ``None`` for fewer than 64 samples.
+        steps: what a pruned step takes; ``None`` without a model.
         tested: what the test has in common with training, if it was given.
-        known_indices: whether indices are those of the data set: ``prepare`` said them, or the
-            loader does not shuffle. Else they count samples in the order of this pass.
         own_features: whether samples were compared by features of the user's.
-        mistaken: share of the samples that have no near-copy, but that a memory of neighbours takes
-            for copies: a minority that is more alike than the rest or lies apart, or samples that
-            differ in few dimensions.
     """
+
+    samples: int
+    total: int | None
+    batch_size: int
+    prune: float
+    flaws: Flaws
+    copies: NearCopies
+    shares: Shares | None = None
+    steps: StepTime | None = None
+    tested: Overlap | None = None
+    own_features: bool = False
+
+    # The findings that are asked for most
+
+    @property
+    def near_copies(self) -> float:
+        """Share of the samples that another is a near-copy of."""
+        return self.copies.near
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of near-copies of each other, the one to keep first; the largest group first."""
+        return self.copies.groups
+
+    @property
+    def spare(self) -> float:
+        """Share of the samples that could go if one of each group stayed."""
+        return self.copies.spare
+
+    @property
+    def duplicates(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of samples that are equal to the last bit, group by group."""
+        return self.flaws.duplicates
+
+    # What to do
+
+    @property
+    def to_drop(self) -> tuple[int, ...]:
+        """Indices of all near-copies but the one to keep of each group and label, ascending."""
+        return tuple(sorted(i for part in self.copies.parts for i in part[1:]))
+
+    @property
+    def keep(self) -> list[int]:
+        """Indices of all other samples of the data set, ascending, for ``Subset``."""
+        drop = set(self.to_drop)
+        return [i for i in range(self._size) if i not in drop]
+
+    @property
+    def weights(self) -> list[float]:
+        """For each sample of the data set 1 / (how many of its group have its label), for
+        ``WeightedRandomSampler``.
+        """
+        weights = [1.0] * self._size
+        for part in self.copies.parts:
+            for i in part:
+                weights[i] = 1 / len(part)
+        return weights
+
+    @property
+    def test_repeats_itself(self) -> bool:
+        """Whether the test was looked at and repeats itself, or training, half as much as training
+        does or more.
+        """
+        return self.tested is not None and self.tested.repeats_itself(self.near_copies)
+
+    @property
+    def saved(self) -> float | None:
+        """Share of the time of training that pruning ``prune`` of each batch saves, no more than
+        that share; ``None`` without a model.
+        """
+        if self.steps is None:
+            return None
+        ratio = self.steps.kept.median if self.test_repeats_itself else self.steps.ratio
+        return (1 - (self.steps.loading or 0.0)) * min(self.prune, max(0.0, 1 - ratio))
+
+    @property
+    def recommendation(self) -> Kind:
+        """``"prune"`` (in the batch), ``"draw"`` (copies less often), ``"remove"`` (them, once),
+        ``"random"`` (leave out any), ``"fix-data"`` (first), or ``"nothing"``.
+        """
+        if self.flaws.not_finite:
+            return "fix-data"
+        if self.spare < WORTH_REMOVING:
+            return "nothing"
+        steps = self.steps
+        if self.test_repeats_itself and self.spare >= WORTH_PRUNING:
+            return "nothing" if steps is not None and steps.kept.median > 1 - WORTH_TIME else "random"
+        if self.copies.equal >= MOSTLY * self.spare:
+            return "remove"
+        idle = steps is not None and (steps.waits or steps.is_shorter is False)
+        if self.copies.seen >= max(WORTH_PRUNING, self.copies.few) and not idle:
+            return "prune"
+        return "draw"
 
     @property
     def code(self) -> str:
         """The line to copy; empty where there is none."""
-        if self.recommendation == "block":
-            cut = f'cut="{self.cut}", ' if self.cut else ""
-            rule = "importance=pfb.Uniform()"
-            if not self.test_repeats_itself:
-                features = "features=features, " if self.own_features else ""
-                rule = f"{features}importance=pfb.InverseDensity(), estimator=pfb.NeighbourMemory({self.memory})"
-            return f'pfb.attach(model, {cut}prune={self.prune:g}, shallow="recompute", {rule})'
-        if self.recommendation == "remove" and self.known_indices:
-            return "torch.utils.data.Subset(dataset, sorted({*range(len(dataset))} - {*advice.to_drop}))"
-        return ""
+        return self.codes.get(self.recommendation, "")
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """The line for each way to act that is open."""
+        features = ", features=features" if self.own_features else ""
+        memory = "" if self.copies.memory <= DEFAULT_MEMORY else f", density=pfb.NeighbourMemory({self.copies.memory})"
+        found = {
+            "prune": f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})",
+            "random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())",
+        }
+        if self.flaws.known_indices and self.groups:
+            drawn = round(sum(self.weights))
+            found["draw"] = f"sampler = torch.utils.data.WeightedRandomSampler(advice.weights, {drawn})"
+            found["remove"] = "dataset = torch.utils.data.Subset(dataset, advice.keep)"
+        return found
+
+    # In words
 
     @property
     def headline(self) -> str:
         """What was looked at."""
-        return wording.headline(self)
+        of_all = f" of {self.total:,}" if self.total is not None else ""
+        where = f", on {self.steps.device}" if self.steps is not None else ""
+        return f"{self.samples:,}{of_all} samples looked at, in batches of {self.batch_size}{where}."
 
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
-        """What was found, as a name and a text each."""
-        return tuple(wording.rows(self))
+        """What was found, as a name and a text each; without a name where the row goes on."""
+        rows = [*near_copies.say(self.copies), *flaws.say(self.flaws)]
+        rows += [] if self.tested is None else overlap.say(self.tested)
+        rows += [] if self.shares is None else shares.say(self.shares)
+        rows += [("steps", "not timed: pass the model")] if self.steps is None else step_time.say(self.steps)
+        return tuple(rows)
 
     @property
     def recommended(self) -> str:
         """The recommendation in words."""
-        return wording.RECOMMENDED[self.recommendation]
+        return RECOMMENDED[self.recommendation]
 
     @property
     def reason(self) -> str:
         """Why, and what to do."""
-        return wording.REASONS[self.recommendation](self)
+        return {
+            "prune": self._prune,
+            "draw": self._draw,
+            "remove": self._remove,
+            "random": self._random,
+            "fix-data": self._fix,
+            "nothing": self._nothing,
+        }[self.recommendation]()
+
+    @property
+    def others(self) -> tuple[tuple[str, str], ...]:
+        """The other ways to act on the same copies, with the line of each."""
+        if self.recommendation not in ("prune", "draw", "remove"):
+            return ()
+        ways = ("prune", "draw", "remove")
+        return tuple(
+            (RECOMMENDED[way], self.codes[way]) for way in ways if way != self.recommendation and way in self.codes
+        )
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows) + 2
         lines = [self.headline]
         lines += [f"  {name:{width}}{text}" for name, text in self.rows]
         lines += [f"Recommended: {self.recommended}. {self.reason}"]
-        return "\n".join([*lines, f"  {self.code}"] if self.code else lines)
+        lines += [f"  {self.code}"] if self.code else []
+        lines += [f"Or {way}: {code}" for way, code in self.others]
+        return "\n".join(lines)
+
+    # Inside
+
+    @property
+    def _size(self) -> int:
+        """Samples of the data set, as far as they are known."""
+        return max(self.total or self.samples, 1 + max((i for group in self.groups for i in group), default=-1))
+
+    def _prune(self) -> str:
+        saves = "" if self.saved is None else f", and saves {self.saved:.0%} of the time of a training"
+        if self.steps is not None and self.steps.is_shorter is None:
+            saves = " (whether that saves time here cannot be told)"
+        end = "If what you test on repeats itself as much, random is as good."
+        if self.tested is not None and self.tested.is_whole:
+            end = "What you test on does not repeat itself as much, which is where it pays."
+        return (
+            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training. "
+            f"Leaving out {self.prune:.0%} of each batch drops mostly these, each still comes by now and then{saves}. "
+            f"{end}{self._starved()}"
+        )
+
+    def _draw(self) -> str:
+        why = "groups too small to be seen while training"
+        if self.copies.seen >= max(WORTH_PRUNING, self.copies.few) and self.steps is not None:
+            why = (
+                f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
+            )
+            if self.steps.is_shorter is False:
+                why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
+        return (
+            f"{self.spare:.0%} of the samples could be spared, but {why}. Drawn by 1 / size of its group each group "
+            f"counts as one sample, an epoch is {self.spare:.0%} shorter, and no copy is lost for good."
+            f"{self._to_be_told_which()}"
+        )
+
+    def _remove(self) -> str:
+        return (
+            f"{self.copies.equal:.0%} of the samples are equal to others to the last bit, {self.spare:.0%} could be "
+            "spared with near-copies: what is removed is not loaded again. Where it matters how often a thing occurs, "
+            f"as in logs, prune in the batch instead.{self._to_be_told_which()}"
+        )
+
+    def _random(self) -> str:
+        saves = "" if self.saved is None else f", which saves {self.saved:.0%} of the time"
+        return (
+            f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, where "
+            f"sparing copies was no better than chance{saves}."
+        )
+
+    def _fix(self) -> str:
+        shown = ", ".join(map(str, self.flaws.not_finite[:5])) + (", ..." if len(self.flaws.not_finite) > 5 else "")
+        which = "indices" if self.flaws.known_indices else "in the order of this pass"
+        count = len(self.flaws.not_finite)
+        return (
+            f"NaN or infinity is in {count:,} sample{'s' if count > 1 else ''} ({which} {shown}), and one is enough to "
+            "spoil the weights: repair or drop them."
+        )
+
+    def _nothing(self) -> str:
+        if self.spare >= WORTH_PRUNING:
+            return (
+                f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, and on "
+                "this device a step on fewer samples takes as long as one on all: train fewer epochs."
+            )
+        return (
+            f"{self.spare:.1%} of the samples could be spared: to spend less, train fewer epochs. On data that do not "
+            "repeat themselves that is as good as any choice of samples. In so many epochs that they are learned by "
+            "heart, leaving samples out at random was better: rule=pfb.Uniform()."
+        )
+
+    def _starved(self) -> str:
+        if self.shares is None or not self.shares.starved:
+            return ""
+        return (
+            ' But some classes are kept far less than others (row "warning"): if they are no copies of each other, '
+            "pass `features=` that tell them apart, or leave samples out at random, rule=pfb.Uniform()."
+        )
+
+    def _to_be_told_which(self) -> str:
+        if self.flaws.known_indices:
+            return ""
+        return (
+            " The loader shuffles, so that indices only count its order: look again with shuffle=False, or return the "
+            "index of each sample from `prepare=`, to be told which."
+        )
+
+
+def share_to_prune(seen: float) -> float:
+    """The share to recommend where so many samples are copies that a memory sees."""
+    if seen < WORTH_PRUNING:
+        return USUAL_PRUNE
+    return round(min(MOST_PRUNED, math.floor(seen / PARTS + 1e-9) * PARTS), 2)

@@ -1,76 +1,46 @@
-"""Where to cut, and how: measured on the user's own model, batch and device, before any
-training.
-"""
+"""What a pruned step takes, with either tool and at each cut: measured, before any training."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import math
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pfb.adviser.scan import random_states_kept
+from pfb.adviser.step_time import as_timed, copied, rounds, step_of
+from pfb.blocking.attach import attach
 from pfb.features import cuts
-from pfb.blocking.gate import Gate
-from pfb.blocking.inputs import batched_places, main_input
-from pfb.density.kernels import Density
-from pfb.density.moving_centers import DensityEstimator
-from pfb.density.neighbours import NeighbourMemory
-from pfb.features.cut import FeatureReader, Features, batched_tensor, channel_layers
-from pfb.features.scoring_pass import output_of
-from pfb.features.sketch import Sketch
+from pfb.features.model_inputs import arguments, run
+from pfb.pruning.batch_pruner import BatchPruner
 from pfb.selection import nested as tree
-from pfb.selection.rules import Importance, InverseDensity, RareFirst
 from pfb.selection.schedule import constant
-from pfb.selection.selection import keep_count, parts
-from pfb.utils.timing import Clock, Spread, count_saved_bytes, interleaved_seconds
+from pfb.selection.select import select
+from pfb.selection.selection import keep_count
+from pfb.utils.errors import first_line
+from pfb.utils.timing import Clock, Spread, count_saved_bytes
 
 MAX_CUTS = 6
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One wiring at one cut.
+class Step:
+    """A way to prune a step.
 
     Attributes:
-        step_ratio: time of a pruned training step, full step = 1.
+        name: ``"ideal"`` (as many samples, chosen at no cost), ``"copies"`` (``BatchPruner``
+            before the model) or ``"paper"`` (``attach`` at a cut).
+        cut: where the paper's tool cuts.
+        ratio: its time, full step = 1, over pairs of steps.
         saved_bytes: what autograd keeps for the backward pass.
     """
 
-    step_ratio: float
+    name: str
+    cut: str | None
+    ratio: Spread
     saved_bytes: int
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layer one may cut after.
-
-    Attributes:
-        cut: its name.
-        shallow_share: s, the time of a training step that is spent up to it.
-        reuse, recompute: what the two wirings would cost.
-    """
-
-    cut: str
-    shallow_share: float
-    reuse: Prediction
-    recompute: Prediction
-
-    @property
-    def shallow(self) -> str:
-        """The faster wiring."""
-        return "reuse" if self.reuse.step_ratio <= self.recompute.step_ratio else "recompute"
-
-    @property
-    def step_ratio(self) -> float:
-        """What a step takes in the faster wiring, full step = 1."""
-        return min(self.reuse.step_ratio, self.recompute.step_ratio)
 
 
 @dataclass(frozen=True)
@@ -81,12 +51,8 @@ class Plan:
         prune, batch_size, kept: the share, N and K.
         device: where it was measured.
         full_seconds, full_bytes: one full training step, and what autograd keeps for it.
-        sketch: a step under ``pfb.attach``'s defaults, where a sketch of the input tells and no
-            shallow pass is needed, so that the cut does not matter; ``None`` for an input that no
-            sketch is known of.
-        candidates: steps judged by the cut's output, in the order of the model.
-        cut, shallow: what is recommended: the first stage, as in the paper; ``"recompute"`` with a
-            sketch, or, where none is known or it saves nothing, the faster wiring.
+        steps: the ways to prune it.
+        refused: cuts at which the paper's tool cannot be used, and why.
     """
 
     prune: float
@@ -95,55 +61,24 @@ class Plan:
     device: str
     full_seconds: float
     full_bytes: int
-    sketch: Prediction | None
-    candidates: tuple[Candidate, ...]
-    cut: str
-
-    @property
-    def recommended(self) -> Candidate:
-        return next(c for c in self.candidates if c.cut == self.cut)
-
-    @property
-    def by_sketch(self) -> bool:
-        """Whether samples are to be judged by a sketch of the input, not by the cut's output."""
-        ratio = math.inf if self.sketch is None else self.sketch.step_ratio
-        return ratio < 1 or ratio <= self.recommended.step_ratio
-
-    @property
-    def shallow(self) -> str:
-        return "recompute" if self.by_sketch else self.recommended.shallow
-
-    @property
-    def saved(self) -> float:
-        """Time of a step that what is recommended saves, full step = 1."""
-        best = self.sketch if self.by_sketch and self.sketch is not None else self.recommended
-        return 1 - best.step_ratio
+    steps: tuple[Step, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        width = max(len(c.cut) for c in self.candidates) + 2
         lines = [
-            f"{self.batch_size} samples on {self.device}, {self.prune:.0%} stopped: {self.kept} go on. A full step "
+            f"{self.batch_size} samples on {self.device}, {self.prune:.0%} left out: {self.kept} go on. A full step "
             f"takes {1000 * self.full_seconds:.1f} ms and keeps {self.full_bytes / 2**20:.0f} MiB for backward.",
-            f"  {'cut':{width}}{'shallow share':>14}{'reuse: time':>14}{'MiB':>7}{'recompute: time':>18}{'MiB':>7}",
         ]
-        lines += [
-            f"{'* ' if c.cut == self.cut else '  '}{c.cut:{width}}{c.shallow_share:>14.1%}"
-            f"{c.reuse.step_ratio:>14.2f}{c.reuse.saved_bytes / 2**20:>7.0f}"
-            f"{c.recompute.step_ratio:>18.2f}{c.recompute.saved_bytes / 2**20:>7.0f}"
-            for c in self.candidates
-        ]
-        if self.sketch is not None:
-            lines.append(
-                f"  judged by a sketch of the input, at any cut: time {self.sketch.step_ratio:.2f}, "
-                f"{self.sketch.saved_bytes / 2**20:.0f} MiB"
-            )
-        wiring = "" if self.by_sketch else f', shallow="{self.shallow}", features="cut"'
-        lines.append(
-            f'Recommended: pfb.attach(model, cut="{self.cut}", prune={self.prune:g}{wiring}), '
-            f"about {self.saved:.0%} less time per step."
-            if self.saved > 0
-            else "Nothing would be saved at this share and cut on this device: try larger batches, or a larger share."
-        )
+        names = [s.name if s.cut is None else f"{s.name}, cut {s.cut}" for s in self.steps]
+        width = max(map(len, names)) + 2
+        lines.append(f"  {'step':{width}}{'time':>6}{'quartiles':>14}{'MiB':>7}")
+        for name, s in zip(names, self.steps, strict=True):
+            between = f"{s.ratio.low:.2f} to {s.ratio.high:.2f}"
+            lines.append(f"  {name:{width}}{s.ratio.median:>6.2f}{between:>14}{s.saved_bytes / 2**20:>7.0f}")
+        lines += [f"  no cut at {cut}: {why}" for cut, why in self.refused]
+        lines.append(f"copies: loader = pfb.prune_batches(loader, prune={self.prune:g})")
+        if (paper := next((s.cut for s in self.steps if s.cut is not None), None)) is not None:
+            lines.append(f'paper:  blocker = pfb.attach(model, cut="{paper}", prune={self.prune:g})')
         return "\n".join(lines)
 
 
@@ -154,216 +89,92 @@ def plan(
     *,
     cut: str | None = None,
     repeats: int = 7,
-    clock: Clock = time.perf_counter,
+    clock: Clock | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Measure what stopping samples would save at each candidate cut, in both wirings.
+    """Measure what real pruned training steps take beside full ones: those of a batch from which
+    :class:`pfb.BatchPruner` left samples out, and those of :func:`pfb.attach` at each candidate
+    cut.
 
-    Nothing is pruned. What is timed, in turn, on a copy of the model: whole training steps
-    (forward, backward, SGD) on all N and on K samples, and for each cut the shallow part alone,
-    with graph and without. From these parts::
-
-        sketch    = step(K) + sketch(N) + choice
-        reuse     = step(K) + shallow_training(N) - shallow_training(K) + choice
-        recompute = step(K) + shallow_forward_without_graph(N) + choice
+    All run on copies of the model, each in turn with a full step (forward, backward, SGD). Model
+    and random numbers stay as they are. Call it inside ``torch.autocast`` to plan for mixed
+    precision.
 
     Args:
-        model: any module; it is not changed. Call this inside ``torch.autocast`` to plan for mixed
-            precision.
+        model: any module.
         example_input: a batch as the model takes it: a tensor, a tuple of positional or a dict of
             keyword arguments.
-        prune: share to stop, in [0, 1).
-        cut: the cut to recommend a wiring for; ``None``: the first stage, or the first candidate
-            where none is found.
-        repeats: counted rounds; more for a busy machine.
-        clock: what tells the time in seconds; ``time.process_time`` is steadier on a busy CPU.
-        on_round: called after every round, for progress.
+        prune: share to leave out, in [0, 1).
+        cut: the only cut to measure; by default the candidates, six at most.
+        repeats: counted pairs at most, fewer where they take more than ten seconds.
+        clock: what tells the time in seconds; by default the processor's on a CPU, with one thread,
+            so that other programs do not count, and elapsed time elsewhere.
+        on_round: called after each way was measured, for progress.
 
     Raises:
-        ValueError: no layer to cut at, or a batch without tensors.
+        ValueError: no such cut, or a batch without tensors.
 
     Example:
         >>> import torch, pfb
         >>> def block():
         ...     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
         >>> model = torch.nn.Sequential(*(block() for _ in range(6)))
-        >>> found = pfb.plan(model, torch.randn(256, 64), prune=0.5, cut="0")
-        >>> found.kept, len(found.candidates)
-        (128, 6)
+        >>> found = pfb.plan(model, torch.randn(256, 64), prune=0.5, cut="0", repeats=3)
+        >>> found.kept, [step.name for step in found.steps]
+        (128, ['ideal', 'copies', 'paper'])
     """
-    model = copy.deepcopy(model).train()
-    args, kwargs = _arguments(example_input)
-    batched = next((x for x in tree.leaves((args, kwargs)) if x.dim() > 0), None)
+    batched = next((x for x in tree.leaves(arguments(example_input)) if x.dim() > 0), None)
     if batched is None:
         raise ValueError("`example_input` must hold a batch of tensors, as the model takes it")
     n, device = batched.size(0), batched.device
     kept = keep_count(n, constant(prune).prune)
-    first = torch.arange(kept, device=device)
-    few_args, few_kwargs = tree.select((args, kwargs), first, n)
-    cut = cuts.resolve(model, cut)[0] if cut is not None else _first_stage_or_none(model)
-    names = _reached(model, cut, args, kwargs)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
+    names = cuts.candidates(model)[:MAX_CUTS] if cut is None else [cuts.resolve(model, cut)[0]]
+    few = select(example_input, torch.arange(kept, device=device), n)
+    found: list[Step] = []
+    refused: list[tuple[str, str]] = []
+    whole: list[float] = []
+    with random_states_kept(None, device), torch.enable_grad(), as_timed(device) as own_clock:
+        full, other = copied(model), copied(model)
+        full_step, other_step = step_of(full), step_of(other)
+        pruner = BatchPruner(prune)
 
-    def step(some_args: tuple[Any, ...], some_kwargs: dict[str, Any]) -> None:
-        _loss(model(*some_args, **some_kwargs)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
+        def measure(name: str, at: str | None, step: Callable[[], object], saved: int) -> None:
+            steps = {"full": lambda: full_step(example_input), name: step}
+            seconds = rounds(steps, device, clock or own_clock, lambda done, of: None, repeats)
+            found.append(Step(name, at, Spread.of_ratios(seconds[name], seconds["full"]), saved))
+            whole.extend(seconds["full"])
+            on_round()
 
-    timed: dict[str, Callable[[], object]] = {
-        "full": lambda: step(args, kwargs),
-        "kept": lambda: step(few_args, few_kwargs),
-    }
-    sketched = judging(model, args, kwargs, prune)
-    if sketched is not None:
-        timed["sketch"] = sketched
-    for name in names:
-        part = _Shallow(model, name, prune)
-        part.score(args, kwargs)  # whichever comes first, it has something to decide
-        timed[f"score {name}"] = lambda part=part: part.score(args, kwargs)  # type: ignore[misc]
-        timed[f"decide {name}"] = part.decide_again
-        timed[f"all {name}"] = lambda part=part: part.train(args, kwargs)  # type: ignore[misc]
-        timed[f"few {name}"] = lambda part=part: part.train(few_args, few_kwargs)  # type: ignore[misc]
-    seconds = interleaved_seconds(timed, device, repeats, clock=clock, on_round=on_round)
-    in_all, in_few = _saved_bytes(model, names, args, kwargs), _saved_bytes(model, names, few_args, few_kwargs)
-
-    def ratio(combine: Callable[[dict[str, float]], float]) -> float:
-        """Median over rounds of a combination of what was timed in the same round."""
-        rounds = [{name: values[i] for name, values in seconds.items()} for i in range(repeats)]
-        return statistics.median(combine(r) / r["full"] for r in rounds)
-
-    candidates = tuple(
-        Candidate(
-            name,
-            ratio(lambda r, c=name: r[f"all {c}"]),  # type: ignore[misc]
-            Prediction(
-                ratio(lambda r, c=name: r["kept"] + r[f"all {c}"] - r[f"few {c}"] + r[f"decide {c}"]),  # type: ignore[misc]
-                in_few[""] + in_all[name] - in_few[name],
-            ),
-            Prediction(ratio(lambda r, c=name: r["kept"] + r[f"score {c}"]), in_few[""]),  # type: ignore[misc]
+        measure("ideal", None, lambda: other_step(few), _saved_bytes(other, few))
+        try:
+            pruner(example_input)
+        except TypeError:
+            pass  # an input that no sketch is known of
+        else:
+            measure("copies", None, lambda: other_step(pruner(example_input)), found[0].saved_bytes)
+        for name in names:
+            try:
+                wired = copied(model)
+                with attach(wired, name, prune) as blocker:
+                    saved = _saved_bytes(wired, example_input)
+                    blocker.step()
+                    step = step_of(wired, blocker.step)
+                    measure("paper", name, lambda step=step: step(example_input), saved)  # type: ignore[misc]
+            except (RuntimeError, TypeError, ValueError) as error:
+                refused.append((name, first_line(error)))
+        return Plan(
+            prune,
+            n,
+            kept,
+            str(device),
+            Spread.of(whole).median,
+            _saved_bytes(full, example_input),
+            tuple(found),
+            tuple(refused),
         )
-        for name in names
-    )
-    full = Spread.of(seconds["full"]).median
-    sketch = None if sketched is None else Prediction(ratio(lambda r: r["kept"] + r["sketch"]), in_few[""])
-    return Plan(prune, n, kept, str(device), full, in_all[""], sketch, candidates, names[0] if cut is None else cut)
 
 
-class _Shallow:
-    """The part of a model up to one cut, and the decision there."""
-
-    def __init__(self, model: nn.Module, cut: str, prune: float) -> None:
-        self.model, self.module = model, model.get_submodule(cut)
-        self.estimator = DensityEstimator()
-        self.gate = gate_for(model, cut, RareFirst(), self.estimator, parts(prune))
-        self.output: Any = None
-
-    def score(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.model.eval()
-        self.output = output_of(self.model, self.module, args, kwargs)
-        self.model.train()
-        self.decide_again()
-
-    def decide_again(self) -> None:
-        self.gate.decide(self.output)
-        self.estimator.apply()
-        self.gate.end_step()
-
-    def train(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _loss(output_of(self.model, self.module, args, kwargs, grad=True)).backward()  # type: ignore[no-untyped-call]
-        self.model.zero_grad()
-
-
-def judging(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    prune: float,
-    features: Features | None = None,
-    memory: int = 4096,
-) -> Callable[[], None] | None:
-    """What decides of a batch by features of the input, by default its sketch, without a forward;
-    ``None`` if no sketch is known of it.
-    """
-    gate = Gate(InverseDensity(), NeighbourMemory(memory), features or Sketch())
-    gate.set_share(parts(prune))
-    given = main_input(model, batched_places(model, args, kwargs, ()))
-
-    def decide() -> None:
-        seen_ND = gate.sight(given)
-        gate.decide(seen_ND, seen_ND)
-        gate.estimator.apply()
-        gate.end_step()
-
-    try:
-        decide()
-    except TypeError:
-        return None
-    return decide
-
-
-def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_input, dict):
-        return (), example_input
-    return (example_input if isinstance(example_input, tuple) else (example_input,)), {}
-
-
-def _first_stage_or_none(model: nn.Module) -> str | None:
-    with contextlib.suppress(ValueError):
-        return cuts.find_first_stage(model)
-    return None
-
-
-def _reached(model: nn.Module, cut: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Candidates that run, and run themselves; the asked-for cut among them, in the model's
-    order.
-    """
-    order = [name for name, _ in model.named_modules()]
-    names = cuts.candidates(model)
-    if cut is not None and cut not in names:
-        names = sorted([*names, cut], key=order.index)
-    place = names.index(cut) if cut is not None else 0
-    names = names[max(0, min(place - 1, len(names) - MAX_CUTS)) :][:MAX_CUTS]
-    reached = []
-    for name in names:
-        with contextlib.suppress(RuntimeError, TypeError):
-            batched_tensor(output_of(model.eval(), model.get_submodule(name), args, kwargs))
-            reached.append(name)
-    model.train()
-    if not reached:
-        raise ValueError(f"no layer of {type(model).__name__} can be cut at; pass `cut=`, the name of one")
-    return reached
-
-
-def _loss(output: Any) -> Tensor:
-    """Some scalar through which gradients reach everything."""
-    parts = [x.float().square().mean() for x in tree.leaves(output) if x.requires_grad]
-    return torch.stack(parts).sum()
-
-
-def _saved_bytes(model: nn.Module, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
-    """For the whole forward (under the empty name), and up to each cut."""
-    found = {}
-    for name in ["", *names]:
-        with count_saved_bytes() as saved:
-            if name:
-                output_of(model, model.get_submodule(name), args, kwargs, grad=True)
-            else:
-                model(*args, **kwargs)
-        found[name] = saved.total
-    return found
-
-
-def gate_for(model: nn.Module, cut: str, importance: Importance, estimator: Density, pruned_parts: int = 0) -> Gate:
-    """A gate without hooks, that reads a cut's output.
-
-    Example:
-        >>> import torch, pfb
-        >>> from pfb.selection.selection import parts
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
-        >>> gate = gate_for(model, "0", pfb.Uniform(), pfb.DensityEstimator(), parts(0.4))
-        >>> gate.decide(torch.randn(10, 8)).shape
-        torch.Size([6])
-    """
-    gate = Gate(importance, estimator, FeatureReader(channel_layers(model.get_submodule(cut), model)))
-    gate.set_share(pruned_parts)
-    return gate
+def _saved_bytes(model: nn.Module, x: Any) -> int:
+    with count_saved_bytes() as saved:
+        run(model, x)
+    return saved.total

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from pfb.pruning.first_look import FirstLook
+from pfb.selection.nested import places
 
 STEPS_UNREAD = 20  # of which nobody read the selection
+LEAST_KEPT = 3  # rows; of fewer a tensor's length tells nothing
 
 
 class Diagnostics(FirstLook):
@@ -19,6 +24,29 @@ class Diagnostics(FirstLook):
         self._reads = 0  # of the latest decision, to select labels
         self._stepped = False  # before the first step a forward may be a first try
         self._steps_unread = 0
+        self._states: list[Tensor] | None = None  # what modules held after the first pruned forward
+        self._looked_at_states = False
+
+    def look_at_states(self, model: nn.Module, kept: int) -> None:
+        """After the first two pruned forwards: does a module hold something with one row per kept
+        sample, new in each? The next batch would go on from it.
+        """
+        if self._looked_at_states or kept < LEAST_KEPT:
+            return
+        found = list(_states(model, kept))
+        if self._states is None:
+            self._states = [x for _, x in found]
+            return
+        before, self._states, self._looked_at_states = self._states, None, True
+        name = next((name for name, x in found if before and all(x is not old for old in before)), None)
+        if name is not None:
+            self.warn(
+                "state",
+                f"the model remembers `{name}` between batches, with one row per kept sample. If the next forward goes "
+                "on from it, row i is another sample's then: keep what belongs to a stream out of the model and "
+                "select it by pfb.BatchPruner with the batch, or run with `blocker.paused()`. Otherwise ignore this "
+                "warning.",
+            )
 
     def read(self, labels: bool = False) -> None:
         """The latest decision is read; to select ``labels`` by it, the usual case, there must not
@@ -54,6 +82,16 @@ class Diagnostics(FirstLook):
         self._lost = self._lost or (self._unread and not is_repeat)
         self._unread, self._reads = kept < of, 0
         self.count(kept, of)
+
+
+def _states(model: nn.Module, rows: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors without graph that modules hold, no parameters, with so many rows."""
+    for path, module in model.named_modules():
+        for name, value in [*module._buffers.items(), *vars(module).items()]:
+            if isinstance(value, (Tensor, tuple, list, dict)) and not name.startswith(("_forward", "_backward")):
+                for place, x in places(value, f"{path}.{name}" if path else name):
+                    if isinstance(x, Tensor) and x.dim() > 1 and rows in x.shape[:2] and not x.requires_grad:
+                        yield place, x
 
 
 class Threads:

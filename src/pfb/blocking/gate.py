@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from pfb.blocking.diagnostics import Diagnostics, Threads
@@ -191,6 +191,11 @@ class Gate:
                 "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
             )
         self._inputs.append(this)
+
+    def look_at_states(self, model: nn.Module) -> None:
+        """What the model remembers of a pruned forward's samples. Eager only."""
+        if self._indices is not None and not in_backward():
+            self.diagnostics.look_at_states(model, len(self._indices))
 
     def check_thread(self) -> None:
         """The decision at hand, if there is one, must be this thread's."""

@@ -118,8 +118,11 @@ class _Leave(Hook):
     """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and output is None and self.gate.stopped_any:
-            self._explain(sys.exc_info()[1])
+        if not torch.compiler.is_compiling() and self.gate.stopped_any:
+            if output is None:
+                self._explain(sys.exc_info()[1])
+            else:
+                self.gate.look_at_states(model)
         self.gate.leave()
 
     def _explain(self, error: BaseException | None) -> None:

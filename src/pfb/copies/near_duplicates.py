@@ -26,6 +26,7 @@ def find_copies(
     features: Tensor,
     labels: Sequence[Hashable] | Tensor | None = None,
     *,
+    own: Tensor | None = None,
     images: bool = False,
     exact: bool | None = None,
     on_rows: Callable[[int], None] = lambda rows: None,
@@ -43,13 +44,19 @@ def find_copies(
         features: any device; compared on the CPU. Of images, tokens and sequences
             ``pfb.features.sketch.Sketch()(batch)`` makes them.
         labels: one of each sample; then a group keeps one sample for each of its labels.
+        own: ``[N, D]``, features of a slightly changed view of each sample, as
+            ``pfb.features.sketch.Sketch().own_view`` makes them: what is nearer than 0.8 of the
+            distance to it is a near-copy, what is farther than 1.5 is none, unless it is in few
+            dimensions near by chance. Rows that are not finite set no limit. Used where all pairs
+            are compared.
         images: the features are a sketch of images, which do not lie in few dimensions or tight
             clusters, unless they are copies. Where all are copies of a few, this cannot be seen.
         exact: compare all pairs; by default up to 50,000 samples.
         on_rows: called with the number of rows done, for progress.
 
     Raises:
-        ValueError: features not of shape ``[N, D]``, or not one label for each sample.
+        ValueError: features not of shape ``[N, D]``, ``own`` of another, or not one label for each
+            sample.
         ImportError: more than 50,000 samples, and no faiss.
 
     Example:
@@ -61,6 +68,8 @@ def find_copies(
         >>> sorted(found.groups[0]), len(found.keep)
         ([7, 300, 301, 302], 497)
     """
+    if own is not None and own.shape != features.shape:
+        raise ValueError(f"`own` must have the shape of the features {tuple(features.shape)} (got {tuple(own.shape)})")
     if features.dim() != 2:
         raise ValueError(
             f"`features` must be [N, D] (got shape {tuple(features.shape)}): a sketch of images, tokens or sequences "
@@ -74,9 +83,17 @@ def find_copies(
     nearest_N = torch.arange(total)
     if len(place_N) < 2:
         return Copies(near_N, (), alike_N, nearest_N, known)
-    z_ND = in_deviations(x_ND[place_N])
+    z_ND, own_N = in_deviations(x_ND[place_N]), None
+    if own is not None:
+        own_ND = own.detach().float().cpu()[place_N]
+        known_N = own_ND.isfinite().all(1)
+        both_2ND = in_deviations(torch.cat([x_ND[place_N], own_ND.where(known_N[:, None], x_ND[place_N])]))
+        z_ND = both_2ND[: len(place_N)]
+        own_N = (both_2ND[len(place_N) :] - z_ND).square().sum(1).sqrt().where(known_N, torch.nan)
     if len(place_N) < FEWEST or (len(place_N) <= MOST_COMPARED if exact is None else exact):
-        distance_N, neighbour_N, reach_N = _neighbours(z_ND, images, on_rows)
+        distance_N, neighbour_N, reach_N = _neighbours(z_ND, images, on_rows, own_N)
+        if own_N is not None:  # a pair is one as soon as it is for one of the two
+            reach_N = torch.maximum(reach_N, reach_N[neighbour_N])
         copies_F = (distance_N <= reach_N).nonzero()[:, 0]
         count_F, leader_F = _led(z_ND[copies_F], reach_N[copies_F])
     else:
@@ -87,13 +104,16 @@ def find_copies(
     return Copies(near_N, _split(place_N[copies_F], leader_F), alike_N, nearest_N, known)
 
 
-def _neighbours(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(
+    z_ND: Tensor, images: bool, on_rows: Callable[[int], None], own_N: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Distance to the nearest other row, which one it is, and how far near-copies reach, ``[N]``
     each.
     """
     n = len(z_ND)
     order_N = torch.randperm(n, generator=torch.Generator().manual_seed(0))  # what is side by side is no random group
     z_ND = z_ND[order_N]
+    own_N = None if own_N is None else own_N[order_N]
     squares_N = z_ND.square().sum(1)
     sizes = [size for size in GROUPS if n // size >= FEWEST_GROUPS] if n >= FEWEST else []
     distance_N, nearest_N = torch.empty(n), torch.empty(n, dtype=torch.int64)
@@ -114,7 +134,7 @@ def _neighbours(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> t
     reach_N = torch.zeros(n)
     if sizes:
         medians = {size: float(distances.median()) for size, distances in nearest_of.items()}
-        reach_N = reach(medians, nearest_of[USUAL], nearest_of[1], n, apart, images)
+        reach_N = reach(medians, nearest_of[USUAL], nearest_of[1], n, apart, images, own_N)
     back_N = order_N.argsort()
     return distance_N[back_N], order_N[nearest_N[back_N]], reach_N[back_N]
 

@@ -30,13 +30,18 @@ FEWEST = 64  # samples; of fewer nothing is known but whether two are equal
 # together (4 to 77 %).
 NEAR = 0.165  # of the usual distance
 NEAR_OF_EXPECTED = 0.35  # of that of the nearest of all, in many dimensions
-MANY, NEAR_IN_MANY = 24.0, 0.58  # ... in so many, as of text: of 40 tokens four may differ from a common original
+MANY, NEAR_IN_MANY = 24.0, 0.58  # ... in so many, as of text: of 40 tokens four may differ
 CLOSE, CLOSE_IMAGES = 0.15, 0.3  # the usual distance is at least so much of that of any two samples
 IMAGE_DIMENSIONS = 5.0  # which images fill, other than vectors: CIFAR-10 7, digits 6
 # In few dimensions the nearest of many is near by chance: so many samples may be taken for copies
 # where there are none.
 BY_CHANCE = 0.002
 ANY = 0.5  # of the mean distance: what any other sample has, where one scene is most of all
+# Of the distance to its own slightly changed view: nearer is a near-copy whatever is usual, farther
+# is none. Frames of CIFAR-10 clips lie at 0.03 to 0.55 of it, pairs of frames at up to 1.1,
+# different images at 0.64 to 6.
+WITHIN_OWN = 0.8, 1.5
+NEAR_BY_OWN = 0.35  # of the usual distance, at most: of images whose view is very different
 
 
 def in_deviations(x_ND: Tensor) -> Tensor:
@@ -53,7 +58,15 @@ def in_deviations(x_ND: Tensor) -> Tensor:
     return ((x_ND - middle_D) / torch.where(alive_D, std_D, 1.0))[:, alive_D]
 
 
-def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apart: float, images: bool) -> Tensor:
+def reach(
+    medians: dict[int, float],
+    usual_N: Tensor,
+    one_N: Tensor,
+    n: int,
+    apart: float,
+    images: bool,
+    own_N: Tensor | None = None,
+) -> Tensor:
     """Up to which distance a neighbour is a near-copy, ``[N]``.
 
     Of n samples that fill d dimensions evenly, the nearest lies at ``(g / n) ** (1 / d)`` of the
@@ -66,6 +79,7 @@ def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apa
         n: samples.
         apart: mean distance of two.
         images: see :func:`pfb.find_copies`.
+        own_N: of each sample to a slightly changed view of itself.
     """
     sizes = sorted(medians)
     # Where groups begin to hold copies, distances fall as in few dimensions; so the most count.
@@ -75,10 +89,15 @@ def reach(medians: dict[int, float], usual_N: Tensor, one_N: Tensor, n: int, apa
     d = max(IMAGE_DIMENSIONS if images else 1.0, *found)
     part = max(NEAR, (NEAR_OF_EXPECTED if d < MANY else NEAR_IN_MANY) * (USUAL / n) ** (1 / d))
     by_chance = (BY_CHANCE / n) ** (1 / d)
-    return torch.minimum(
-        part * usual_N.clamp_min((CLOSE_IMAGES if images else CLOSE) * apart),
-        by_chance * one_N.clamp_min(ANY * apart),
-    )
+    near_N = part * usual_N.clamp_min((CLOSE_IMAGES if images else CLOSE) * apart)
+    if own_N is not None:
+        within_N = torch.maximum(torch.minimum(near_N, WITHIN_OWN[1] * own_N), WITHIN_OWN[0] * own_N)
+        near_N = torch.where(own_N.isfinite(), within_N, near_N)
+    reach_N = torch.minimum(near_N, by_chance * one_N.clamp_min(ANY * apart))
+    if images and own_N is not None:  # large groups look like few dimensions, which images do not lie in
+        least_N = torch.minimum(WITHIN_OWN[0] * own_N, NEAR_BY_OWN * usual_N)
+        reach_N = torch.where(own_N.isfinite(), torch.maximum(reach_N, least_N), reach_N)
+    return reach_N
 
 
 def in_reach(square: Tensor, radius: Tensor) -> Tensor:

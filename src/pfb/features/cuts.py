@@ -157,4 +157,6 @@ def _not_the_model(model: nn.Module, name: str) -> str:
 
 def _say_candidates(model: nn.Module) -> str:
     names = candidates(model)
-    return f"Candidates: {', '.join(names)}." if names else "Its layers are listed by `model.named_modules()`."
+    if names:
+        return f"Candidates: {', '.join(names)}."
+    return "It has no layers to choose from: prune before it, pfb.BatchPruner(), which needs none."

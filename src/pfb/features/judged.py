@@ -6,6 +6,7 @@ Shape suffixes: N samples, C channels, T time, F values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -16,8 +17,8 @@ from pfb.selection.nested import children, is_list, key_of
 from pfb.selection.select import is_array
 
 LABELS = ("labels", "label", "targets", "target", "y")
-SAYS_LITTLE = ("mask", "type_ids", "position", "label", "target", "length", "index", "idx")
-"""Parts of names of what lies beside a sample and does not tell it from others."""
+SAYS_LITTLE = re.compile("mask|type_ids|position|label(?!l?ed)|target|length|index|idx")
+"""Names of what lies beside a sample and does not tell it from others; not "unlabelled"."""
 FEW_FIELDS = 8  # a longer list holds samples, not the fields of a batch
 
 
@@ -35,17 +36,24 @@ def candidates(batch: Any, path: str = "batch") -> list[tuple[str, Any]]:
 
 
 def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if any(part in key_of(path).lower() for part in SAYS_LITTLE):
+    if SAYS_LITTLE.search(key_of(path).lower()):
         return
     if is_array(value):
         value = as_tensor(value)
-    if kind_of(value) is not None:
+    fields = depth == 0 and isinstance(value, tuple)  # what a call was given, however it looks
+    if kind_of(value) is not None and not fields:
         yield path, value
         return
-    if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and not any(isinstance(x, Tensor) for x in value))):
+    if is_list(value) and (len(value) > FEW_FIELDS or (depth > 0 and _is_one_per_sample(value))):
         return
     for place, inner in children(value) or ():
         yield from _known(inner, path + place, depth + 1)
+
+
+def _is_one_per_sample(items: Sequence[Any]) -> bool:
+    """Whether a list inside a batch holds one item per sample: no tensors, or ragged ones."""
+    lengths = {x.size(0) for x in items if isinstance(x, Tensor) and x.dim() > 0}
+    return len(lengths) != 1
 
 
 def kind_of(x: Any) -> int | None:
@@ -55,6 +63,8 @@ def kind_of(x: Any) -> int | None:
     if are_images(x):
         return 0
     if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
+        return None
+    if 0 in x.shape[1:]:
         return None
     whole = not x.is_floating_point()
     return {2: 2 if whole else 3, 3: None if whole else 1, 4: 0, 5: 0}.get(x.dim())

@@ -5,6 +5,7 @@ copies.
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,24 @@ import pfb
 from pfb.copies.files import as_text
 from pfb.lab import files
 from pfb.lab.report import advice as page
-from pfb.lab.train import task
 from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.data.folder import OnDisk
 from pfb.lab.train.loaders import length
 from pfb.lab.train.models import build_for
 from pfb.lab.train.terminal import console, progress_bar
 
-LISTS = ".txt", ".csv"
+SECONDS_PER_LINE = 10
+"""Between two lines that tell how far something is, where no bar can be drawn."""
 
 
 def advise(
-    config: TrainConfig, samples: int, plan: bool = True, out: Path = Path("advice.html"), export: Path | None = None
+    config: TrainConfig, samples: int, out: Path = Path("advice.html"), export: Path | None = None
 ) -> pfb.Advice:
     """Look at data and model, print the advice, and write a page and perhaps a list of near-copies.
 
     Args:
         config: data, model, batch size, seed and device; the other settings play no part.
         samples: how many to look at, drawn at random.
-        plan: measure the cost at each cut, too.
         out: the page, ``.html``.
         export: a list of what was found, of the kind that its name tells, see
             :func:`pfb.copies.files.as_text`: keep.txt, copies.csv or weights.csv.
@@ -46,23 +45,20 @@ def advise(
         RunError: bad settings or data, or a model that does not fit them.
     """
     source = load(config)
-    found = _look(config, source, samples, plan)
+    found = _look(config, source, samples)
     print(found)
-    _say_how_to_go_on(found, config, isinstance(source.train, OnDisk), export)
-    groups = page.pictured(found.groups, source)
-    files.write_text(out, page.html(found, f"{config.data}, {config.model}", groups))
-    print(f"wrote {out}")
+    _say_how_to_go_on(found, config, export)
+    files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
+    print(f"wrote {out}: open it in a browser")
     if export is not None:
         total = length(source.train)
-        files.write_text(export, as_text(export.name, found.groups, total, source.names))
-        drop = len(found.to_drop)
-        print(
-            f"wrote {export}: {sum(map(len, found.groups)):,} of {total:,} samples have near-copies, {drop:,} to drop"
-        )
+        files.write_text(export, as_text(export.name, found.copies.parts, total, source.names))
+        near, drop = sum(map(len, found.groups)), len(found.to_drop)
+        print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
     return found
 
 
-def _look(config: TrainConfig, source: Source, samples: int, plan: bool) -> pfb.Advice:
+def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
     available = torch.accelerator.is_available() and not config.cpu
     device = torch.accelerator.current_accelerator() if available else torch.device("cpu")
     loader, test = (_shuffled(data, config, source, samples) for data in (source.train, source.test))
@@ -72,14 +68,9 @@ def _look(config: TrainConfig, source: Source, samples: int, plan: bool) -> pfb.
     def prepare(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         return source.prepare_test(batch["input"].to(device)), batch["label"], batch["index"]
 
-    def loss(output: Any, label: Tensor) -> Tensor:
-        return task.losses(task.logits_of(output, label), label).mean()
-
     with progress_bar(console, console.is_terminal) as bar:
         try:
-            return pfb.advise(
-                model, loader, loss=loss, prepare=prepare, samples=samples, test=test, plan=plan, progress=_teller(bar)
-            )
+            return pfb.advise(model, loader, prepare=prepare, samples=samples, test=test, progress=_teller(bar))
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error
 
@@ -96,40 +87,40 @@ def _shuffled(data: Any, config: TrainConfig, source: Source, samples: int) -> D
 
 
 def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
-    """A bar for each thing that is done, or a line where nobody sees bars."""
+    """A bar for each thing that is done; where nobody sees bars, lines with an estimate."""
     bars: dict[str, Any] = {}
+    begun: dict[str, float] = {}
+    said: dict[str, float] = {}
 
     def tell(what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
         if what not in bars:
             bars[what] = bar.add_task(what, total=total)
+            begun[what] = said[what] = now
             if bar.disable:
                 bar.console.print(f"{what} ...")
+        elif bar.disable and total and 0 < done < total and now - said[what] >= SECONDS_PER_LINE:
+            said[what] = now
+            left = (now - begun[what]) * (total - done) / done
+            bar.console.print(f"{what}: {done:,} of {total:,}, about {left:.0f} s left", highlight=False)
         bar.update(bars[what], completed=done)
 
     return tell
 
 
-def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, cropped: bool, export: Path | None) -> None:
-    """The command to train by; by the originals where images are ``cropped`` at random, which hides
-    what was found.
-    """
+def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | None) -> None:
+    """The command to train by."""
     same = "".join(
         f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name in ("data_root", "batch_size", "image_size", "split", "seed")
         if (value := getattr(config, name)) != getattr(TrainConfig, name)
     ) + (" --cpu" if config.cpu else "")
     train = f"  pfb train --data {shlex.quote(config.data)} --model {config.model}"
-    if found.recommendation == "block":
-        rule = "uniform"
-        if not found.test_repeats_itself:
-            rule = f"inverse-density --memory {found.memory}{' --features originals' if cropped else ''}"
-        print(f"{train} --prune {found.prune:g} --method {rule} --control short{same}")
+    if found.recommendation in ("prune", "random"):
+        method = "copies" if found.recommendation == "prune" else "uniform"
+        print(f"{train} --prune {found.prune:g} --method {method} --control short{same}")
     if found.recommendation == "remove":
-        drop = shlex.quote(str(export)) if export is not None and _lists_groups(export) else "auto"
-        print(f"{train} --drop {drop}{same}")
+        listed = export is not None and export.suffix == ".csv" and "weights" not in export.name
+        print(f"{train} --drop {shlex.quote(str(export)) if listed else 'auto'}{same}")
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, keep.txt what to keep, weights.csv how often to draw each")
-
-
-def _lists_groups(place: Path) -> bool:
-    return place.suffix == ".csv" and "weights" not in place.name

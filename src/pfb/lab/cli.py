@@ -29,7 +29,7 @@ from pfb.lab.train.config import TrainConfig, in_flags
 from pfb.lab.train.presets import Preset
 from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
 
-BENCHMARKS = ("accuracy", "speed", "memory", "profile")
+BENCHMARKS = ("speed", "memory", "profile")
 PLANNED_AT_MOST = 10**5
 """Samples, pixels of a side, classes."""
 
@@ -47,7 +47,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     dry_run: bool = False,
-    control: tuple[Literal["full", "short", "small-batch"], ...] = (),
+    control: tuple[Literal["full", "short", "small-batch", "uniform", "paper"], ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a model and show what pruning saved. For example:
@@ -57,21 +57,22 @@ def train(
     Args:
         data: what is trained on.
         model: what is trained, and in which numbers.
-        pruning: which samples are stopped, where, and when.
+        pruning: which samples are left out, where, and when.
         optimisation: how the others are learned from.
         run: where the run lies, and what it says.
-        preset: a recipe, over which a file and flags win. cifar10: ResNet-18, 200 epochs.
-            imagenet-r50-16, -40, -88: ResNet-50 in so many epochs. imagenet-swin-t: Swin-T, 300
-            epochs. finetune: published weights on --data imagefolder:PATH. Sources are in
-            docs/options.md.
+        preset: a recipe, over which a file and flags win. cifar10, cifar100: ResNet-18, 200 epochs.
+            imagenet-r50: ResNet-50, 90 epochs. imagenet-swin-t: Swin-T, 300 epochs. All these by
+            the paper's method. finetune: published weights on --data imagefolder:PATH. Sources are
+            in docs/options.md.
         config: a .toml or .json file with settings; flags win over it.
         resume: continue the run in this folder with its own settings, after its last finished
             epoch. With --epochs a finished run gets more, up to so many in all: a cycle of its own,
             whose learning rate and pruning begin anew.
         dry_run: check everything, take a full and a pruned step, and write nothing.
-        control: then train its twins on full data, beside --out, and compare. full: as long. short:
-            fewer epochs, at the compute of the run. small-batch: as many steps with smaller
-            batches, at that compute. With --resume: twins of a run that is there.
+        control: then train its twins, beside --out, and compare. full: full data, as long. short:
+            full data for fewer epochs, at the compute of the run. small-batch: as many steps with
+            smaller batches, at that compute. uniform: random samples left out instead. paper:
+            the paper's method. With --resume: twins of a run that is there.
         seeds: train all with each of these seeds, and say the mean difference with its interval.
     """
     if resume is None:
@@ -130,18 +131,19 @@ def plan(
     channels_last: bool = False,
     repeats: int = 7,
 ) -> None:
-    """Measure on this device what each cut and wiring would save for a model, before any training.
+    """Measure on this device what real pruned steps take, with copies left out before the model and
+    with the paper's method at each cut, before any training.
 
     Args:
         model: as in pfb train.
         batch_size: samples per step.
         image_size: their side.
         classes: outputs of the model.
-        prune: share to stop.
-        cut: the cut to recommend a wiring for; by default the first stage.
+        prune: share to leave out.
+        cut: the only cut to measure; by default all candidates, six at most.
         precision: bf16 plans for mixed precision.
         channels_last: plan for this memory format.
-        repeats: counted rounds.
+        repeats: counted pairs of steps at most.
     """
     import torch
 
@@ -155,11 +157,11 @@ def plan(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    bars, rounds = Bars(console), itertools.count(1)
+    bars, ways = Bars(console), itertools.count(1)
     mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
-    with bars.shown(), bars.task("measuring", repeats + 2, unit=" rounds") as done, mixed:
+    with bars.shown(), bars.task("measuring", 8 if cut is None else 3, unit=" ways to prune") as done, mixed:
         try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(rounds)))
+            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(ways)))
         except ValueError as error:
             raise in_flags(error) from error
     print(found)
@@ -174,7 +176,6 @@ def advise(
     image_size: int | None = None,
     split: Literal["folders", "groups"] = "folders",
     samples: int = 20_000,
-    plan: bool = True,
     workers: int = 2,
     seed: int = 0,
     cpu: bool = False,
@@ -182,8 +183,8 @@ def advise(
     export: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Look at data and model for some minutes, and say whether anything can be spared: near-copies,
-    broken samples, waiting, gradient noise, cost on this device, one recommendation. For example:
+    """Look at data and model, and say whether anything can be spared: near-copies, whom the default
+    would leave out, broken samples, cost on this device, one recommendation. For example:
 
     pfb advise --data imagefolder:PATH --model resnet18 --export copies.csv
 
@@ -195,7 +196,6 @@ def advise(
         image_size: side of an image folder's images, as in pfb train.
         split: where an image folder's test set comes from, as in pfb train.
         samples: how many to look at, drawn at random.
-        plan: measure the cost at each cut, too.
         workers: loader processes for images too large to be kept in memory.
         seed: decides which samples are looked at, and in what order.
         cpu: stay on the CPU even if there is a GPU.
@@ -224,12 +224,12 @@ def advise(
         cpu=cpu,
         augment=False,
     )
-    look(config, samples, plan, out, export)
+    look(config, samples, out, export)
 
 
 @app.command
 def bench() -> None:
-    """Benchmarks: accuracy, speed, memory, profile; see pfb bench --help."""
+    """Benchmarks: speed, memory, profile; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
 
 

@@ -299,7 +299,7 @@ class BatchPruner:
         return parts(self.prune)
 
     def _pruned(self, batch: Any, by: Any, share: int) -> Any:
-        with torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
             path, judged, features_ND = self._judge.judge(batch, by)
             n = len(features_ND)
             if self._rule.reads != "nothing":
@@ -313,7 +313,7 @@ class BatchPruner:
         if self._on_left_out is not None and len(indices) < n:
             left = self._select(batch, _others(indices, n), n, is_list)
         # Nothing is written before this line: a batch that is refused leaves no trace.
-        with torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
             self._agreement.check(self, features_ND, indices)
             collect(features_ND, indices, self._rule, self.density, self.views)
             if self._rule.reads == "density":

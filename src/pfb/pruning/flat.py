@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.features.judged import LABELS
+from pfb.features.judged import LABELS, as_tensor
 from pfb.selection.nested import key_of, places
-from pfb.selection.select import Declared
+from pfb.selection.select import Declared, is_array
 
 LEAST = 4  # rows; of fewer it cannot be told whether they count samples
+LEAST_PERMUTED = 16  # rows; so many are hit once each by no accident
 COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
 """Names by which libraries call the sample that each row belongs to."""
 
@@ -30,7 +31,10 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
     are_points = isinstance(value, Tensor) and value.dim() == 2 and value.size(1) in (2, 3, 4)
     for path, x in places(batch):
         name = key_of(path)
-        if not isinstance(x, Tensor) or x.is_nested or x.dim() == 0 or len(x) != n or path == judged:
+        x = as_tensor(x) if is_array(x) else x
+        if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided:
+            continue
+        if x.dim() == 0 or len(x) != n or path == judged:
             continue
         if name in declared.names or name in LABELS:
             continue
@@ -39,6 +43,12 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
                 f"`{path}` of shape {tuple(x.shape)} looks like a flat list that says which sample each row belongs "
                 "to: selecting its rows would pair them with the wrong samples. Give one tensor per sample in a list; "
                 f"or, if it has one row per sample, say so: `items=({name!r},)`."
+            )
+        if is_permutation(x, n):
+            raise ValueError(
+                f"`{path}` holds the numbers 0 to {n - 1} in another order, like row numbers of the whole batch "
+                "(partners for mixup), which point to other rows, or none, once samples are left out. Draw them after "
+                f"pruning; or, if they are something else, say so: `items=({name!r},)`."
             )
 
 
@@ -66,3 +76,16 @@ def looks_flat(x: Tensor, n: int) -> bool:
     if x.dim() == 1:
         return low == 0 and different == high + 1 and 2 <= different <= n // 2
     return low >= 0 and high < n and different * 2 >= n
+
+
+def is_permutation(x: Tensor, n: int) -> bool:
+    """Whether a vector holds the numbers of all rows, in another order.
+
+    Example:
+        >>> is_permutation(torch.arange(16).flip(0), 16), is_permutation(torch.arange(16), 16)
+        (True, False)
+    """
+    if n < LEAST_PERMUTED or x.dim() != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        return False
+    row_N = torch.arange(n, device=x.device)
+    return bool((x.sort().values == row_N).all() and (x != row_N).any())

@@ -49,7 +49,7 @@ class Judge:
         path, value, features_ND = self._found(batch) if by is None else self._named(batch, by)
         if not self._looked:
             self._look(batch, path, value, len(features_ND))
-        return path, value, features_ND
+        return path, self._samples_first(value, path), features_ND
 
     def count(self, batch: Any) -> int:
         """Samples in a batch that is not judged.
@@ -70,6 +70,9 @@ class Judge:
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
         found = list(self.features.candidates(batch))
+        known = next((one for one in places(batch) if one[0] == self.judged_by != "batch"), None)
+        if known is not None and self.judged_by not in dict(found):  # of three samples it may look like images
+            found = [known]
         if not found and self.reads == "nothing":
             found = [("batch", x) for x in leaves(batch) if x.dim() > 0][:1]
         if not found:
@@ -78,7 +81,7 @@ class Judge:
         features_ND = self._read(value, path)
         if self.judged_by is None and len(found) > 1:
             path, value, features_ND = self._tells_apart(found, features_ND)
-        if path != self.judged_by:
+        if path != self.judged_by and len(features_ND):
             self.judged_by = path
             log.info("pfb judges samples by %s", path)
         return path, value, features_ND
@@ -87,7 +90,9 @@ class Judge:
         """Of several parts the first by which most samples differ; waits for the device, once."""
         for path, value in found:
             features_ND = first_ND if path == found[0][0] else self._read(value, path)
-            if len(features_ND) == len(first_ND) and len(torch.unique(features_ND, dim=0)) * 2 > len(features_ND):
+            if len(features_ND) != len(first_ND) or features_ND.numel() == 0:
+                continue
+            if len(torch.unique(features_ND, dim=0)) * 2 > len(features_ND):
                 return path, value, features_ND
         return *found[0], first_ND
 
@@ -95,11 +100,14 @@ class Judge:
         if self.reads == "nothing":
             x = next((x for x in leaves(value) if x.dim() > 0), None)
             return torch.zeros(self._rows(path, value), 1, device="cpu" if x is None else x.device)
-        dim = self.declared.dims.get(key_of(path), 0)
-        features = self.features(value.movedim(dim, 0) if dim and isinstance(value, Tensor) else value)
+        features = self.features(self._samples_first(value, path))
         if features.dim() != 2:
             raise ValueError(f"features must be [N, D] (got shape {tuple(features.shape)})")
         return features
+
+    def _samples_first(self, value: Any, path: str) -> Any:
+        dim = self.declared.dims.get(key_of(path), 0)
+        return value.movedim(dim, 0) if dim and isinstance(value, Tensor) else value
 
     def _named(self, batch: Any, by: Any) -> tuple[str, Any, Tensor]:
         if isinstance(by, (str, int)) and not isinstance(by, bool):

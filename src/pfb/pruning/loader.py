@@ -82,7 +82,10 @@ class PrunedLoader:
         many batches this epoch has taken, samples held back with ``fill``, and the loader's own
         state, if it has one.
         """
-        own = self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+        try:
+            own = self.loader.state_dict()
+        except AttributeError:  # Accelerate's has the method, and none of a plain DataLoader
+            own = None
         held = None if self._pool is None else self._pool.state_dict()
         return {"pruner": self.pruner.state_dict(), "batches": self._given, "held": held, "loader": own}
 

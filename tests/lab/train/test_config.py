@@ -19,10 +19,15 @@ from pfb.lab.train.config import TrainConfig, default_model, settings_in
         ({"momentum": 1.0}, r"--momentum must be in \[0, 1\)"),
         ({"weight_decay": -1e-4}, "--weight-decay"),
         ({"label_smoothing": 1.5}, "--label-smoothing must be a share"),
-        ({"scoring_scale": 0.0}, "--scoring-scale"),
         ({"lr": float("nan")}, "--lr must be positive and finite"),
         ({"train_samples": 0}, "--train-samples must be at least 1"),
         ({"n_centers": 1}, "--n-centers must be"),
+        ({"method": "copis"}, "--method must be copies, paper.*got 'copis'.*Did you mean copies"),
+        ({"gamma": -1.0}, "--gamma must be a finite number >= 0"),
+        ({"memory": 1}, "--memory must be at least 2"),
+        ({"fill": True, "method": "paper"}, "--fill gathers batches that are pruned before the model.*--method paper"),
+        ({"fill": True, "accumulate": 2}, "--fill gathers .*got --accumulate 2"),
+        ({"repeats": 3}, "--batch-size must be a multiple of --repeats 3 .got 128"),
         ({"image_size": 32}, "--image-size is for image folders .got --data digits.; leave it out"),
     ],
 )
@@ -36,7 +41,8 @@ def test_the_default_model_is_one_for_the_data(data, model):
     config = TrainConfig(data=data)
     assert config.model == model == default_model(data)
     assert config.changed() == ([] if data == "digits" else ["data"])
-    assert TrainConfig(data=data, model="x").changed()[-1] == "model"
+    changed = TrainConfig(data=data, model="x", method="paper", start=0.1).changed()
+    assert set(changed) - {"data"} == {"model", "method", "start"}
 
 
 class TestFile:
@@ -44,7 +50,7 @@ class TestFile:
         ("text", "message"),
         [
             ("epoch = 3", "'epoch' is no setting. Did you mean 'epochs'"),
-            ('method = "pbf"', "method must be .*'pfb'.*got 'pbf'"),
+            ('lr_schedule = "cosin"', "lr_schedule must be .*'cosine'.*got 'cosin'"),
             ('epochs = "three"', "epochs must be int"),
             ("epochs = 1.5", "epochs must be int"),
             ("epochs = true", "epochs must be int"),

@@ -83,9 +83,7 @@ def test_every_seed_has_its_pairs_and_the_difference_an_interval(tmp_path, train
     # freedom.
     assert rows[1].gain == pytest.approx(-7.5)
     assert rows[1].half == pytest.approx(12.7062 * 0.5, abs=1e-3)
-    assert twins.verdicts(rows)[0].startswith(
-        "uniform 50%, recompute is worse than full: -7.50 ± 6.35 points, at 60% of"
-    )
+    assert twins.verdicts(rows)[0].startswith("uniform 50% is worse than full: -7.50 ± 6.35 points, at 60% of")
 
 
 def test_seeds_without_twins_are_a_mean(tmp_path, trained):
@@ -148,15 +146,6 @@ def test_twins_of_other_settings_are_not_taken_for_the_runs_own(tmp_path, traine
         control.go_on(tmp_path / "a", ("full",))
 
 
-def test_a_run_whose_compute_nobody_counted_gets_no_twins(tmp_path, trained):
-    control.start(settings(tmp_path / "a"))
-    summary = RunFolder(tmp_path / "a").summary()
-    del summary["compute"]
-    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(RunError, match="summary.json is of an older version"):
-        control.go_on(tmp_path / "a", ("short",))
-
-
 def test_a_run_too_short_for_a_shorter_one_says_so(tmp_path, trained, capsys):
     rows = control.start(settings(tmp_path / "a", epochs=1), ("full", "short"))
     assert [row.kind for row in rows] == ["run", "full"]
@@ -207,17 +196,16 @@ def test_a_full_disk_names_the_command_for_all(tmp_path, trained, monkeypatch):
 
 
 def test_what_a_run_is_to_another():
-    run = json.loads(settings("a", method="inverse-density").to_json())
+    run = json.loads(settings("a", method="copies").to_json())
     full, uniform = {**run, "method": "full"}, {**run, "method": "uniform"}
     assert twins.kind(run, full) == "full"
-    assert twins.kind(run, {**full, "prune": 0.0, "out": "b", "features": None}) == "full"
+    assert twins.kind(run, {**full, "prune": 0.0, "out": "b", "memory": None}) == "full"
     assert twins.kind(run, {**full, "epochs": 6}) == "short"
     assert twins.kind(run, {**full, "epochs": 6, "batch_size": 24}) == "small-batch"
     assert twins.kind(run, uniform) == "uniform"
     for other in (
         {**full, "epochs": 11},
         {**full, "batch_size": 80},
-        {**full, "skip": 0.2},
         {**full, "lr": 1.0},
         {**full, "seed": 1},
         {**uniform, "prune": 0.4},
@@ -230,7 +218,7 @@ def test_what_a_run_is_to_another():
 
 
 def test_two_choices_of_samples_share_their_twins():
-    runs = [settings("a", method=method) for method in ("uniform", "inverse-density", "full")]
+    runs = [settings("a", method=method) for method in ("uniform", "copies", "full")]
     found = twins.compare([summary_of(run, "run", 0.8) for run in runs])
     assert [[row.kind for row in rows] for rows in found] == [["run", "full"], ["run", "full", "uniform"]]
     assert twins.compare([summary_of(runs[0], "run", 0.8), summary_of(runs[2], "full", 0.8) | {"config": {}}][:1]) == []
@@ -240,7 +228,7 @@ def test_two_choices_of_samples_share_their_twins():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
     run = tmp_path / "a"
-    flags = "--method uniform --shallow recompute --prune 0.5 --epochs 4 --train-samples 160 --batch-size 32 --cpu"
+    flags = "--method uniform --prune 0.5 --epochs 4 --train-samples 160 --batch-size 32 --cpu"
     interrupted = pytest.MonkeyPatch()
     interrupt_evaluation(interrupted, at=7)  # four epochs and the training set of the run, then the short twin's second
     with pytest.raises(SystemExit) as stopped:
@@ -252,7 +240,7 @@ def test_an_interrupted_comparison_goes_on_with_what_is_missing(tmp_path, monkey
     before = content(run)
     cli.main(["train", "--resume", str(run)])
     assert "cannot be told" not in (said := capsys.readouterr().out)
-    assert "uniform 50%, recompute minus short, 2 epochs" in said
+    assert "uniform 50% minus short, 2 epochs" in said
     after = content(run)
     summary = RunFolder(run).summary()
     assert {name for name in after if after[name] != before[name]} == {"summary.json"}

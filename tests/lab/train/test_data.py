@@ -104,7 +104,7 @@ class TestFolder:
         gradient = np.linspace(0, 255, 90, dtype=np.uint8)[:, None].repeat(120, 1)
         for file in (folder / "train").rglob("*.png"):
             Image.fromarray(gradient if side > 16 else gradient[:16, :16]).save(file)
-        source = source_of(folder, image_size=side, features="originals", augment=True)
+        source = source_of(folder, image_size=side, method="copies", augment=True)
         collate = source.collate or torch.utils.data.default_collate
         first, second = (collate([source.train[i] for i in range(3)]) for _ in range(2))
         if source.collate is not None:
@@ -112,7 +112,7 @@ class TestFolder:
         assert not torch.equal(source.prepare_train(first["input"]), source.prepare_train(second["input"]))
         assert torch.equal(source.original(first), source.original(second))
         assert source.original(first).shape == (3, 3, 32 if side > 16 else 16, 32 if side > 16 else 16)
-        assert "original" not in source_of(folder, image_size=side, augment=True).train[0]
+        assert "original" not in source_of(folder, image_size=side, method="paper", augment=True).train[0]
 
     @pytest.mark.parametrize("ending", ["gif", "jp2", "tga"])
     def test_whatever_pillow_opens_is_an_image(self, folder, ending):

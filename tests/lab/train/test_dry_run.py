@@ -18,8 +18,8 @@ def config(run, **changes):
     return TrainConfig(**{**SMALL, "out": run, **changes})
 
 
-def test_it_writes_nothing(tmp_path, capsys, shallow):
-    dry_run(config(tmp_path / "run", shallow=shallow))
+def test_it_writes_nothing(tmp_path, capsys, method):
+    dry_run(config(tmp_path / "run", method=method))
     assert not (tmp_path / "run").exists()
     shown = " ".join(capsys.readouterr().out.split())
     assert "4 steps in each of 2 epochs" in shown
@@ -28,7 +28,7 @@ def test_it_writes_nothing(tmp_path, capsys, shallow):
 
 def test_it_refuses_what_the_run_would(tmp_path):
     with pytest.raises(RunError, match="layer9"):
-        dry_run(config(tmp_path / "run", cut="layer9"))
+        dry_run(config(tmp_path / "run", method="paper", cut="layer9"))
     train(config(tmp_path / "run", epochs=1))
     with pytest.raises(RunError, match="not empty"):
         dry_run(config(tmp_path / "run"))

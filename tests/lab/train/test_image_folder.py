@@ -37,7 +37,7 @@ class TestImageFolder:
     @pytest.mark.filterwarnings("ignore")
     def test_large_images_are_judged_by_their_thumbnails(self, run, folder):
         changes = {"image_size": 72, "epochs": 1, "workers": 0, "prune": 0.5, "start": 0.0, "stop": 1.0}
-        local = {"method": "inverse-density", "features": "originals", "augment": True}
+        local = {"method": "copies", "augment": True}
         summary = train(self.settings(run, folder, **changes, **local))
         assert summary["deep_samples"] < summary["samples"]
 
@@ -49,11 +49,6 @@ class TestImageFolder:
         ):
             train(square)
         assert not run.exists()
-
-    def test_a_model_of_one_size_cannot_be_scored_at_half(self, run, folder):
-        half = {"shallow": "recompute", "scoring_scale": 0.5, "image_size": 32, "workers": 0}
-        with pytest.raises(RunError, match="shrunk by --scoring-scale 0.5: .*doesn't match model"):
-            train(self.settings(run, folder, model="timm:vit_tiny_patch16_224", **half))
 
     def test_a_damaged_image_is_named_before_the_first_step(self, run, folder):
         (folder / "train" / "dark" / "3.png").write_bytes(b"not an image")

@@ -13,7 +13,7 @@ from tests.lab.train.runs import FLAGS, TEST_SAMPLES, end_of
 
 TRAIN = ("train", *FLAGS, "--log-every", "3")
 
-TOGETHER = (*TRAIN, "--shallow", "recompute", "--ema", "0.9")
+TOGETHER = (*TRAIN, "--method", "copies", "--ema", "0.9")
 
 
 @pytest.fixture(scope="module")

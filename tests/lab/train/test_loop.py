@@ -21,14 +21,12 @@ pytestmark = [
 
 class TestRun:
     def test_a_run_learns_prunes_and_says_what_it_cost(self, run, capsys):
-        summary = train(
-            config(run, epochs=4, train_samples=None, batch_size=64, stop=0.75, prune=0.5, shallow="recompute")
-        )
+        summary = train(config(run, epochs=4, train_samples=None, batch_size=64, stop=0.75, prune=0.5))
         assert summary["test_accuracy"] > 0.9
         assert summary["samples"] == 4 * 22 * 64
         assert summary["deep_samples"] < 0.75 * summary["samples"]
         saved = summary["saved_for_backward_bytes"]
-        assert saved["pruned"] < 0.75 * saved["full"]
+        assert saved["pruned"] < 0.9 * saved["full"]
         seconds = summary["step_seconds"]
         difference = seconds["full"]["median"] - seconds["pruned"]["median"]
         assert summary["full_train_seconds"] == pytest.approx(
@@ -44,7 +42,7 @@ class TestRun:
         assert list((run / "tensorboard").rglob("events*"))
         printed = capsys.readouterr().out
         assert "CifarResNet" not in printed
-        assert "stopped at the cut" in printed
+        assert "stopped after 'layer1'" in printed
 
     def test_the_trained_weights_are_not_touched_by_the_cost_measurement(self, run):
         train(config(run))
@@ -55,7 +53,7 @@ class TestRun:
     @pytest.mark.parametrize(
         "method",
         [
-            *("uniform", "inverse-density", "full", "tempered", "stratified"),
+            *("copies", "paper-before", "uniform", "full"),
             *("release", "infobatch", "orderdp", "selective-backprop"),
         ],
     )
@@ -65,8 +63,8 @@ class TestRun:
         assert (pruned == 0) == (method == "full")
 
     def test_same_seed_same_end(self, tmp_path):
-        local: dict[str, Any] = {"method": "inverse-density"}
-        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": local, "e": local | {"reweight": True}}
+        before: dict[str, Any] = {"method": "copies"}
+        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": before, "e": before | {"gamma": 0.0}}
         for name in changes:
             train(config(tmp_path / name, epochs=1, **changes[name]))
         a, b, *others = (weights(tmp_path / name) for name in changes)
@@ -74,8 +72,8 @@ class TestRun:
         assert len({float(w["fc.weight"].sum()) for w in (a, *others)}) == 4
 
     @pytest.mark.parametrize("precision", ["bf16"])
-    def test_mixed_precision(self, run, precision, shallow):
-        summary = train(config(run, precision=precision, shallow=shallow, channels_last=True))
+    def test_mixed_precision(self, run, precision, method):
+        summary = train(config(run, precision=precision, method=method, channels_last=True))
         assert summary["deep_samples"] < summary["samples"]
 
 
@@ -83,10 +81,12 @@ class TestResume:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"shallow": "reuse"},
-            {"shallow": "recompute"},
-            {"method": "inverse-density", "reweight": True},
-            {"method": "inverse-density", "features": "originals", "augment": True, "mix": "mixup", "start": 0.0},
+            {"method": "paper"},
+            {"method": "paper-before"},
+            {"method": "copies", "clip": 0.5},
+            {"method": "copies", "mix": "mixup", "start": 0.0},
+            {"method": "copies", "fill": True},
+            {"method": "copies", "repeats": 2},
             {"method": "infobatch"},
             {"method": "orderdp"},
         ],

@@ -1,35 +1,82 @@
-"""From settings to what stands at the cut."""
+"""From settings to what prunes."""
 
-import dataclasses
+import types
 
 import pytest
 import torch
 
 import pfb
+from pfb.blocking.paper import LEVELS, START, STOP
 from pfb.lab.errors import RunError
-from pfb.lab.train import methods
+from pfb.lab.train import loop, methods
 from pfb.lab.train.config import TrainConfig, in_flags
-from pfb.lab.train.idle import idle
+from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.models import build
+from tests.lab.train.runs import config, weights
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
-@pytest.mark.parametrize(("method", "kind"), [("pfb", pfb.RareFirst), ("uniform", pfb.Uniform), ("full", type(None))])
-def test_a_methods_importance(method, kind):
-    assert isinstance(methods.importance(TrainConfig(method=method)), kind)
+def tools(samples=1000, **settings):
+    """What prunes before a small model, and inside it."""
+    settings = TrainConfig(**settings)
+    model, method = build("cifar-resnet8", 10, 1, 8), methods.method_of(settings.method)
+    share = settings.schedule()
+    return method.pruner(settings, model, share, 100, samples), method.attach(settings, model, share, 100)
+
+
+def test_copies_is_the_default_of_the_library_and_knows_how_long_an_epoch_is():
+    assert TrainConfig().method == "copies"
+    default = pfb.BatchPruner()
+    pruner, blocker = tools(300)
+    assert blocker is None
+    assert (pruner.rule, pruner.features.name, pruner.density.size) == (
+        default.rule,
+        default.features.name,
+        default.density.size,
+    )
+    assert pruner.density.epoch == 300
+    assert tools(gamma=2.0, memory=64)[0].rule == pfb.InverseDensity(2.0)
+    assert tools(memory=64)[0].density.size == 64
+
+
+def test_paper_is_what_the_library_calls_the_papers_settings():
+    pruner, blocker = tools(method="paper", prune=0.3)
+    with pfb.attach(build("cifar-resnet8", 10, 1, 8), **pfb.paper(100, prune=0.3)) as paper:
+        assert pruner is None
+        assert (blocker.schedule, blocker.total_steps, blocker.cut) == (paper.schedule, 100, paper.cut)
+        ours, theirs = blocker.density, paper.density
+        assert (type(ours), ours.n_centers, ours.beta) == (type(theirs), theirs.n_centers, theirs.beta)
+        assert blocker.state_dict()["features"] == paper.state_dict()["features"]
+
+
+def test_the_papers_rule_before_the_model_is_given_its_shallow_features():
+    pruner, blocker = tools(method="paper-before")
+    assert blocker is None
+    assert (pruner.rule, pruner.features.cut) == (pfb.RareFirst(), "layer1")
+    assert (pruner.schedule.start, pruner.schedule.stop, len(pruner.schedule.ramp)) == (START, STOP, LEVELS)
+
+
+@pytest.mark.parametrize("method", ["full", "infobatch", "orderdp", "selective-backprop"])
+def test_others_prune_no_batch(method):
+    assert tools(method=method) == (None, None)
 
 
 def test_an_error_of_the_library_comes_in_flags_and_keeps_its_cause():
-    config = TrainConfig(cut="layer9")
-    with pytest.raises(RunError, match="--cut must name a layer of the model .got 'layer9'") as raised:
-        methods.attach(build("cifar-resnet8", 10, 1, 8), config, methods.importance(config), 100, 1000)
-    assert isinstance(raised.value.__cause__, ValueError)
+    for method in ("paper", "paper-before"):
+        with pytest.raises(RunError, match="--cut must name a layer of the model .got 'layer9'") as raised:
+            tools(method=method, cut="layer9")
+        assert isinstance(raised.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize(
     ("message", "said"),
     [
         ("Pass `channel_dim=1` for [N, C, H, W]", "Pass --channel-dim 1 for [N, C, H, W]"),
-        ("`scoring_scale` must be at most 1", "--scoring-scale must be at most 1"),
+        ("`beta` must be at most 1", "--beta must be at most 1"),
         ("call `select`, or pass `total_steps`", "call `select`, or pass `total_steps`"),
     ],
 )
@@ -37,61 +84,47 @@ def test_only_settings_become_flags(message, said):
     assert str(in_flags(ValueError(message))) == said
 
 
-def test_a_method_that_stops_nothing_needs_no_cut():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
-    blocker = methods.attach(model, TrainConfig(method="full"), None, 10, 1000)
-    x = torch.zeros(8, 4)
-    model.train()(x)
-    assert blocker.select(x) is x
-
-
-def test_inverse_density_brings_a_sketch_and_a_memory_of_a_third_of_an_epoch():
-    config = TrainConfig()
-    assert (config.method, config.shallow) == ("inverse-density", "recompute")
-    assert config.features == "sketch"
-    assert methods.importance(config) == pfb.InverseDensity(4.0)
-    sizes = [methods.density(config, samples).state_dict()["size"] for samples in (300, 10**6)]
-    assert sizes == [100, 4096]
-    assert isinstance(methods.density(TrainConfig(method="pfb"), 300), pfb.DensityEstimator)
-    assert methods.importance(TrainConfig(method="inverse-density", gamma=2)) == pfb.InverseDensity(2)
-
-
-def test_features_and_memory_are_free_to_combine():
-    config = TrainConfig(features="momentum", memory=64, shallow="recompute")
-    model = build("cifar-resnet8", 10, 1, 8)
-    blocker = methods.attach(model, config, methods.importance(config), 100, 1000)
-    state = blocker.state_dict()
-    assert (state["features"], state["estimator"]["size"]) == ("momentum", 64)
-
-
-def test_originals_are_read_without_a_scoring_pass_and_not_forgotten():
-    config = TrainConfig(features="originals", start=0.0)
-    assert idle(dataclasses.replace(config, cut="layer1", scoring_scale=0.5)) == ["cut", "scoring_scale"]
-    model = build("cifar-resnet8", 10, 1, 8).train()
-    blocker = methods.attach(model, config, methods.importance(config), 1, 1000)
-    with pytest.raises(RuntimeError, match="shown nothing"):
-        model(torch.randn(8, 1, 8, 8))
-    assert blocker.stats["pruned_share"] == 0
-
-
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("method", "counts", "steps"),
     [
-        ({"memory": 1000}, "--memory must be less than an epoch of 1000 samples"),
-        ({"features": "momentum", "shallow": "reuse"}, 'use shallow="recompute"'),
-        ({"method": "inverse-density", "channel_dim": 1}, "--channel-dim are of the cut's output"),
+        ("full", {"trained_samples": 1000}, 1000),
+        ("copies", {}, 500),
+        ("uniform", {}, 500),
+        ("paper", {}, 500 + 500 * 0.3),  # those that stop pay the shallow part
+        ("paper-before", {}, 500 + 1000 * 0.3 / 3),  # all are scored without a backward
+        ("selective-backprop", {"deep_samples": 500 + 1000}, 500 + 1000 / 3),  # a forward of all
+        ("infobatch", {"samples": 500}, 500),  # what is not loaded costs nothing
     ],
 )
-def test_what_cannot_be_combined_is_refused(settings, message):
-    config = TrainConfig(**settings)
-    with pytest.raises(RunError, match=message):
-        methods.attach(build("cifar-resnet8", 10, 1, 8), config, methods.importance(config), 100, 1000)
+def test_operations_by_hand(method, counts, steps):
+    run = {"samples": 1000, "trained_samples": 500, "deep_samples": 500, "pruned_steps": 100, "processes": 1}
+    run |= {"config": {"batch_size": 10}} | counts
+    assert methods.method_of(method).full_steps(run, 0.3) == pytest.approx(steps)
 
 
-def test_bad_settings_are_refused_before_anything_is_built():
-    with pytest.raises(RunError, match="--memory must be at least 2"):
-        TrainConfig(memory=1)
-    with pytest.raises(RunError, match="--gamma must be a finite number >= 0"):
-        TrainConfig(method="inverse-density", gamma=-1)
-    with pytest.raises(RunError, match=r"--reweight needs the probability of a draw among all, which --per-class has"):
-        TrainConfig(reweight=True, per_class=True)
+class TestOwnRule:
+    @pytest.fixture
+    def mine(self, monkeypatch):
+        module = types.ModuleType("mine")
+        module.first = lambda features: -torch.arange(len(features), dtype=torch.float32)
+        module.number = 3
+        monkeypatch.setitem(__import__("sys").modules, "mine", module)
+
+    def test_it_decides(self, tmp_path, mine):
+        summary = loop.train(config(tmp_path / "run", method="mine:first", epochs=1, start=0.0, stop=1.0, prune=0.5))
+        assert summary["trained_samples"] == summary["samples"] // 2
+        records = RunFolder(tmp_path / "run").records()
+        assert set((records["kept"] / records["seen"]).tolist()) == {0.0, 1.0}
+        assert weights(tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("mine:other", "--method mine:other: AttributeError"),
+            ("nowhere:rule", "--method nowhere:rule: ModuleNotFoundError"),
+            ("mine:number", "must be a function of features .*got int"),
+        ],
+    )
+    def test_what_is_none_is_refused_before_data_are_loaded(self, tmp_path, mine, name, message):
+        with pytest.raises(RunError, match=message):
+            loop.train(config(tmp_path / "run", method=name, data="imagefolder:/nowhere"))

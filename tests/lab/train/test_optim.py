@@ -21,6 +21,22 @@ def test_schedules_end_where_they_should(name):
     assert rates[-1] < 1e-3 if name != "constant" else rates[-1] == 0.1
 
 
+def test_a_step_is_a_tenth_after_each_third_and_a_cosine_ends_where_asked():
+    rates = {}
+    for name in ("step", "cosine"):
+        settings = TrainConfig(lr=0.1, lr_schedule=name, warmup=0.1, lr_end=0.01)
+        of = optim.optimizer(torch.nn.Linear(2, 2), settings)
+        schedule = optim.schedule(of, settings, 90)
+        rates[name] = []
+        for _ in range(90):
+            rates[name].append(schedule.get_last_lr()[0])
+            of.step()
+            schedule.step()
+    assert [rates["step"][i] for i in (0, 29, 30, 59, 60, 89)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
+    assert rates["cosine"].index(max(rates["cosine"])) == 9
+    assert rates["cosine"][-1] == pytest.approx(0.01, rel=0.02)
+
+
 def test_adamw_decays_matrices_only():
     groups = optim.optimizer(torch.nn.Linear(2, 2), TrainConfig(optimizer="adamw")).param_groups
     assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 5e-4), (1, 0.0)]

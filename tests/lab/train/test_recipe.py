@@ -18,9 +18,9 @@ def config(run, **changes):
     return TrainConfig(**{**SMALL, "out": run, **changes})
 
 
-def test_a_run_with_every_preset_resumes_bit_identical(tmp_path, monkeypatch, shallow):
+def test_a_run_with_every_preset_resumes_bit_identical(tmp_path, monkeypatch, method):
     settings = {"optimizer": "adamw", "lr_schedule": "cosine", "mix": "both", "ema": 0.9, "epochs": 3, "lr": 0.003}
-    straight = train(config(tmp_path / "straight", shallow=shallow, **settings))
+    straight = train(config(tmp_path / "straight", method=method, **settings))
     assert straight["ema_test_accuracy"] != straight["test_accuracy"]
     original, calls = checkpoint.save, []
 
@@ -33,8 +33,8 @@ def test_a_run_with_every_preset_resumes_bit_identical(tmp_path, monkeypatch, sh
 
     monkeypatch.setattr(checkpoint, "save", stop_after_the_second)
     with pytest.raises(KeyboardInterrupt):
-        train(config(tmp_path / "broken", shallow=shallow, **settings))
+        train(config(tmp_path / "broken", method=method, **settings))
     monkeypatch.setattr(checkpoint, "save", original)
-    resumed = train(config(tmp_path / "broken", shallow=shallow, **settings), resume=True)
+    resumed = train(config(tmp_path / "broken", method=method, **settings), resume=True)
     for name in ("test_loss", "ema_test_loss", "train_loss"):
         assert resumed[name] == straight[name]

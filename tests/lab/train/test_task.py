@@ -24,7 +24,7 @@ def config(run, **changes):
 
 
 def test_segmentation(tmp_path):
-    settings = {"data": "shapes", "model": "segformer", "train_samples": 32, "batch_size": 16, "shallow": "recompute"}
+    settings = {"data": "shapes", "model": "segformer", "train_samples": 32, "batch_size": 16, "method": "paper-before"}
     settings |= {"eval_every": 2}
     summary = train(config(tmp_path / "run", **settings))
     assert summary["task"] == "segmentation"
@@ -34,20 +34,20 @@ def test_segmentation(tmp_path):
 
 @pytest.mark.parametrize("model", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
 def test_segmentation_models_of_torchvision_with_an_auxiliary_head_and_without(tmp_path, model):
-    dry_run(config(tmp_path / "run", data="shapes", model=model, batch_size=8, shallow="reuse"))
+    dry_run(config(tmp_path / "run", data="shapes", model=model, batch_size=8))
 
 
 def test_language(tmp_path):
     settings = {"data": "text", "model": "gpt", "optimizer": "adamw", "lr": 3e-3, "label_smoothing": 0.0}
     settings |= {"epochs": 1, "batch_size": 16}
-    dry_run(config(tmp_path / "run", shallow="reuse", **settings))
-    summary = train(config(tmp_path / "run", shallow="recompute", **settings))
+    dry_run(config(tmp_path / "run", **settings))
+    summary = train(config(tmp_path / "run", method="copies", **settings))
     assert summary["test_perplexity"] == pytest.approx(math.exp(summary["test_loss"]))
     assert summary["test_perplexity"] < 80, "128 if nothing were learned"
     assert summary["trained_samples"] < summary["samples"]
 
 
-@pytest.mark.parametrize("changes", [{"per_class": True}, {"mix": "mixup"}, {"model": "cifar-resnet8"}])
+@pytest.mark.parametrize("changes", [{"mix": "mixup"}, {"model": "cifar-resnet8"}])
 def test_what_a_task_does_not_know_is_refused(tmp_path, changes):
     with pytest.raises(RunError, match="--"):
         train(config(tmp_path / "run", **{"data": "shapes", "model": "segformer", **changes}))

@@ -10,10 +10,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pfb.lab.train import terminal
+from pfb.lab.train import methods, terminal
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.evaluation import evaluate
-from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.loop import train
 from pfb.lab.train.terminal import Bars
@@ -107,23 +106,20 @@ def test_waiting_is_what_the_loader_takes_and_not_the_step():
 @pytest.mark.parametrize(
     ("settings", "unused"),
     [
-        ({"method": "infobatch", "shallow": "recompute", "prune": 0.3}, {"shallow"} - {TrainConfig.shallow}),
-        ({"method": "orderdp", "cut": "layer1", "per_class": True}, {"cut", "per_class"}),
-        ({"method": "full", "prune": 0.3, "cut": "layer1"}, {"prune", "cut"}),
-        ({"method": "full", "skip": 0.1, "prune": 0.3}, set()),
+        ({"method": "infobatch", "prune": 0.3, "ramp": 2}, set()),
+        ({"method": "orderdp", "cut": "layer1", "gamma": 3.0}, {"cut", "gamma"}),
+        ({"method": "full", "prune": 0.3, "start": 0.2, "cut": "layer1"}, {"prune", "start", "cut"}),
         ({"method": "uniform", "memory": 100, "cut": "layer1"}, {"memory", "cut"}),
-        ({"method": "uniform", "memory": 100, "cut": "layer1", "shallow": "reuse"}, {"memory"}),
-        ({"method": "inverse-density", "cut": "layer1"}, {"cut"}),
-        ({"method": "inverse-density", "cut": "layer1", "features": "momentum"}, set()),
-        ({"method": "uniform", "reweight": True}, {"reweight"}),
-        ({"method": "inverse-density", "gamma": 3.0, "n_centers": 16, "alpha": 0.1}, {"n_centers", "alpha"}),
-        ({"method": "pfb", "alpha": 0.1, "gamma": 3.0, "n_centers": 16}, {"gamma"}),
-        ({"method": "pfb", "shallow": "reuse", "scoring_scale": 0.5}, {"scoring_scale"}),
-        ({"method": "pfb", "shallow": "recompute", "scoring_scale": 0.5}, set()),
+        ({"method": "copies", "cut": "layer1", "memory": 100, "fill": True}, {"cut"}),
+        ({"method": "copies", "gamma": 3.0, "n_centers": 16, "alpha": 0.1}, {"n_centers", "alpha"}),
+        ({"method": "paper", "alpha": 0.1, "gamma": 3.0, "n_centers": 16, "feature_dim": 8}, {"gamma"}),
+        ({"method": "paper-before", "cut": "layer1", "feature_dim": 8}, {"feature_dim"}),
+        ({"method": "release", "alpha": 0.1, "beta": 0.1}, {"alpha"}),
+        ({"method": "paper", "start": 0.05, "stop": 0.875, "ramp": 0}, set()),
     ],
 )
 def test_settings_without_effect_are_known(settings, unused):
-    assert set(idle(TrainConfig(**settings))) - {"shallow"} == unused - {"shallow"}
+    assert set(methods.unused(TrainConfig(**settings))) == unused
 
 
 @pytest.mark.usefixtures("_fresh_accelerate")
@@ -131,7 +127,7 @@ def test_settings_without_effect_are_known(settings, unused):
 def test_a_run_says_what_it_leaves_out_and_what_it_waited_for(tmp_path, capsys):
     summary = train(config(tmp_path / "run", epochs=1, train_samples=400, method="infobatch", cut="layer1"))
     said = " ".join(capsys.readouterr().out.split())
-    assert "not filled: 16 samples" in said
+    assert "dropped: 16 samples" in said
     assert "--cut" in said
     assert re.search(r"--cut.*: without effect on this run", said)
     assert "waiting for data" in said

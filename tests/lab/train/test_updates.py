@@ -31,7 +31,7 @@ class TestAccumulate:
 
     def test_the_blocker_counts_steps_of_the_optimizer_and_the_last_takes_what_is_left(self, tmp_path):
         training = Training(config(tmp_path / "run", accumulate=4, log_every=1, start=0.0, stop=0.5, track="none"))
-        assert (training.steps_per_epoch, training.blocker.total_steps) == (6, 4)
+        assert (training.length.per_epoch, training.blocker.total_steps) == (6, 4)
         shares = []
         step = training.blocker.step
 
@@ -61,7 +61,7 @@ def test_clipped_gradients_are_no_longer_than_asked(tmp_path):
     before = [p.detach().clone() for p in training.plain_model.parameters()]
     training.sampler.set_epoch(0)
     rate = training.lr_schedule.get_last_lr()[0]
-    training.step(next(iter(training.train_loader)))
+    training.step(training.prune(next(iter(training.train_loader))))
     moved = torch.cat([(b - p).flatten() for b, p in zip(before, training.plain_model.parameters(), strict=True)])
     assert float(moved.norm()) == pytest.approx(0.01 * rate, rel=1e-3)
 
@@ -83,12 +83,10 @@ class TestCompile:
         assert "_orig_mod" not in "".join(weights(tmp_path / "run")), "names stay those of the plain model"
 
     @pytest.mark.slow
-    def test_a_compiled_run_ends_as_one_that_is_not(self, tmp_path, monkeypatch, shallow):
+    def test_a_compiled_run_ends_as_one_that_is_not(self, tmp_path, monkeypatch, method):
         compile_ = nn.Module.compile
         monkeypatch.setattr(nn.Module, "compile", lambda model: compile_(model, backend="aot_eager"))
-        summaries = [
-            train(config(tmp_path / str(on), shallow=shallow, method="pfb", compile=on, track="none")) for on in (0, 1)
-        ]
+        summaries = [train(config(tmp_path / str(on), method=method, compile=on, track="none")) for on in (0, 1)]
         assert summaries[0]["test_loss"] == pytest.approx(summaries[1]["test_loss"], rel=1e-3)
 
     @pytest.mark.parametrize("run", [dry_run, train])

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.lab.baselines.method import Method
+from pfb.lab.baselines.loop import Loop
 from pfb.selection.selection import keep_count
 
 
-class InfoBatch(Method):
+class InfoBatch(Loop):
     """Per epoch, leave out a share r of the samples whose last loss lies below the mean; no sample
     is drawn twice.
 

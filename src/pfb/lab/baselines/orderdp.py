@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.lab.baselines.method import Method
+from pfb.lab.baselines.loop import Loop
 from pfb.selection.selection import keep_count
 
 
-class OrderDP(Method):
+class OrderDP(Loop):
     """Per epoch, draw samples without replacement and load the part of them with the largest last
     loss; no weights.
 

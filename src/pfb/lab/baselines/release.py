@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfb.density.kernels import log_kernels
-from pfb.density.moving_centers import DensityEstimator
+from pfb.density.moving_centers import MovingCenters
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Release:
 
     rterm: float = 0.1
 
-    def __call__(self, features: Tensor, estimator: DensityEstimator) -> Tensor:
-        centers, bandwidth = estimator.centers, estimator.bandwidth
+    def __call__(self, features: Tensor, density: MovingCenters) -> Tensor:
+        centers, bandwidth = density.centers, density.bandwidth
         if centers is None or bandwidth is None:
             return torch.rand(len(features), device=features.device)
         score_N = log_kernels(features, centers, bandwidth.sqrt()).mean(1)

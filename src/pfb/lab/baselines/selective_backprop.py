@@ -7,11 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pfb.lab.baselines.method import Criterion, Method
+from pfb.lab.baselines.loop import Criterion, Loop
 from pfb.selection.selection import keep_count
 
 
-class SelectiveBackprop(Method):
+class SelectiveBackprop(Loop):
     """In each batch, a forward without gradients gives every loss; high ones are likely to train.
 
     Composer's rule: the sample at percentile q of the batch's losses (lowest 0, highest 1) is drawn

@@ -16,12 +16,12 @@ from pfb.lab.bench.setup import Device, On, Step, check_models
 from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
 
-STEPS = ("full", "reuse", "recompute")
+STEPS = ("full", "copies", "paper")
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Find the largest batch of a full, a reuse and a recompute step: on a GPU by trying, else from
+    """Find the largest batch of a full step and of pruned ones: on a GPU by trying, else from
     what autograd keeps.
     """
 
@@ -100,7 +100,7 @@ def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
 
 
 def _row(config: MemoryConfig, device: torch.device, name: str, kind: str) -> dict[str, Any]:
-    step = Step(config, name, VARIANTS[kind].attach(None, config.prune) if kind in VARIANTS else None)
+    step = Step(config, name, kind if kind in VARIANTS else None, prune=config.prune)
     half = max(2, config.batch_size // 2)
     small, whole = (step.saved_bytes(*step.batch(n)) for n in (half, config.batch_size))
     per_sample = (whole - small) / (config.batch_size - half)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import pfb
 from pfb.density.neighbours import MOST_PER_STEP
 from pfb.lab.bench import checks
+from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
 from pfb.lab.train.models import build
 from pfb.utils.timing import count_saved_bytes
@@ -102,14 +103,27 @@ class Step:
         setup: the benchmark's settings.
         model: a classifier of images as in ``pfb train``; or :data:`GPT`, on sequences of as many
             tokens as ``image_size`` says, out of as many as there are ``classes``.
-        attach: arguments of ``pfb.attach``; ``None`` for a step that prunes nothing.
+        variant: what prunes, a name of :data:`.variants.VARIANTS`; ``None`` for nothing.
+        cut: for those that judge by the model's own features.
+        prune: the share.
         compile: ``no``, or a mode of ``torch.compile``.
+
+    Attributes:
+        pruner, blocker: what prunes before the model, and inside it.
 
     Raises:
         RunError: no such model, or none that can be cut as asked.
     """
 
-    def __init__(self, setup: Setup, model: str, attach: dict[str, Any] | None = None, compile: str = "no") -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        model: str,
+        variant: str | None = None,
+        cut: str | None = None,
+        prune: float = 0.0,
+        compile: str = "no",
+    ) -> None:
         torch.manual_seed(0)
         self.setup, self.device = setup, setup.on.place
         self.layout = torch.channels_last if setup.on.channels_last else torch.contiguous_format
@@ -117,9 +131,11 @@ class Step:
         self.model = network(model, setup)
         self.model = self.model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         try:
-            self.blocker = None if attach is None else pfb.attach(self.model, **attach)
+            tool = None if variant is None else VARIANTS[variant](self.model, cut, prune)
         except ValueError as error:
             raise RunError(f"{model}: {error}") from error
+        self.pruner = tool if isinstance(tool, pfb.BatchPruner) else None
+        self.blocker = tool if isinstance(tool, pfb.Blocker) else None
         if compile != "no":
             self.model.compile(dynamic=False, mode=None if compile == "default" else compile)
         self.call: nn.Module = self.model  # or what wraps it
@@ -137,7 +153,11 @@ class Step:
         return image.to(memory_format=self.layout), torch.randint(self.setup.classes, (n,), device=self.device)
 
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of the samples that go on, under the setup's precision."""
+        """Cross-entropy of the samples that are kept, under the setup's precision."""
+        return self.forward(*((image, label) if self.pruner is None else self.pruner(image, label)))
+
+    def forward(self, image: Tensor, label: Tensor) -> Tensor:
+        """The same of a batch that is pruned already, where that is done before the model."""
         with self.autocast:
             output = self.call(image)
             logits = output if isinstance(output, Tensor) else output.logits

@@ -4,7 +4,6 @@ batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,14 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.blocking.gate import Gate
-from pfb.features.scoring_pass import output_of
-from pfb.features.sketch import Sketch
+from pfb.features import cuts
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, full_memory
 from pfb.lab.bench.variants import VARIANTS
-from pfb.selection.nested import shrink_images
-from pfb.selection.selection import keep_count, parts
+from pfb.lab.errors import RunError
+from pfb.selection.selection import keep_count
 from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 
 Numbers = dict[str, Any]
@@ -41,15 +38,15 @@ class SpeedConfig:
     classes: int = 10
     """Outputs of the model; of gpt2 how many tokens there are (as published: 50257)."""
     cut: str | None = None
-    """Layer after which samples are stopped; by default the first stage."""
+    """Of the paper's method: layer after which samples stop; by default the first stage."""
     prunes: tuple[float, ...] = (0.4,)
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Beside the full step and the ideal one, which is taken on the kept samples alone."""
-    memory: int = 65_536
-    """Rows of the memory of which choice and update are timed alone; steps keep the default."""
+    memory: tuple[int, ...] = (4096, 65_536)
+    """Rows of full memories with which pruning a batch is timed alone; steps keep the default."""
     repeats: int = 10
     warmup: int = 2
-    """Rounds not counted; more of them where it takes longer until all is compiled."""
+    """Rounds not counted; of compiled steps at least 4, in which all is compiled."""
     compile: Literal["no", "default", "reduce-overhead"] = "no"
     """torch.compile each step's model, with CUDA graphs for reduce-overhead."""
     on: On = field(default_factory=Device)
@@ -75,7 +72,7 @@ def run(config: SpeedConfig) -> Path:
     measured = []
     with Progress() as progress, side_by_side:
         for prune in config.prunes:
-            task = progress.add_task(f"prune {prune:g}", total=_warmup(config, prune) + config.repeats)
+            task = progress.add_task(f"prune {prune:g}", total=_warmup(config) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {**output.origin(asdict(config), device), "results": measured}
     return output.write(config.out, numbers, render, draw)
@@ -103,22 +100,24 @@ def overview(*results: Numbers) -> str:
 
 def details(numbers: Numbers) -> str:
     """Markdown table of the measured steps, ratios to the full step taken round by round."""
-    header = ["prune", "step", "median ms", "of a full step (quartiles)", "time saved", "samples/s"]
+    header = ["prune", "step", "median ms", "of a full step (quartiles)", "more than ideal, of a full step (quartiles)"]
     rows: list[list[object]] = []
     for result in numbers["results"]:
         prune = f"{result['prune']:g}"
         for name, row in result["steps"].items():
-            ratio, seconds = row["ratio"], row["seconds"]["median"]
-            quartiles = f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+            seconds = row["seconds"]["median"]
+            more = "" if name in ("full", "ideal") else _spread(row["beyond_ideal"], 4)
             memory = [_mebibytes(row["saved_bytes"]), _mebibytes(row["peak_bytes"])]
-            saved, rate = f"{1 - ratio['median']:.1%}", f"{row['samples'] / seconds:.0f}"
-            rows.append([prune, name, f"{1000 * seconds:.1f}", quartiles, saved, rate, *memory])
-        chosen = "choice and update alone" if "memory" in numbers["config"] else "scoring alone"  # by centers, once
-        for name, title in (("sketch", "sketch alone"), ("scoring", chosen)):
-            if f"{name}_seconds" in result:
-                alone = [f"{1000 * result[f'{name}_seconds']['median']:.2f}", f"{result[f'{name}_share']:.4f}"]
-                rows.append([prune, title, *alone, "", "", "", ""])
-    return output.table([*header, "kept for backward, MiB", "peak, MiB"], rows)
+            rate = f"{row['samples'] / seconds:.0f}"
+            rows.append([prune, name, f"{1000 * seconds:.1f}", _spread(row["ratio"], 3), more, rate, *memory])
+        for size, alone in result["pruner"].items():
+            ms = f"{1000 * alone['seconds']['median']:.2f}"
+            rows.append([prune, f"copies, pruner alone, memory {size}", ms, _spread(alone["ratio"], 4), "", "", "", ""])
+    return output.table([*header, "samples/s", "kept for backward, MiB", "peak, MiB"], rows)
+
+
+def _spread(values: dict[str, float], digits: int) -> str:
+    return f"{values['median']:.{digits}f} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
 
 
 def draw(numbers: Numbers) -> Figure:
@@ -130,7 +129,7 @@ def draw(numbers: Numbers) -> Figure:
     shares = [100 * result["prune"] for result in measured]
     top = 1.15 * max(shares)
     axes.plot([0, top], [0, top], color="black", linewidth=0.9, linestyle="--", label="limit: the share itself")
-    drawn = [name for name in measured[0]["steps"] if name == "ideal" or (name in VARIANTS and VARIANTS[name].scores)]
+    drawn = [name for name in measured[0]["steps"] if name not in ("full", "uniform")]
     for style, name in enumerate(drawn):
         rows = [result["steps"][name]["ratio"] for result in measured]
         saved = [100 * (1 - row["median"]) for row in rows]
@@ -157,75 +156,66 @@ def _saved(row: Numbers | None) -> str:
 
 def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: Callable[[], None]) -> dict[str, Any]:
     kept = keep_count(config.batch_size, prune)
-    variants = {name: VARIANTS[name] for name in config.variants}
-    first = Step(config, config.model, {"cut": config.cut, "prune": prune})
-    assert first.blocker is not None
-    cut, (image, label) = first.blocker.cut, first.batch(config.batch_size)
-    if any(variant.scale < 1 for variant in variants.values()) and not takes_half(first):
-        variants = {name: variant for name, variant in variants.items() if variant.scale == 1}
-    steps = {name: Step(config, config.model, None, config.compile) for name in ("full", "ideal")}
-    for name, variant in variants.items():
-        steps[name] = Step(config, config.model, variant.attach(cut, prune), config.compile)
+    steps = {name: Step(config, config.model, None, compile=config.compile) for name in ("full", "ideal")}
+    cut = _cut(steps["full"], config)
+    steps |= {name: Step(config, config.model, name, cut, prune, config.compile) for name in config.variants}
+    image, label = steps["full"].batch(config.batch_size)
     batches = {name: (image[:kept], label[:kept]) if name == "ideal" else (image, label) for name in steps}
-    alone = _Alone(image, prune, config.memory)
+    alone = {size: _pruner(size, prune, image) for size in config.memory}
     seconds = interleaved_seconds(
         {
             **{name: partial(step, *batches[name]) for name, step in steps.items()},
-            "sketch alone": alone.sketch,
-            "scoring alone": alone.choose_and_update,
+            **{f"pruner {size}": partial(pruner, image, label) for size, pruner in alone.items()},
         },
         device,
         config.repeats,
-        _warmup(config, prune),
+        _warmup(config),
         clock_of(config.on.clock),
         on_round,
     )
-    rows = {}
+    full, rows = seconds["full"], {}
     for name, step in steps.items():
+        beyond = [(a - b) / c for a, b, c in zip(seconds[name], seconds["ideal"], full, strict=True)]
         rows[name] = {
             "samples": len(batches[name][1]),
-            "cut": step.blocker.cut if step.blocker else None,
+            "cut": cut if name.startswith("paper") else None,
             "seconds": asdict(Spread.of(seconds[name])),
-            "ratio": asdict(Spread.of_ratios(seconds[name], seconds["full"])),
+            "ratio": asdict(Spread.of_ratios(seconds[name], full)),
+            "beyond_ideal": asdict(Spread.of(beyond)),
             # Of a compiled model it cannot be told.
             "saved_bytes": step.saved_bytes(*batches[name]) if config.compile == "no" else None,
             "peak_bytes": _peak_bytes(step, *batches[name]),
             "raw": output.rounded(seconds[name], 4),
         }
-    result: dict[str, Any] = {"prune": prune, "kept": kept, "cut": cut, "steps": rows}
-    for name in ("sketch", "scoring"):
-        taken = seconds[f"{name} alone"]
-        result[f"{name}_seconds"] = asdict(Spread.of(taken))
-        result[f"{name}_share"] = Spread.of_ratios(taken, seconds["full"]).median
-    return result
+    pruner = {
+        str(size): {
+            "seconds": asdict(Spread.of(seconds[f"pruner {size}"])),
+            "ratio": asdict(Spread.of_ratios(seconds[f"pruner {size}"], full)),
+        }
+        for size in alone
+    }
+    return {"prune": prune, "kept": kept, "steps": rows, "pruner": pruner}
 
 
-def takes_half(step: Step) -> bool:
-    """Whether the model runs up to the cut on images of half the size, a ViT with fixed positions
-    does not; says so where not.
-    """
-    assert step.blocker is not None
+def _cut(step: Step, config: SpeedConfig) -> str | None:
+    """The cut of the paper's variants, if any is measured."""
+    if not any(name.startswith("paper") for name in config.variants):
+        return None
     try:
-        half = shrink_images(step.batch(2)[0], 0.5)
-        output_of(step.model, step.model.get_submodule(step.blocker.cut), (half,), {})
-    except (AssertionError, RuntimeError, ValueError) as error:
-        print(f"this model does not take half the size, so no variant scores at it: {error}")
-        return False
-    return True
+        return cuts.resolve(step.model, config.cut)[0]
+    except ValueError as error:
+        raise RunError(f"{config.model}: {error}") from error
 
 
-def gathering(batch_size: int, prune: float) -> int:
-    """Steps until the centers are there, before which no density is asked for."""
-    return math.ceil(pfb.DensityEstimator().n_centers / keep_count(batch_size, prune))
+def _pruner(size: int, prune: float, image: Tensor) -> pfb.BatchPruner:
+    """The default, with a full memory."""
+    width = pfb.Sketch()(image).size(1)
+    return pfb.BatchPruner(prune, density=full_memory(size, width, image.device))
 
 
-def _warmup(config: SpeedConfig, prune: float) -> int:
-    """Rounds that are not counted: of a compiled step all until the centers are gathered, which
-    compiles a second graph.
-    """
-    if config.compile == "no":
-        return config.warmup
-    return max(config.warmup, gathering(config.batch_size, prune) + 2)
+def _warmup(config: SpeedConfig) -> int:
+    """Rounds that are not counted: of a compiled step all until both of its graphs are there."""
+    return config.warmup if config.compile == "no" else max(config.warmup, 4)
 
 
 def _mebibytes(size: int | None) -> str:
@@ -240,24 +230,3 @@ def _peak_bytes(step: Step, image: Tensor, label: Tensor) -> int | None:
     torch.cuda.reset_peak_memory_stats(step.device)
     step(image, label)
     return torch.cuda.max_memory_allocated(step.device) - before
-
-
-class _Alone:
-    """What the defaults of ``pfb.attach`` add to an ideal step; the memory is full."""
-
-    def __init__(self, x: Tensor, prune: float, size: int) -> None:
-        self.x, reader = x, Sketch()
-        self.sight = reader(x)
-        self.memory = full_memory(size, self.sight.size(1), x.device)
-        self.gate = Gate(pfb.InverseDensity(), self.memory, reader)
-        self.gate.set_share(parts(prune))
-
-    def sketch(self) -> None:
-        """Of the batch."""
-        self.gate.sight(self.x)
-
-    def choose_and_update(self) -> None:
-        """Isolation, the draw, and the memory's step."""
-        self.gate.decide(self.x, self.sight)
-        self.memory.apply()
-        self.gate.end_step()

@@ -45,13 +45,21 @@ def pictured(groups: tuple[tuple[int, ...], ...], source: Source) -> list[Group]
     return [Group(len(g), tuple(_member(i, source) for i in g[:MEMBERS])) for g in groups[:GROUPS]]
 
 
-def html(advice: pfb.Advice, subject: str, groups: list[Group]) -> str:
-    """The page ``advice.html.j2``, in one file."""
+def html(advice: pfb.Advice, subject: str, source: Source) -> str:
+    """The page ``advice.html.j2``, in one file: the advice, the largest groups of near-copies, and
+    what the default keeps least often though it has no copy.
+    """
+    groups = pictured(advice.groups, source)
+    least = () if advice.shares is None else advice.shares.least_kept
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pfb.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return templates.get_template("advice.html.j2").render(
-        advice=advice, subject=printable(subject), groups=groups, more=len(advice.groups) - len(groups)
+        advice=advice,
+        subject=printable(subject),
+        groups=groups,
+        more=len(advice.groups) - len(groups),
+        alone=[_member(i, source) for i in least],
     )
 
 

@@ -15,8 +15,8 @@ from pfb.lab.report.run import Run
 from pfb.lab.train.data import Source
 from pfb.lab.train.data.dropped import sketches
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.methods import method_of
 from pfb.lab.train.records import kept_share
-from pfb.lab.train.settings import SKETCHED
 
 SHOWN = 15
 PER_ROW = 5
@@ -33,7 +33,7 @@ def sections(run: Run) -> list[Section]:
     """For a run that judged images by their sketch: the samples stopped most often, each with its
     nearest other one, by the exact distance of their sketches.
     """
-    if run.config.features not in SKETCHED or (source := run.source) is None or source.task == "language":
+    if not method_of(run.config.method).judges_stored or (source := run.source) is None or source.task == "language":
         return []
     assert run.records is not None
     title, samples = f"What was near what ({run.name})", len(run.records["seen"])

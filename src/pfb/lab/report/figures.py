@@ -85,13 +85,19 @@ def _balance(axis: Axes, runs: list[Run]) -> None:
         if len(classes) > SHOWN_CLASSES:
             classes = sorted(classes, key=found[0][2].get)[:: len(classes) // SHOWN_CLASSES]  # type: ignore[arg-type]
         found = [(color, run, by_class) for color, run, by_class in found if by_class.keys() == found[0][2].keys()]
-        for color, run, by_class in found:
-            axis.plot(
-                [100 * by_class[name] for name in classes], range(len(classes)), "o", color=f"C{color}", alpha=0.7
-            )
-            axis.axvline(100 * (1 - run.config.prune), color="black", linewidth=0.8, linestyle=":")
+        height = 0.8 / len(found)
+        for place, (color, run, by_class) in enumerate(found):
+            rows = [row + height * (place - (len(found) - 1) / 2) for row in range(len(classes))]
+            axis.barh(rows, [100 * by_class[name] for name in classes], height, color=f"C{color}", alpha=0.7)
+            axis.axvline(100 * mean_kept(run), color=f"C{color}", linewidth=1.2, linestyle=":")
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
-    axis.set(title="Kept by class", xlabel="% (dotted: average)")
+    axis.set(title="Kept by class", xlabel="% (dotted: had it been at random)")
+
+
+def mean_kept(run: Run) -> float:
+    """The share of all samples in pruned batches that was kept: what random samples would have."""
+    assert run.records is not None
+    return float(run.records["kept"].sum() / run.records["seen"].sum())
 
 
 def kept_by_class(run: Run) -> dict[str, float]:

@@ -61,12 +61,12 @@ class Run:
         if summary is None:
             tested = [epoch for epoch in self.epochs if "test_accuracy" in epoch]
             accuracy = f"{tested[-1]['test_accuracy']:.2%} so far" if tested else "not evaluated yet"
-            return [*cells, config.shallow, accuracy, ""]
+            return [*cells, "", accuracy, ""]
         full = summary["full_samples"]
         left_out = full - summary["trained_samples"]
         return [
             *cells,
-            f"{summary['cut']}, {config.shallow}" if summary["cut"] else "",
+            summary["cut"] or "",
             f"{summary['test_accuracy']:.2%}",
             f"{left_out:,} of {full:,} ({left_out / full:.1%})",
         ]
@@ -115,5 +115,5 @@ def by_settings(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-HEADINGS = ["run", "data, model", "method", "cut, wiring", "test accuracy, last epoch", "samples not trained on"]
+HEADINGS = ["run", "data, model", "method", "cut", "test accuracy, last epoch", "samples not trained on"]
 ORIGIN = ["run", "command", "device", "versions", "finished"]

@@ -22,67 +22,79 @@ from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSett
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "accumulate", "log_every", "eval_every", "train_samples", "image_size"),
+        (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "eval_every",
+            "train_samples",
+            "image_size",
+            "repeats",
+            "feature_dim",
+        ),
         (lambda n: n >= 1, "at least 1"),
     ),
     "workers": (lambda n: n >= 0, "at least 0"),
     "seed": (lambda n: 0 <= n < 2**32, "a whole number in [0, 2^32)"),
-    "gamma": (math.isfinite, "a finite number"),
     "memory": (lambda n: n >= 2, "at least 2"),
-    "skip": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
     "ema": (lambda decay: 0 < decay < 1, "a decay in (0, 1)"),
     "minutes": (lambda minutes: 0 < minutes < math.inf, "positive and finite"),
     "clip": (lambda norm: 0 < norm < math.inf, "positive and finite"),
     "lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
     "momentum": (lambda share: 0 <= share < 1, "in [0, 1)"),
     "weight_decay": (lambda decay: 0 <= decay < math.inf, "at least 0 and finite"),
+    **dict.fromkeys(("erase", "warmup"), (lambda share: 0 <= share < 1, "a share in [0, 1)")),
+    "lr_end": (lambda rate: 0 <= rate < math.inf, "at least 0 and finite"),
     "label_smoothing": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
-    "scoring_scale": (lambda scale: 0 < scale <= 1, "a part of the images' resolution in (0, 1]"),
 }
 """What a setting must be, if it is not ``None``; NaN passes none."""
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSettings, DataSettings):  # the last's first
-    """Train a model with Partial Forward Blocking, a method to compare with, or on full data."""
+    """Train a model on pruned batches, with Partial Forward Blocking, or on full data."""
 
     extended_from: tyro.conf.Suppress[int] = 0
     """Epochs after which a finished run was given more, by --resume RUN --epochs MORE."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            object.__setattr__(self, "model", default_model(self.data))
-        if self.features is None:
-            object.__setattr__(self, "features", default_features(self.method))
+        from pfb.lab.train.methods import method_of
+
+        method = method_of(self.method)
+        for name, value in {"model": default_model(self.data), **method.window}.items():
+            if getattr(self, name) in (None, ""):
+                object.__setattr__(self, name, value)
         for name, (allowed, what) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not allowed(value):
                 raise RunError(f"--{name.replace('_', '-')} must be {what} (got {value})")
         if self.image_size is not None and not self.data.startswith("imagefolder:"):
             raise RunError(f"--image-size is for image folders (got --data {self.data}); leave it out")
+        if self.fill and (not method.before_model or self.accumulate > 1):
+            said = f"--accumulate {self.accumulate}" if method.before_model else f"--method {self.method}"
+            raise RunError(f"--fill gathers batches that are pruned before the model, step by step (got {said})")
+        if self.batch_size % self.repeats:
+            raise RunError(f"--batch-size must be a multiple of --repeats {self.repeats} (got {self.batch_size})")
         if self.split != "folders" and not self.data.startswith("imagefolder:"):
             raise RunError(f"--split {self.split} is for image folders (got --data {self.data}); leave it out")
-        if self.reweight and self.per_class:
-            raise RunError("--reweight needs the probability of a draw among all, which --per-class has not: leave one")
         try:
             self.schedule()
             pfb.RareFirst(self.alpha)
             pfb.MovingCenters(self.n_centers, self.beta)
-            if self.method == "inverse-density":
-                pfb.InverseDensity(4.0 if self.gamma is None else self.gamma)
+            pfb.InverseDensity(self.gamma)
         except ValueError as error:
             raise in_flags(error) from error
 
     def schedule(self) -> pfb.Schedule:
         """The pruned share over training."""
+        assert self.start is not None and self.stop is not None and self.ramp is not None  # the method's, since then
         return pfb.window(self.prune, start=self.start, stop=self.stop, ramp=self.ramp)
 
     def changed(self) -> list[str]:
-        """Names of the settings that differ from their defaults."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self)} | {
-            "model": default_model(self.data),
-            "features": default_features(self.method),
-        }
+        """Names of the settings that differ from their defaults, of this method and data."""
+        named: dict[str, Any] = {"data": self.data, "method": self.method}
+        defaults = dataclasses.asdict(TrainConfig(**named)) | {name: getattr(TrainConfig, name) for name in named}
         return [name for name, default in defaults.items() if getattr(self, name) != default]
 
     def moved_to(self, run: Path) -> TrainConfig:
@@ -131,15 +143,6 @@ def default_model(data: str) -> str:
     return {"shapes": "segformer", "text": "gpt"}.get(data, "cifar-resnet8")
 
 
-def default_features(method: str) -> str:
-    """The features of a method that come without ``--features``."""
-    return "sketch" if method == "inverse-density" else "cut"
-
-
-ALIASES = {"scale": "scoring_scale"}
-"""Arguments of the library whose flag has another name."""
-
-
 def in_flags(error: Exception) -> RunError:
     """An error of the library as the command line says it: `name` of a setting is its flag there.
 
@@ -150,7 +153,7 @@ def in_flags(error: Exception) -> RunError:
     settings = {f.name for f in dataclasses.fields(TrainConfig)}
 
     def flag(code: re.Match[str]) -> str:
-        name, value = ALIASES.get(code[1], code[1]), code[2] or ""
+        name, value = code[1], code[2] or ""
         return f"--{name.replace('_', '-')} {value}".strip() if name in settings else code[0]
 
     return RunError(re.sub(r"`(\w+)(?:=([^`]*))?`", flag, str(error)))

@@ -23,7 +23,7 @@ from pfb.lab.train import loop, twins
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import SUMMARY, RunFolder
+from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loaders import length
 from pfb.lab.train.terminal import console, show
 from pfb.lab.train.twins import ARMS, Arm, Row
@@ -157,7 +157,7 @@ def _planned(config: TrainConfig, arms: tuple[Arm, ...], seeds: tuple[int, ...])
         )
     if config.minutes is not None:
         raise RunError("--minutes ends a run alone; leave it out beside --control and --seeds")
-    if plan.arms and (config.method == "full" or config.prune == config.skip == 0):
+    if plan.arms and (config.method == "full" or config.prune == 0):
         what = "--method full" if config.method == "full" else "--prune 0"
         raise RunError(f"--control compares a run that leaves samples out with its twins (got {what})")
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
@@ -206,8 +206,6 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
         source = load(config)
         for seed in plan.seeds:
             runs.append(_end_of(dataclasses.replace(config, seed=seed, out=plan.place(out, None, seed)), source))
-            if "compute" not in runs[0]:
-                raise RunError(f"{out / SUMMARY} is of an older version, which counted no compute; train it again")
             compute, samples = runs[0]["compute"], length(source.train)
             for arm, settings in _twins(config, plan.arms, compute, samples).items():
                 place = plan.place(out, arm, seed)
@@ -223,6 +221,8 @@ def _go_on(config: TrainConfig, plan: Plan) -> list[Row]:
 
 def _twins(config: TrainConfig, arms: tuple[Arm, ...], compute: float, samples: int) -> dict[Arm, TrainConfig]:
     """The settings of the twins, without those that would be full training once more."""
+    if config.method in arms:
+        raise RunError(f"--control {config.method} is what the run is already; leave it out")
     found = {arm: twins.twin(config, arm, compute, samples) for arm in arms}
     full = twins.twin(config, "full", compute, samples)
     for arm in [arm for arm in found if arm != "full" and found[arm] == full]:

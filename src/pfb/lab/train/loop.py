@@ -1,33 +1,30 @@
-"""The training loop: an ordinary one, with pfb's three lines marked."""
+"""The training loop: an ordinary one, with pfb's lines marked."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pfb.lab.baselines import PerClass
 from pfb.lab.errors import RunError
-from pfb.lab.origin import versions
-from pfb.lab.train import checkpoint, compiling, extension, optim, task, tracking
+from pfb.lab.train import checkpoint, compiling, optim, task, tracking
 from pfb.lab.train.augment import mix
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
 from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
-from pfb.lab.train.idle import idle
 from pfb.lab.train.loaders import Waiting
+from pfb.lab.train.methods import unused
 from pfb.lab.train.setup import TOTALS, Setup
-from pfb.lab.train.summary import compute_of, device_name, measure_full_cost, peak_memory, render
+from pfb.lab.train.summary import render, summary_of
 from pfb.lab.train.terminal import console, epoch_line, headline, show
 
 
@@ -61,18 +58,19 @@ def dry_run(config: TrainConfig) -> None:
     """
     RunFolder(config.out).check_free(config.overwrite)
     # The first step prunes already.
-    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0, accumulate=1))
+    training = Training(dataclasses.replace(config, start=0.0, stop=1.0, ramp=0, accumulate=1, fill=False))
     training.sampler.set_epoch(0)
     training.model.train()
     with compiling.in_one_line(config):
-        with training.blocker.paused():
-            training.step(next(iter(training.train_loader)))
-        _, loaded, trained, _ = training.step(next(iter(training.train_loader)))
+        with training.paused():
+            training.step(training.prune(next(iter(training.train_loader))))
+        batch = next(iter(training.train_loader))
+        trained = training.step(training.prune(batch))[1]
         training.evaluate(training.model, [next(iter(training.test_loader))], "test")
     training.say_what(config)
     training.say(
-        f"{training.steps_per_epoch} steps in each of {config.epochs} epochs. A full step, one on {trained} of "
-        f"{loaded} samples and an evaluation went well; nothing was written"
+        f"{training.length.per_epoch} steps in each of {config.epochs} epochs. A full step, one on {trained} of "
+        f"{len(batch['index'])} samples and an evaluation went well; nothing was written"
     )
     training.accelerator.free_memory()
 
@@ -107,14 +105,14 @@ class Training(Setup):
         accelerator.wait_for_everyone()
         tracking.start(accelerator, config)
         self.say_what(self.config)
-        begun = first_epoch * self.steps_per_epoch
-        with self.bars.shown(), self.bars.task("train", self.total_steps, begun) as on_step:
+        begun, whole = first_epoch * self.length.per_epoch, config.epochs * self.length.per_epoch
+        with self.bars.shown(), self.bars.task("train", whole, begun) as on_step:
             self.budget.epochs_begin()
             for epoch in range(first_epoch, config.epochs):
                 if not self.budget.allows_another():
                     self._stop(epoch)
                     break
-                metrics = self.epoch(epoch, on_step)
+                metrics = self.epoch(epoch, on_step) | self._tested(epoch)
                 self._log(metrics)
                 self._keep_the_best(metrics)
                 progress = {"totals": self.totals, "metrics": metrics, "best": self.best}
@@ -127,11 +125,15 @@ class Training(Setup):
         """The latest checkpoint: how many epochs are done, and the progress noted in it."""
         config = self.config
         done, progress = checkpoint.load(config.out, self.plain_model, self.parts, self.origin, config.extended_from)
-        if extension.begins(config, done):
-            self.lr_schedule = optim.schedule_anew(self.plain_optimizer, config, self.cycle_steps)
-            self.parts["lr_schedule"] = self.lr_schedule
-            extension.restart(self.blocker)
-            self.say(extension.said(config))
+        if done == config.extended_from > 0:  # learning rate and window begin anew; what is known of densities stays
+            self.lr_schedule = optim.schedule_anew(self.plain_optimizer, config, self.length.cycle)
+            for tool in (self.pruner, self.blocker):
+                if tool is not None:
+                    tool.load_state_dict({**tool.state_dict(), "step": 0})
+            self.say(
+                f"{done} epochs are done. Epochs {done + 1} to {config.epochs} are a cycle of their own: the learning "
+                f"rate ({config.lr_schedule}, peak {config.lr}) and the window of pruning begin anew"
+            )
         return done, progress
 
     def _stop(self, done: int) -> None:
@@ -155,100 +157,134 @@ class Training(Setup):
                 self.folder.write_weights(BEST, self.plain_model)
 
     def epoch(self, epoch: int, on_step: Callable[[int], None]) -> dict[str, Any]:
-        """Train on one epoch and evaluate; returns its metrics."""
-        config, accelerator = self.config, self.accelerator
+        """Train on one epoch; returns its metrics."""
+        config, accelerator, per_epoch = self.config, self.accelerator, self.length.per_epoch
         self.train_loader.set_epoch(epoch)
         self.sampler.set_epoch(epoch)  # whatever the loader wraps it in
-        share = self.schedule.share(epoch - config.extended_from, self.cycle_epochs)
-        self.sampler.only = self.method.load(share, self.sampler.random_numbers(purpose=1))
-        epoch_steps = len(self.train_loader)
-        counts: dict[str, float] = dict.fromkeys(TOTALS, 0)
+        share = config.schedule().share(epoch - config.extended_from, config.epochs - config.extended_from)
+        self.sampler.only = self.loop.load(share, self.sampler.random_numbers(purpose=1))
+        self.counts = dict.fromkeys(TOTALS, 0)
         loss_sum = torch.zeros((), device=accelerator.device)
         begin, cpu_begin = time.perf_counter(), time.process_time()
         batches = Waiting(self.train_loader, accelerator.device)
+        loads = len(self.train_loader)
         self.model.train()
-        for batch_number, batch in enumerate(batches, start=1):
+        for loaded, batch in self.batches(batches):
             with accelerator.accumulate(self.model):
-                loss, loaded, trained, scored = self.step(batch)
-            counts["steps"] += 1
-            # Methods that load fewer samples take fewer steps, and the learning rate arrives with
-            # the others'.
-            position = epoch * self.steps_per_epoch + round(batch_number * self.steps_per_epoch / epoch_steps)
-            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position - self.steps_before:
+                loss, trained, scored = self.step(batch)
+            # Methods that load or train on fewer samples take fewer steps, and the learning rate
+            # arrives with the others'.
+            position = epoch * per_epoch + round(loaded * per_epoch / loads)
+            while accelerator.sync_gradients and self.lr_schedule.last_epoch < position - self.length.before:
                 self.lr_schedule.step()
             loss_sum += loss
-            counts["samples"] += loaded * accelerator.num_processes
-            counts["trained_samples"] += trained * accelerator.num_processes
-            counts["deep_samples"] += (trained + scored) * accelerator.num_processes
-            counts["pruned_steps"] += trained < loaded
-            if accelerator.sync_gradients and self.blocker.steps % config.log_every == 0:
-                stats = {name: value for name, value in self.blocker.stats.items() if name != "step"}
-                self._log({"step": position, "epoch": epoch, "loss": loss.item(), **stats})
+            self.counts["steps"] += 1
+            self.counts["trained_samples"] += trained * accelerator.num_processes
+            self.counts["deep_samples"] += (trained + scored) * accelerator.num_processes
+            if accelerator.sync_gradients and (self.totals["steps"] + self.counts["steps"]) % config.log_every == 0:
+                self._log({"step": position, "epoch": epoch, "loss": loss.item(), **self._stats()})
             on_step(position)
         self.records.merge(accelerator)
-        counts["waiting_seconds"] = batches.seconds()
-        counts["train_seconds"] = time.perf_counter() - begin
-        counts["train_cpu_seconds"] = time.process_time() - cpu_begin
-        train_loss = float(accelerator.reduce(loss_sum, "mean")) / max(1, epoch_steps)
-        if not math.isfinite(train_loss):
-            raise RunError(
-                f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {config.lr}); the state "
-                f"before this epoch is kept in {config.out}"
-            )
-        for name, value in counts.items():
-            self.totals[name] += value
-        metrics: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * self.steps_per_epoch,
-            "train_loss": train_loss,
-            "lr": self.lr_schedule.get_last_lr()[0],
-            "pruned_share": 1 - counts["trained_samples"] / (self.steps_per_epoch * self.batch_samples),
-            "train_seconds": counts["train_seconds"],
-            "waiting_share": counts["waiting_seconds"] / counts["train_seconds"],
-        }
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            metrics |= self.evaluate(self.model, self.test_loader, "test")
-            if self.averaged is not None:
-                metrics |= self.evaluate(self.averaged, self.test_loader, "ema_test")
-        return metrics
+        self.counts["waiting_seconds"] = batches.seconds()
+        self.counts["train_seconds"] = time.perf_counter() - begin
+        self.counts["train_cpu_seconds"] = time.process_time() - cpu_begin
+        return self._metrics(epoch, float(accelerator.reduce(loss_sum, "mean")))
 
-    def step(self, batch: Batch) -> tuple[Tensor, int, int, int]:
+    def batches(self, loads: Any) -> Iterator[tuple[int, Batch]]:
+        """What is trained on in an epoch, and how many batches were loaded for it so far."""
+        for loaded, batch in enumerate(loads, start=1):
+            self.counts["samples"] += len(batch["index"]) * self.accelerator.num_processes
+            kept = self.prune(batch)
+            if self.pool is None:
+                yield loaded, kept
+            else:
+                for full in self.pool.add(kept, len(kept["index"]), len(batch["index"])):
+                    yield loaded, full
+
+    def prune(self, batch: Batch) -> Batch:
+        """A batch, without what is left out before the model."""
+        if self.pruner is None:
+            return batch
+        kept: Batch = self.pruner(batch, by=self.method.by(self.source, batch))  # pfb, before the model
+        if self.pruner.selection is not None:
+            self._record(batch["index"], kept["index"])
+        return kept
+
+    def step(self, batch: Batch) -> tuple[Tensor, int, int]:
         """Learn from one batch, and take a step of the optimizer at the last of those whose
         gradients are averaged.
 
         Returns:
-            The loss, and how many samples were loaded, trained on, and forwarded only to choose.
+            The loss, and how many samples were trained on, and forwarded only to choose.
         """
         config, blocker = self.config, self.blocker
         x, label, index = self.source.prepare_train(batch["input"]), batch["label"], batch["index"]
         if config.channels_last:
             x = x.to(memory_format=torch.channels_last)
-        if isinstance(self.criterion_at_cut, PerClass):
-            self.criterion_at_cut.see(label)
         x, label = mix(x, label, config.mix, len(self.source.classes))
-        if self.originals is not None:
-            self.originals.show(self.source.original(batch))
-        share = self.schedule.share(self.lr_schedule.last_epoch, self.cycle_steps)
-        chosen = self.method.choose(self.model, self._losses, x, label, share)
+        share = config.schedule().share(self.lr_schedule.last_epoch, self.length.cycle)
+        chosen = self.loop.choose(self.model, self._losses, x, label, share)
         if chosen is not None:
             x, label, index = x[chosen], label[chosen], index[chosen]
         output = self.model(x)
-        losses = self._losses(output, blocker.select(label))  # pfb, line 2
-        if config.reweight and config.method == "inverse-density":
-            losses = losses * blocker.weights
-        loss = self.method.reduce(losses, blocker.select(index))
+        if blocker is not None:
+            label, index = blocker.select(label, index)  # pfb, inside the model
+            if blocker.selection is not None:
+                self._record(batch["index"], index, blocker.last_log_density)
+        losses = self._losses(output, label)
+        loss = self.loop.reduce(losses, index)
         self.accelerator.backward(loss)
-        self._record(batch["index"])
         if self.accelerator.sync_gradients:
             if config.clip is not None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            blocker.step()  # pfb, line 3
+            if blocker is not None:
+                blocker.step()  # pfb, inside the model
             if self.averaged is not None:
                 self.averaged.update_parameters(self.plain_model)
-        loaded = len(batch["index"])
-        return loss.detach(), loaded, len(losses), 0 if chosen is None else loaded
+        return loss.detach(), len(losses), 0 if chosen is None else len(batch["index"])
+
+    def _record(self, index: Tensor, kept: Tensor, log_density: Tensor | None = None) -> None:
+        """Note which samples of a pruned batch were kept."""
+        self.records.add(index, kept, log_density)
+        self.counts["pruned_steps"] += len(kept) < len(index)
+
+    def _metrics(self, epoch: int, loss_sum: float) -> dict[str, Any]:
+        """What an epoch came to; its counts join the run's."""
+        counts, steps = self.counts, self.counts["steps"]
+        train_loss = loss_sum / max(1, steps)
+        if not math.isfinite(train_loss):
+            raise RunError(
+                f"the training loss became {train_loss} in epoch {epoch + 1}. Lower --lr (now {self.config.lr}); the "
+                f"state before this epoch is kept in {self.config.out}"
+            )
+        for name, value in counts.items():
+            self.totals[name] += value
+        return {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * self.length.per_epoch,
+            "train_loss": train_loss,
+            "lr": self.lr_schedule.get_last_lr()[0],
+            "pruned_share": 1 - counts["trained_samples"] / (self.length.per_epoch * self.length.samples),
+            "train_seconds": counts["train_seconds"],
+            "waiting_share": counts["waiting_seconds"] / counts["train_seconds"],
+        }
+
+    def _tested(self, epoch: int) -> dict[str, float]:
+        """How the model does on the test set after an epoch, if it is looked at."""
+        if (epoch + 1) % self.config.eval_every and epoch + 1 < self.config.epochs:
+            return {}
+        metrics = self.evaluate(self.model, self.test_loader, "test")
+        if self.averaged is not None:
+            metrics |= self.evaluate(self.averaged, self.test_loader, "ema_test")
+        return metrics
+
+    def _stats(self) -> dict[str, float]:
+        """Numbers of what prunes, for the log."""
+        tool = self.blocker if self.pruner is None else self.pruner
+        stats = {} if tool is None else tool.stats
+        return {name: value for name, value in stats.items() if name != "step" and isinstance(value, float)}
 
     def evaluate(self, model: nn.Module, loader: Any, name: str) -> dict[str, float]:
         """Loss, accuracy and what else the task is judged by, all named ``{name}_...``."""
@@ -258,7 +294,7 @@ class Training(Setup):
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Look at what was learned and what it cost, and write the summary."""
-        config, accelerator = self.config, self.accelerator
+        accelerator = self.accelerator
         if accelerator.is_main_process:
             self.folder.write_records(self.records, labels_of(self.source.train), self.source.names)
             self.folder.write_weights(WEIGHTS, self.plain_model)
@@ -266,25 +302,7 @@ class Training(Setup):
                 self.folder.write_weights(AVERAGE, self.averaged.module)
         with self.bars.shown():
             learned = self.evaluate(self.model, self.learned_loader, "train")
-        summary = {
-            "config": json.loads(config.to_json()),
-            "versions": versions(),
-            "device": device_name(accelerator.device),
-            "processes": accelerator.num_processes,
-            "task": self.source.task,
-            "cut": self.blocker.cut if self.blocks else None,
-            "full_samples": self.total_steps * self.batch_samples,
-            "classes": self.source.classes,
-            **metrics,
-            **{f"best_{name}": value for name, value in self.best.items()},
-            "train_accuracy": learned["train_accuracy"],
-            **self.totals,
-        }
-        summary["compute"] = compute_of(summary, self.plain_model, self.two_samples())
-        summary |= measure_full_cost(
-            self.plain_model, self.blocker, self.source, config, accelerator, self.totals, self.total_steps
-        )
-        summary["peak_memory_bytes"] = peak_memory(accelerator.device)
+        summary = summary_of(self, metrics | {"train_accuracy": learned["train_accuracy"]})
         if accelerator.is_main_process:
             self.folder.write_summary(summary)
             show(render(summary))
@@ -293,11 +311,11 @@ class Training(Setup):
 
     def say_what(self, asked: TrainConfig) -> None:
         """What is about to be trained, and which of the settings asked for change nothing."""
-        cut = self.blocker.cut if self.blocks else None
-        loaded = self.steps_per_epoch * self.batch_samples
-        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, cut, loaded))
-        if unused := idle(asked):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        loaded = self.length.per_epoch * self.length.samples
+        self.say(headline(self.config, self.source, self.plain_model, self.accelerator.device, loaded))
+        self.say(f"{self.config.method}: {self.method.described(self.config.prune, self.cut)}")
+        if names := unused(asked):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
             self.say(f"{flags}: without effect on this run (--method {self.config.method}, see pfb train --help)")
 
     def say(self, text: str) -> None:
@@ -312,11 +330,6 @@ class Training(Setup):
 
     def _losses(self, output: Any, label: Tensor) -> Tensor:
         return task.losses(task.logits_of(output, label), label, self.config.label_smoothing)
-
-    def _record(self, index: Tensor) -> None:
-        selection = self.blocker.selection
-        if selection is not None:
-            self.records.add(index, selection.select(index), self.blocker.last_log_density)
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:

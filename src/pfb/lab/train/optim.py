@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR, StepLR
 
 from pfb.lab.train.config import TrainConfig
 
@@ -13,15 +13,16 @@ MOMENTUM_SWING = 0.05
 
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW without decay of norms and biases and with the momentum
-    as beta1.
+    """SGD with momentum, or AdamW without decay of norms, biases and relative positions
+    and with the momentum as beta1.
     """
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    decays = {name: p.dim() > 1 and "relative_position" not in name for name, p in model.named_parameters()}
+    matrices = [p for name, p in model.named_parameters() if decays[name]]
+    vectors = [p for name, p in model.named_parameters() if not decays[name]]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
@@ -35,8 +36,8 @@ def schedule_anew(of: torch.optim.Optimizer, config: TrainConfig, total_steps: i
 
 
 def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> LRScheduler:
-    """OneCycle (div 25, final div 1e4, 30 % warm-up, momentum against the rate), cosine after 5 %
-    linear warm-up, or constant.
+    """OneCycle (div 25, final div 1e4, 30 % warm-up, momentum against the rate), cosine after
+    linear warm-up, a tenth after each third, or constant.
     """
     if config.lr_schedule == "onecycle":
         swing = min(MOMENTUM_SWING, config.momentum, (1 - config.momentum) / 2)
@@ -49,7 +50,10 @@ def schedule(of: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -
             max_momentum=round(config.momentum + swing, 12),
         )
     if config.lr_schedule == "cosine":
-        warmup = max(1, total_steps // 20)
-        parts = [LinearLR(of, 0.01, total_iters=warmup), CosineAnnealingLR(of, max(1, total_steps - warmup))]
+        warmup = max(1, int(total_steps * config.warmup))
+        falls = CosineAnnealingLR(of, max(1, total_steps - warmup), eta_min=config.lr_end)
+        parts = [LinearLR(of, 0.01, total_iters=warmup), falls]
         return SequentialLR(of, parts, milestones=[warmup])
+    if config.lr_schedule == "step":
+        return StepLR(of, max(1, -(-total_steps // 3)), gamma=0.1)
     return LinearLR(of, 1.0, 1.0)

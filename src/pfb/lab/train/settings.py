@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-SKETCHED = ("sketch", "originals")
-"""Features that need no pass of the model."""
-
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -42,6 +39,14 @@ class DataSettings:
     augment: bool = True
     """Small images: shift by up to an eighth of the side (reflected) and flip; digits are not
     flipped. Large ones: random resized crop and flip. Shapes and text are left as they are.
+    """
+    policy: Literal["none", "ta_wide"] = "none"
+    """Large images: TrivialAugment in its wide form, too."""
+    erase: float = 0.0
+    """Large images: erase a random rectangle with this probability."""
+    repeats: int = 1
+    """Repeated augmentation: so many differently augmented versions of an image in one batch, and
+    so many fewer images in an epoch (DeiT and Swin train with 3 or 4).
     """
     mix: Literal["none", "mixup", "cutmix", "both"] = "none"
     """Mix pairs of images and their labels: mixup (alpha 0.8), cutmix (alpha 1), or one of the two
@@ -77,80 +82,50 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """Which samples stop, where, and when."""
+    """Which samples are left out, where, and when."""
 
-    method: Literal[
-        "inverse-density",
-        "pfb",
-        "tempered",
-        "stratified",
-        "uniform",
-        "full",
-        "release",
-        "infobatch",
-        "orderdp",
-        "selective-backprop",
-    ] = "inverse-density"
-    """What decides which samples are stopped. inverse-density: samples are drawn, those seldom that
-    are like one seen lately; pfb: the paper's importance; tempered and stratified: softer forms of
-    the paper's. uniform: random samples are stopped, the baseline to beat. full: none is. release:
-    as in the code that the paper's authors published. infobatch, orderdp, selective-backprop:
-    published methods to compare with, which stop nothing at the cut.
+    method: str = "copies"
+    """What decides which samples are left out. copies: near-duplicates of samples seen lately,
+    before the model. paper: Partial Forward Blocking, inside the model. paper-before: its rule,
+    before the model. uniform: random samples, the baseline to beat. full: none. release: as in the
+    code of the paper's authors. infobatch, orderdp, selective-backprop: other published methods.
+    MODULE:NAME: a rule of your own for pfb.BatchPruner, a function of features [N, D] (and the
+    density).
     """
     prune: float = 0.4
-    """Share of every batch that is stopped, in [0, 1)."""
-    start: float = 0.05
-    """Share of training before pruning starts."""
-    stop: float = 0.875
-    """Share of training after which all samples train again."""
-    ramp: int = 0
-    """Number of levels over which the share grows in the first half of the window."""
-    skip: float = 0.0
-    """Second level: share of the samples that an epoch does not even load while pruning is on,
-    drawn anew for each.
+    """Share of every batch that is left out, in [0, 1)."""
+    fill: bool = False
+    """Gather the samples that are kept to full batches: fewer steps, each of --batch-size."""
+    start: float | None = None
+    """Share of training before pruning starts: by default 0.05, with the paper's rule 2 / 90."""
+    stop: float | None = None
+    """Share of training after which all samples train again: by default 0.875, with the paper's
+    rule 79 / 90.
+    """
+    ramp: int | None = None
+    """Levels over which the share grows in the first half of the window: by default 0, with the
+    paper's rule 8.
     """
     cut: str | None = None
-    """Layer after which samples are stopped; by default the first stage."""
+    """paper: layer after which samples stop; by default the first stage."""
     channel_dim: int | None = None
-    """Dimension of the cut's output that holds the channels, where it cannot be told: 1 for [N, C,
-    H, W], -1 for [N, T, C].
+    """paper: dimension of the cut's output that holds the channels, where it cannot be told: 1 for
+    [N, C, H, W], -1 for [N, T, C].
     """
-    shallow: Literal["reuse", "recompute"] = "recompute"
-    """recompute: the kept samples run from the input, after a pass without graph where they are
-    judged by the cut's features. reuse: one shallow pass, as in the paper.
-    """
-    batchnorm: Literal["running", "batch"] = "running"
-    """recompute: statistics that BatchNorms use in the scoring pass."""
-    scoring_scale: float = 1.0
-    """recompute: resolution of the scoring pass, as a part of the images'."""
-    features: Literal["cut", "cut-spread", "momentum", "sketch", "originals"] | None = None
-    """What samples are judged by. cut: averages of the cut's output (the paper). cut-spread: and
-    standard deviations. momentum: both under a moving average of the shallow weights (recompute).
-    sketch: fixed features of the input, without any scoring pass. originals: the same of what the
-    input was before it was augmented or mixed, which hides copies. By default sketch for
-    inverse-density, cut for all others.
-    """
-    memory: int | None = None
-    """Number of samples whose features are remembered, in place of centers; at most a third of an
-    epoch. By default 4,096 or a third of an epoch for inverse-density, none for all others.
-    """
-    n_centers: int = 64
-    """Centers of the density estimate."""
+    n_centers: int = 100
+    """paper: centers of the density."""
     beta: float = 0.01
-    """How far a center moves per step."""
+    """paper: how far a center moves per step."""
     alpha: float = 0.01
-    """Upper end of the random term, as a share of the batch's largest density."""
-    gamma: float | None = None
-    """inverse-density: how strongly copies are left out, by default 4. tempered: how strongly rare
-    samples are favoured, by default 0.5; negative favours dense ones.
+    """paper: upper end of the random term, as a share of the batch's largest density."""
+    feature_dim: int | None = 128
+    """paper: wider features are reduced to so many dimensions."""
+    gamma: float = 4.0
+    """copies: how strongly near-duplicates are left out; 0 is at random."""
+    memory: int | None = None
+    """copies: number of samples that are remembered, by default 4,096; never more than a third of
+    an epoch.
     """
-    reweight: bool = False
-    """inverse-density: multiply each loss by 1 / probability of being kept, so that training keeps
-    the aim of full data instead of moving towards what is rare. Where data repeat themselves much
-    the losses become uneven and training worse (docs/redundancy.md).
-    """
-    per_class: bool = False
-    """Apply the importance within each class, so that all classes keep the same share."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +146,14 @@ class OptimisationSettings:
     """sgd: momentum without Nesterov's step. adamw: no decay of norms and biases."""
     lr: float = 0.05
     """Peak learning rate."""
-    lr_schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to 0 after 5 % linear warm-up."""
+    lr_schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
+    """onecycle: div 25, final div 1e4, 30 % warm-up. cosine: to --lr-end after --warmup. step: a
+    tenth after each third of training.
+    """
+    warmup: float = 0.05
+    """cosine: share of training over which the rate first grows linearly."""
+    lr_end: float = 0.0
+    """cosine: the rate at the end."""
     momentum: float = 0.9
     """Momentum of SGD, beta1 of AdamW; with onecycle the middle of a cycle of 0.05 to either side.
     """

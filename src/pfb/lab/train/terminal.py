@@ -34,22 +34,15 @@ def show(table: Table) -> None:
     Console(file=console.file, width=WIDE, markup=False, emoji=False, highlight=False).print(table)
 
 
-def headline(
-    config: TrainConfig, source: Source, model: nn.Module, device: torch.device, cut: str | None, loaded: int
-) -> str:
-    """What is about to be trained, on one line, and where samples are stopped, on another.
-
-    ``loaded`` is the number of samples in the whole batches of an epoch.
-    """
+def headline(config: TrainConfig, source: Source, model: nn.Module, device: torch.device, loaded: int) -> str:
+    """What is about to be trained, with so many samples in the whole batches of an epoch."""
     parameters, samples = sum(p.numel() for p in model.parameters()), length(source.train)
     lines = (
         f"{config.data}: {samples} training and {length(source.test)} test samples, "
         f"{len(source.classes)} classes; {config.model} with {parameters:,} parameters on {device}"
     )
     if rest := samples - loaded:
-        lines += f"\nthe last batch of an epoch is not filled: {rest} samples, others each time, sit it out"
-    if cut is not None:
-        lines += f"\n{config.method}: stops {config.prune:.0%} of every batch after {cut!r}, {config.shallow}"
+        lines += f"\nthe last batch of an epoch is dropped: {rest} samples, different ones each time"
     return lines
 
 

@@ -14,16 +14,14 @@ from rich.table import Table
 
 from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.pairs import Group, on_cpu, paired_difference, seconds
+from pfb.lab.train.settings import PruningSettings
 
-Arm = Literal["full", "short", "small-batch"]
+Arm = Literal["full", "short", "small-batch", "uniform", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-KINDS = (*ARMS, "uniform")
 """What a run can be to another, in the order of tables."""
-CHOICE = (
-    *("method", "cut", "channel_dim", "prune", "skip", "shallow", "batchnorm", "scoring_scale", "start", "stop"),
-    *("ramp", "alpha", "gamma", "reweight", "features", "memory", "per_class", "n_centers", "beta"),
-)
-"""Settings of what is stopped, and how. A twin differs in them, and in the length of training."""
+CHOICE: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(PruningSettings)}
+"""Settings of what is left out, and how. A twin differs in them, and in the length of training."""
+SHARE = ("prune", "start", "stop", "ramp", "fill")
 LENGTH = ("epochs", "batch_size")
 ASIDE = ("out", "overwrite", "data_root", "workers", "log_every", "eval_every", "cpu", "minutes", "track")
 """Settings that decide nothing."""
@@ -32,12 +30,13 @@ Settings = dict[str, Any]
 
 
 def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainConfig:
-    """The settings of a run's twin on full data.
+    """The settings of a run's twin.
 
     Args:
         config: of the run.
-        arm: full: as long as the run. short: fewer epochs, at its compute. small-batch: as many
-            steps with smaller batches, at its compute.
+        arm: full: full data, as long as the run. short: full data for fewer epochs, at its compute.
+            small-batch: full data in as many steps with smaller batches, at its compute. uniform:
+            random samples left out instead, as many. paper: the paper's method with its own window.
         compute: of the run, full training = 1.
         samples: of the training set.
 
@@ -45,10 +44,16 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
         >>> run = TrainConfig(epochs=20, batch_size=128, prune=0.5)
         >>> twins = [twin(run, arm, compute=0.6, samples=50_000) for arm in ARMS]
         >>> [(twin.epochs, twin.batch_size) for twin in twins]
-        [(20, 128), (12, 128), (12, 77)]
+        [(20, 128), (12, 128), (12, 77), (20, 128), (20, 128)]
+        >>> [twin.method for twin in twins]
+        ['full', 'full', 'full', 'uniform', 'paper']
     """
-    full = dataclasses.replace(config, method="full", prune=0.0, skip=0.0, per_class=False, reweight=False)
-    full = dataclasses.replace(full, features=None, gamma=None, memory=None)
+    if arm == "paper":
+        return dataclasses.replace(config, **CHOICE | {"method": "paper", "prune": config.prune})
+    if arm == "uniform":
+        share: Settings = {name: getattr(config, name) for name in SHARE}
+        return dataclasses.replace(config, **CHOICE | share | {"method": "uniform"})
+    full = dataclasses.replace(config, **CHOICE | {"method": "full"})
     if arm == "full":
         return full
     if arm == "short":
@@ -60,23 +65,22 @@ def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainCo
 
 
 def kind(run: Settings, other: Settings) -> str | None:
-    """What the second of two runs is to the first, which prunes: ``full``, ``short``,
-    ``small-batch`` or ``uniform``; ``None`` if they differ in more, or nothing can be told from it.
+    """What the second of two runs is to the first, which prunes: one of :data:`ARMS`; ``None`` if
+    they differ in more, or nothing can be told from it.
 
     Args:
         run, other: the settings of the two, as in ``config.json``.
     """
     if run["method"] == "full" or _recipe(run) != _recipe(other):
         return None
-    if other["method"] == "full" and other.get("skip"):  # not full data
-        return None
     longer, larger = (other[name] - run[name] for name in LENGTH)
     if other["method"] == "full":
         if larger == 0:
             return "full" if longer == 0 else "short" if longer < 0 else None
         return "small-batch" if larger < 0 else None
-    share = ("prune", "skip", "start", "stop", "ramp", *LENGTH)
-    same = other["method"] == "uniform" != run["method"] and all(run.get(name) == other.get(name) for name in share)
+    if other["method"] == "paper" != run["method"] and longer == larger == 0:
+        return "paper" if run["prune"] == other["prune"] else None
+    same = other["method"] == "uniform" != run["method"] and all(run[name] == other[name] for name in (*SHARE, *LENGTH))
     return "uniform" if same else None
 
 
@@ -90,7 +94,7 @@ class Row:
 
     Attributes:
         kind: ``run``, or what the twin is to it, see :func:`kind`.
-        name: the run's method, share and wiring, or the twin's kind and size.
+        name: the run's method and share, or the twin's kind and size.
         seeds: trained.
         accuracy: mean test accuracy after the last epoch, %.
         gain: the run's accuracy minus this twin's, points, mean over common seeds.
@@ -108,7 +112,7 @@ class Row:
     half: float | None
     seconds: float
     time_saved: float | None
-    compute: float | None
+    compute: float
 
 
 def compare(runs: list[dict[str, Any]]) -> list[list[Row]]:
@@ -129,7 +133,7 @@ def compare(runs: list[dict[str, Any]]) -> list[list[Row]]:
             if (arm := _kind(group, other)) is not None
         ]
         if rows:
-            rows.sort(key=lambda row: KINDS.index(row.kind))
+            rows.sort(key=lambda row: ARMS.index(row.kind))
             found.append([_row("run", described(_settings(group)), group, None), *rows])
     return found
 
@@ -148,7 +152,7 @@ def described(config: Settings) -> str:
     """A run by what it does to its samples."""
     if config["method"] == "full":
         return f"full, {config['epochs']} epochs"
-    return f"{config['method']} {config['prune']:.0%}, {config['shallow']}"
+    return f"{config['method']} {config['prune']:.0%}" + (", filled" if config["fill"] else "")
 
 
 def _settings(group: Group) -> Settings:
@@ -166,7 +170,8 @@ def _named(arm: str, twin: Settings) -> str:
     sizes = {
         "short": f"short, {twin['epochs']} epochs",
         "small-batch": f"small-batch of {twin['batch_size']}",
-        "uniform": f"uniform, {twin['shallow']}",
+        "uniform": described(twin),
+        "paper": described(twin),
     }
     return sizes.get(arm, arm)
 
@@ -180,11 +185,7 @@ def _row(arm: str, name: str, group: Group, run: Group | None) -> Row:
         interval = paired_difference(run, group)
         half = None if interval is None else interval[1]
         saved = 1 - statistics.mean(seconds(run[s]) / seconds(group[s]) for s in common)
-    computes = [
-        group[s]["compute"] * group[s]["full_samples"] / reference[s]["full_samples"]
-        for s in common
-        if "compute" in group[s]
-    ]
+    computes = [group[s]["compute"] * group[s]["full_samples"] / reference[s]["full_samples"] for s in common]
     return Row(
         arm,
         name,
@@ -194,7 +195,7 @@ def _row(arm: str, name: str, group: Group, run: Group | None) -> Row:
         half,
         statistics.mean(seconds(one) for one in group.values()),
         saved,
-        statistics.mean(computes) if computes else None,
+        statistics.mean(computes),
     )
 
 
@@ -212,7 +213,7 @@ def cells(row: Row) -> list[str]:
         _gain(row),
         f"{row.seconds:.1f} s",
         "" if row.time_saved is None else f"{row.time_saved:.1%}",
-        "" if row.compute is None else f"{row.compute:.0%}",
+        f"{row.compute:.0%}",
     ]
 
 
@@ -228,14 +229,14 @@ def verdicts(rows: list[Row]) -> list[str]:
     """What a comparison allows to say, a line per twin.
 
     Example:
-        >>> run = Row("run", "uniform 50%, recompute", [0, 1], 80.0, None, None, 6.0, None, 0.6)
+        >>> run = Row("run", "uniform 50%", [0, 1], 80.0, None, None, 6.0, None, 0.6)
         >>> verdicts([run, Row("full", "full", [0, 1], 81.0, -1.0, 0.4, 10.0, 0.4, 1.0)])
-        ['uniform 50%, recompute is worse than full: -1.00 ± 0.40 points, at 60% of its compute']
+        ['uniform 50% is worse than full: -1.00 ± 0.40 points, at 60% of its compute']
     """
     run, *others = rows
     lines = []
     for row in others:
-        at = f", at {run.compute / row.compute:.0%} of its compute" if run.compute and row.compute else ""
+        at = f", at {run.compute / row.compute:.0%} of its compute"
         if row.gain is None or row.half is None:
             lines.append(f"{run.name} minus {row.name}: {_gain(row)} points (one seed, so no interval){at}")
             continue

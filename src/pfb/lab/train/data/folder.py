@@ -27,7 +27,7 @@ from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
 from pfb.lab.train.data.split import by_groups, groups_among
-from pfb.lab.train.idle import judges_by_originals
+from pfb.lab.train.methods import method_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def load(root: Path, config: TrainConfig) -> Source:
     if side <= SMALL_IMAGE:
         source = in_memory(_decoded(train_files, side), _decoded(test_files, side), classes, config.augment)
     else:
-        source = _on_disk(train_files, test_files, classes, side, config.augment, judges_by_originals(config))
+        source = _on_disk(train_files, test_files, classes, side, config)
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
@@ -268,19 +268,20 @@ def _middle(image: Image.Image) -> Image.Image:
     return image if (across, along) == image.size else image.crop((left, top, left + across, top + along))
 
 
-def _on_disk(
-    train_files: Files, test_files: Files, classes: list[str], side: int, augment: bool, originals: bool
-) -> Source:
-    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; with
-    ``originals`` a thumbnail of the whole image beside each.
+def _on_disk(train_files: Files, test_files: Files, classes: list[str], side: int, config: TrainConfig) -> Source:
+    """As ImageNet is usually trained on: random resized crops and flips, tested on the center; a
+    thumbnail of the whole image beside each, for a method that judges by it.
     """
     from torchvision.transforms import v2
 
     to_tensor = [v2.PILToTensor()]
     whole = [_middle, v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
     random = [_middle, v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
-    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if originals else None
-    train = OnDisk(train_files, v2.Compose((random if augment else whole) + to_tensor), thumbnail)
+    random += [v2.TrivialAugmentWide()] if config.policy == "ta_wide" else []
+    random += [*to_tensor, *([v2.RandomErasing(config.erase)] if config.erase else [])]
+    stored = config.augment and method_of(config.method).judges_stored
+    thumbnail = v2.Compose([v2.Resize((THUMBNAIL, THUMBNAIL)), *to_tensor]) if stored else None
+    train = OnDisk(train_files, v2.Compose(random if config.augment else [*whole, *to_tensor]), thumbnail)
     test = OnDisk(test_files, v2.Compose(whole + to_tensor))
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

@@ -1,4 +1,4 @@
-"""What a training loop asks of a method. The defaults train on every sample."""
+"""What a training loop asks of a method that goes by losses; by default all samples train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
-class Method:
+class Loop:
     """Train on every sample; a method overrides the one or two decisions it makes differently.
 
     A loop calls, in this order: :meth:`load` before each epoch, :meth:`choose` before each forward,
@@ -19,10 +19,10 @@ class Method:
 
     Example:
         >>> import torch
-        >>> method = Method()
-        >>> method.load(0.5, torch.Generator()) is None
+        >>> loop = Loop()
+        >>> loop.load(0.5, torch.Generator()) is None
         True
-        >>> method.reduce(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]))
+        >>> loop.reduce(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]))
         tensor(2.)
     """
 
