@@ -10,7 +10,7 @@ from pfb.lab.cli import add_benchmark, exit_codes
 from studies import advice, gpu, grid, groups, saturated, scale, stream, tools, zoo
 
 app = tyro.extras.SubcommandApp()
-for _study in (advice, grid, stream, groups, tools, scale, gpu, saturated, zoo):
+for _study in (grid, stream, groups, advice, tools, scale, gpu, saturated, zoo):
     add_benchmark(app, _study)
 
 

@@ -170,9 +170,7 @@ def test_a_dead_channel_at_the_cut(shallow):
         model.layer1[0].bias[0].zero_()
         model.layer1[1].weight[0].zero_()
         model.layer1[1].bias[0].zero_()
-    blocker = pfb.attach(
-        model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8), rule=pfb.RareFirst()
-    )
+    blocker = pfb.attach(model, "layer1", 0.4, shallow=shallow, density=pfb.MovingCenters(8), rule=pfb.RareFirst())
     for _ in range(4):
         model(torch.randn(20, 3, 8, 8)).sum().backward()
         blocker.step()
