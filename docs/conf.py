@@ -28,7 +28,7 @@ toc_object_entries_show_parents = "hide"
 # A reference that leads nowhere is an error (-n), except the types of other libraries: their
 # documents are not asked over the network, so they are not linked.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|collections|lightning|pl|transformers)\..*"),
+    ("py:.*", r"(torch|collections|pathlib|lightning|pl|transformers)\..*"),
     ("py:class", r"Tensor|nn\.Module|Path|optional|pfb\.selection\.T"),
 ]
 

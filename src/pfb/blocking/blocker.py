@@ -199,8 +199,8 @@ class Blocker:
 
     @property
     def prune(self) -> float:
-        """The share pruned at the current step; it changes by a schedule only: attach with
-        ``prune=pfb.window(...)``, or pause.
+        """The share pruned at the current step. It changes by a schedule only (attach with
+        ``prune=pfb.window(...)``), and is 0 while paused.
         """
         return self._progress.share
 
