@@ -199,9 +199,7 @@ class Blocker:
 
     @property
     def prune(self) -> float:
-        """The share pruned at the current step. It changes by a schedule only (attach with
-        ``prune=pfb.window(...)``), and is 0 while paused.
-        """
+        """The share pruned at the current step, by the schedule (``prune=pfb.window(...)``)."""
         return self._progress.share
 
     @prune.setter
