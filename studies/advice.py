@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pfb
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
-from pfb.lab.train.config import without_folders
 from pfb.lab.train.data.clips import frames
+from pfb.lab.train.options.config import without_folders
 from studies import group_data
 from studies.group_data import Pictures, normalised
 from studies.groups import _pictures

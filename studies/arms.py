@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pfb.features.cost import shallow_share, step_cost
 from torch import Tensor, nn
 
 import pfb
-from pfb.features.cost import shallow_share, step_cost
 from pfb.lab.errors import RunError
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from pfb.lab.train.augment import flip_and_crop
+from pfb.lab.train.batches.augment import flip_and_crop
 from pfb.lab.train.data.clips import frames
 
 

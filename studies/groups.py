@@ -32,9 +32,9 @@ from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.options.config import TrainConfig, without_folders
 from pfb.selection.sampling import drawn
 from pfb.utils.timing import clock_of, interleaved_seconds
 from studies.group_data import GROUPS, Goal, Grouped, Pictures, augment

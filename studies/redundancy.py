@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pfb.lab.bench import checks
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, without_folders
 from pfb.lab.train.data import load
 from pfb.lab.train.data.clips import frames
 from pfb.lab.train.data.images import in_memory
 from pfb.lab.train.data.source import InMemory, Source
+from pfb.lab.train.options.config import TrainConfig, without_folders
 
 
 @dataclass(frozen=True)

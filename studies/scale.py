@@ -16,10 +16,10 @@ from pfb.features.sketch import Sketch
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
 from pfb.lab.train.data.clips import frames
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.options.config import TrainConfig
 from studies.own_process import Taken, taken
 from studies.pairs import ALONE, of_groups
 

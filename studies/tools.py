@@ -24,10 +24,10 @@ from pfb.features.sketch import Sketch
 from pfb.lab.bench import output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import load
 from pfb.lab.train.data.folder import sketched
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.options.config import TrainConfig
 from studies.known_copies import SETS, images_of, tickets, write
 from studies.own_process import taken
 from studies.pairs import of_pairs

@@ -11,7 +11,7 @@ from pfb.lab.bench import memory, output, profile, speed
 from pfb.lab.bench.setup import Device, Step
 from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
-from pfb.lab.train.pairs import paired_difference
+from pfb.lab.train.paired.pairs import paired_difference
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -13,8 +13,8 @@ import pytest
 import pfb
 from pfb.lab import cli
 from pfb.lab.train import loop
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.presets import PRESETS, Preset
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.options.presets import PRESETS, Preset
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ class TestNothingIsLoadedForARefusal:
 
     @pytest.fixture
     def loads_nothing(self, monkeypatch):
-        monkeypatch.setattr("pfb.lab.train.control.start", lambda *_: 1 / 0)
-        for name in ("pfb.lab.advise", "pfb.lab.report", "pfb.lab.train.folder"):
+        monkeypatch.setattr("pfb.lab.train.paired.control.start", lambda *_: 1 / 0)
+        for name in ("pfb.lab.advise", "pfb.lab.report", "pfb.lab.train.output.folder"):
             monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
 
     def test_a_folder_that_is_taken(self, capsys, tmp_path, loads_nothing):

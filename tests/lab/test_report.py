@@ -16,8 +16,8 @@ from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.report import copies, figures, page, run_folders, write
 from pfb.lab.report.run import HEADINGS, Run
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
+from pfb.lab.train.options.config import TrainConfig
 from tests.lab.train.runs import config as small_run
 from tests.lab.train.runs import image_folder
 
@@ -73,7 +73,7 @@ def test_the_difference_to_each_twin_stands_beside_the_time_saved(tmp_path):
     (runs[1] / "summary.json").write_text(json.dumps(summary))
     text = page.html([Run(run) for run in runs], [])
     assert text.count("<li>") == 2
-    assert "<li>c: pfb 50%, reuse: 25.00% test accuracy, 60.0% of full training" in text  # it has no twin here
+    assert "<li>c: paper 50%: 25.00% test accuracy, 60.0% of full training" in text  # it has no twin here
     assert "12.5% of the training time saved (7.0 s; 8.0 s on full data, reckoned" in text
     assert "<td>full</td><td>1</td><td>27.00%</td><td>-2.00</td><td>14.0 s</td><td>50.0%</td><td>100%</td>" in text
     assert "paper 50% minus full: -2.00 points (one seed, so no interval), at 60% of its compute" in text
@@ -87,7 +87,7 @@ def test_seeds_are_one_line_and_one_section(tmp_path, monkeypatch):
     runs[1].epochs[1]["test_accuracy"] = 0.85
     figure = figures.curves(runs)
     (accuracy,) = figure.axes[1].lines
-    assert accuracy.get_label() == "s0: pfb 50%, reuse, mean of 3 runs"
+    assert accuracy.get_label() == "s0: paper 50%, mean of 3 runs"
     assert list(accuracy.get_ydata()) == pytest.approx([25, 45])
     monkeypatch.setattr(page, "png", lambda drawn: b"picture")
     text = write([tmp_path]).read_text()

@@ -12,7 +12,7 @@ import torchvision
 import pfb
 from pfb.lab import cli
 from pfb.lab.bench import memory, profile, speed
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.options.config import TrainConfig
 from studies import grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
 from studies.gpu import table as gpu

@@ -323,7 +323,7 @@ class TestRandomNumbersAndState:
         ("change", "message"),
         [
             ({"version": 9}, "version 9"),
-            ({"features": "shallow"}, "features 'shallow', this pruner has 'sketch'"),
+            ({"features": "shallow"}, "features='shallow', this one has features='sketch'"),
             ({"step": -1}, "`step` must be a whole number"),
             ({"seed": "x"}, "`seed` must be a whole number"),
             ({"lists": 3}, "`lists`"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pfb.features.cost import shallow_share
+from pfb.model.cost import shallow_share
 
 
 def test_equal_layers_count_alike_and_every_modules_mode_is_kept():

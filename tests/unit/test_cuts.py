@@ -9,7 +9,7 @@ import torchvision
 import transformers
 from torch import nn
 
-from pfb.features.cuts import find_first_stage
+from pfb.model.cuts import find_first_stage
 
 TORCHVISION = {
     "resnet18": "layer1",

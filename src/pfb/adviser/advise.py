@@ -13,7 +13,7 @@ from pfb.adviser.advice import Advice, share_to_prune
 from pfb.adviser.scan import Progress, random_states_kept, scan
 from pfb.blocking.hooks import is_wired
 from pfb.features.base import Features
-from pfb.features.model_inputs import Prepare, device_of
+from pfb.model.inputs import Prepare, device_of
 
 LEAST_TESTED = 200  # samples
 

@@ -12,8 +12,8 @@ from torch import nn
 from pfb.adviser.scan import random_states_kept
 from pfb.adviser.step_time import as_timed, copied, rounds, step_of
 from pfb.blocking.attach import attach
-from pfb.features import cuts
-from pfb.features.model_inputs import arguments, run
+from pfb.model import cuts
+from pfb.model.inputs import arguments, run
 from pfb.pruning.batch_pruner import BatchPruner
 from pfb.selection import nested as tree
 from pfb.selection.schedule import constant

@@ -16,7 +16,7 @@ from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from pfb.features.base import Features, FromFunction
 from pfb.features.judged import kind_of, labels_of
-from pfb.features.model_inputs import Prepare, digests, without_labels
+from pfb.model.inputs import Prepare, digests, without_labels
 from pfb.pruning.arguments import checked_features
 from pfb.pruning.judging import Judge
 from pfb.selection import nested as tree

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pfb.adviser.scan import Progress, Scan
 from pfb.density.neighbours import NeighbourMemory
-from pfb.features.model_inputs import device_of, moved, run, split, try_out
+from pfb.model.inputs import device_of, moved, run, split, try_out
 from pfb.pruning.batch_pruner import BatchPruner
 from pfb.selection import nested as tree
 from pfb.selection.select import select

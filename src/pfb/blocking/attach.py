@@ -17,9 +17,9 @@ from pfb.blocking.gate import Gate
 from pfb.blocking.hooks import is_wired
 from pfb.blocking.inputs import checked_dim, checked_names, doubt_of_batch_dim
 from pfb.density.kernels import Density
-from pfb.features import cuts
 from pfb.features.base import Features
 from pfb.features.cut import CutFeatures, channel_layers
+from pfb.model import cuts
 from pfb.pruning.arguments import checked_density
 from pfb.selection.rules import RareFirst, Rule, checked_rule
 from pfb.selection.schedule import Progress, Schedule

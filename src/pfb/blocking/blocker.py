@@ -21,6 +21,7 @@ from pfb.selection.rules import RuleCall, Uniform
 from pfb.selection.schedule import Progress, Schedule
 from pfb.selection.selection import Selection, parts
 from pfb.utils import distributed as sync
+from pfb.utils import states
 
 FORWARDS_WITHOUT_STEP = 20  # after so many blocked forwards without step() the user is warned
 VERSION = 3
@@ -286,21 +287,7 @@ class Blocker:
             ValueError: not a blocker's state, or of another version, cut, features or density.
                 Nothing is changed then.
         """
-        if not isinstance(state, dict) or not state.keys() >= STATE:
-            keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(
-                f"this is not a state of pfb.Blocker (got {keys}); pass what `Blocker.state_dict()` returned"
-            )
-        if type(state["version"]) is not int or state["version"] != VERSION:
-            raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {VERSION}")
-        for name, ours in (("cut", self.cut), ("features", self._gate.reader.name)):
-            if not isinstance(state[name], str) or state[name] != ours:
-                raise ValueError(
-                    f"the state was saved with {name}={state[name]!r}, this blocker has {name}={ours!r}: attach "
-                    "as before"
-                )
-        if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"the state's `step` must be a whole number >= 0 (got {state['step']!r})")
+        states.check(state, STATE, VERSION, "pfb.Blocker", cut=self.cut, features=self._gate.reader.name)
         self.density.load_state_dict(state["density"])
         self._progress.steps = state["step"]
         self._gate.end_step()

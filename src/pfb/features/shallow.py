@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.features import cuts
 from pfb.features.base import Features
 from pfb.features.cut import CutFeatures, channel_layers
-from pfb.features.model_inputs import arguments, split
-from pfb.features.scoring_pass import output_of, scoring_mode
-from pfb.features.side_effects import SideEffects
+from pfb.model import cuts
+from pfb.model.inputs import arguments, split
+from pfb.model.scoring_pass import output_of, scoring_mode
+from pfb.model.side_effects import SideEffects
 
 
 class Shallow(Features):

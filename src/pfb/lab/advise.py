@@ -19,10 +19,10 @@ import pfb
 from pfb.copies.files import as_text
 from pfb.lab import files
 from pfb.lab.report import advice as page
-from pfb.lab.train.config import TrainConfig, in_flags
+from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.loaders import length
-from pfb.lab.train.models import build_for
+from pfb.lab.train.nets.models import build_for
+from pfb.lab.train.options.config import TrainConfig, in_flags
 from pfb.lab.train.terminal import console, progress_bar
 
 SECONDS_PER_LINE = 10

@@ -24,10 +24,16 @@ import tyro
 import pfb
 from pfb.lab.errors import RunError, from_outside, printable
 from pfb.lab.train import early
-from pfb.lab.train.command import whole
-from pfb.lab.train.config import TrainConfig, in_flags
-from pfb.lab.train.presets import Preset
-from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
+from pfb.lab.train.options.command import whole
+from pfb.lab.train.options.config import TrainConfig, in_flags
+from pfb.lab.train.options.presets import Preset
+from pfb.lab.train.options.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimisationSettings,
+    PruningSettings,
+    RunSettings,
+)
 
 BENCHMARKS = ("speed", "memory", "profile")
 PLANNED_AT_MOST = 10**5
@@ -79,7 +85,7 @@ def train(
         early.check_free(run.out, run.overwrite)
         early.check_tracker(run.track)
     from pfb.lab.train import control as runs
-    from pfb.lab.train.folder import RunFolder
+    from pfb.lab.train.output.folder import RunFolder
 
     if resume is not None:
         asked = optimisation.epochs
@@ -147,7 +153,7 @@ def plan(
     """
     import torch
 
-    from pfb.lab.train.models import build
+    from pfb.lab.train.nets.models import build
     from pfb.lab.train.terminal import Bars, console
 
     for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):

@@ -26,6 +26,7 @@ from pfb.selection.select import Declared, is_tensordict, select
 from pfb.selection.selection import Selection, parts
 from pfb.selection.views import Views
 from pfb.utils import distributed as sync
+from pfb.utils import states
 
 VERSION = 1
 STATE = {"version", "step", "seed", "features", "judged", "lists", "density", "counts"}
@@ -251,19 +252,9 @@ class BatchPruner:
             ValueError: not a pruner's state, or of another version, features or density. Nothing is
                 changed then.
         """
-        if not isinstance(state, dict) or not state.keys() >= STATE:
-            keys = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"this is not a state of pfb.BatchPruner (got {keys}): pass what `state_dict()` returned")
-        if state["version"] != VERSION:
-            raise ValueError(f"the state has version {state['version']!r}, this pfb reads version {VERSION}")
-        if state["features"] != self.features.name:
-            raise ValueError(
-                f"the state was saved with features {state['features']!r}, this pruner has {self.features.name!r}: "
-                "make it with the same"
-            )
-        for name in ("step", "seed"):
-            if type(state[name]) is not int or (name == "step" and state[name] < 0):
-                raise ValueError(f"the state's `{name}` must be a whole number (got {state[name]!r})")
+        states.check(state, STATE, VERSION, "pfb.BatchPruner", features=self.features.name)
+        if type(state["seed"]) is not int:
+            raise ValueError(f"the state's `seed` must be a whole number (got {state['seed']!r})")
         lists = state["lists"]
         if not isinstance(lists, dict) or not all(isinstance(value, bool) for value in lists.values()):
             raise ValueError(f"the state's `lists` must map places to True or False (got {lists!r})")

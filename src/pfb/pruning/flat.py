@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.features.judged import LABELS, as_tensor
+from pfb.features.judged import as_tensor
+from pfb.model.inputs import LABELS
 from pfb.selection.nested import key_of, places
 from pfb.selection.select import Declared, is_array
 

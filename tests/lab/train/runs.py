@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pfb.lab.train import cost, data, loop
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train import data, loop
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output import cost
+from pfb.lab.train.output.folder import RunFolder
 from pfb.utils.timing import interleaved_seconds
 
 SMALL: dict[str, Any] = {"epochs": 2, "train_samples": 192, "batch_size": 32, "cpu": True, "n_centers": 16}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pfb.lab.train.augment import flip_and_crop, mix
+from pfb.lab.train.batches.augment import flip_and_crop, mix
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])

@@ -12,10 +12,10 @@ from torch import nn
 
 from pfb.lab import files
 from pfb.lab.errors import RunError
-from pfb.lab.train import checkpoint
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from pfb.lab.train.random_states import RandomStates
+from pfb.lab.train.output import checkpoint
+from pfb.lab.train.output.folder import RunFolder
+from pfb.lab.train.output.random_states import RandomStates
 from tests.lab.train.runs import config, content, interrupt_evaluation
 
 pytestmark = [

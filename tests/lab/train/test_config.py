@@ -7,7 +7,7 @@ import pytest
 from tyro._docstrings import get_field_docstring
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, default_model, settings_in
+from pfb.lab.train.options.config import TrainConfig, default_model, settings_in
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train import control, loop, twins
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train import loop
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output.folder import RunFolder
+from pfb.lab.train.paired import control, twins
 from tests.lab.train.runs import content, interrupt_evaluation
 
 ACCURACY = {"run": 0.80, "full": 0.84, "short": 0.76, "small-batch": 0.78}

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import labels_of, load, pixels
 from pfb.lab.train.data.images import class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.options.config import TrainConfig
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from PIL import Image
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import labels_of, load
 from pfb.lab.train.data.split import by_groups
+from pfb.lab.train.options.config import TrainConfig
 from tests.lab.train.runs import config
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import dry_run, train
+from pfb.lab.train.options.config import TrainConfig
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from pfb.lab.train import checkpoint, loop
+from pfb.lab.train import loop
 from pfb.lab.train.data import load
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import Training, train
-from pfb.lab.train.models import build
+from pfb.lab.train.nets.models import build
+from pfb.lab.train.output import checkpoint
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, image_folder, weights
 
 pytestmark = [

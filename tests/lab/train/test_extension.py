@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import control, loop
+from pfb.lab.train import loop
 from pfb.lab.train.budget import Budget
-from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import Training, train
+from pfb.lab.train.output.extension import extended
+from pfb.lab.train.output.folder import RunFolder
+from pfb.lab.train.paired import control
 from tests.lab.train.runs import config, content, end_of, interrupt_evaluation, weights
 
 pytestmark = [

@@ -8,8 +8,8 @@ import torch
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, content, file_size_limit, interrupt_evaluation
 
 pytestmark = [

@@ -13,9 +13,9 @@ import torch
 from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.train import early
-from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
+from pfb.lab.train.output.extension import extended
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, content, file_size_limit, image_folder, interrupt_evaluation
 
 pytestmark = [

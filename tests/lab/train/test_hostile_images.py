@@ -12,8 +12,8 @@ from torch._utils import ExceptionWrapper
 from torchvision.transforms import v2
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import labels_of, load, pixels
+from pfb.lab.train.options.config import TrainConfig
 from tests.lab.train.runs import image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

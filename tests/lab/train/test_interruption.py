@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.forks import Forks
 from tests.lab.train.runs import FLAGS, TEST_SAMPLES, end_of
 

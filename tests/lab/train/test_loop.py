@@ -8,9 +8,9 @@ from accelerate import Accelerator
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from pfb.lab.train.models import build
+from pfb.lab.train.nets.models import build
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, content, end_of, interrupt_evaluation, weights
 
 pytestmark = [

@@ -9,9 +9,9 @@ import pfb
 from pfb.blocking.paper import LEVELS, START, STOP
 from pfb.lab.errors import RunError
 from pfb.lab.train import loop, methods
-from pfb.lab.train.config import TrainConfig, in_flags
-from pfb.lab.train.folder import RunFolder
-from pfb.lab.train.models import build
+from pfb.lab.train.nets.models import build
+from pfb.lab.train.options.config import TrainConfig, in_flags
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, weights
 
 pytestmark = [

@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import models
-from pfb.lab.train.models import build
+from pfb.lab.train.nets import models
+from pfb.lab.train.nets.models import build
 
 
 def count(model):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pfb.lab.train import optim
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.nets import optim
+from pfb.lab.train.options.config import TrainConfig
 
 
 @pytest.mark.parametrize("name", ["onecycle", "cosine", "constant"])

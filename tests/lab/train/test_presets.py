@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from pfb.lab import cli
-from pfb.lab.train import optim
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from pfb.lab.train.presets import PRESETS
+from pfb.lab.train.nets import optim
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.options.presets import PRESETS
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import end_of, image_folder, interrupt_evaluation
 
 pytestmark = [

@@ -10,10 +10,10 @@ import torchvision
 
 from pfb.lab import files
 from pfb.lab.errors import RunError
-from pfb.lab.train import pretrained
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
-from pfb.lab.train.models import build
+from pfb.lab.train.nets import pretrained
+from pfb.lab.train.nets.models import build
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, image_folder, interrupt_evaluation
 
 pytestmark = [

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pfb.lab.train import checkpoint
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output import checkpoint
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

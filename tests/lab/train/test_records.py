@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import train
+from pfb.lab.train.options.config import TrainConfig
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from pfb.lab.errors import RunError
 from pfb.lab.train import task
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.loop import dry_run, train
+from pfb.lab.train.options.config import TrainConfig
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pfb.lab.train import methods, terminal
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.batches.loaders import Waiting
 from pfb.lab.train.evaluation import evaluate
-from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.loop import train
+from pfb.lab.train.options.config import TrainConfig
 from pfb.lab.train.terminal import Bars
 from tests.lab.train.runs import config
 

@@ -11,8 +11,8 @@ from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import train
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config
 
 pytestmark = [

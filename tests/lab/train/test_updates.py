@@ -6,8 +6,8 @@ from torch import nn
 
 from pfb.lab.errors import RunError
 from pfb.lab.train import loop
-from pfb.lab.train.folder import RunFolder
 from pfb.lab.train.loop import Training, dry_run, train
+from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import config, end_of, interrupt_evaluation, weights
 
 pytestmark = [

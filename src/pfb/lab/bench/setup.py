@@ -18,7 +18,7 @@ from pfb.density.neighbours import MOST_PER_STEP
 from pfb.lab.bench import checks
 from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
-from pfb.lab.train.models import build
+from pfb.lab.train.nets.models import build
 from pfb.utils.timing import count_saved_bytes
 
 

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
-from pfb.features import cuts
 from pfb.lab.bench import checks, output
 from pfb.lab.bench.setup import Device, On, Step, full_memory
 from pfb.lab.bench.variants import VARIANTS
 from pfb.lab.errors import RunError
+from pfb.model import cuts
 from pfb.selection.selection import keep_count
 from pfb.utils.timing import Spread, clock_of, interleaved_seconds
 

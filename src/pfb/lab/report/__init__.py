@@ -19,7 +19,8 @@ from pfb.lab.errors import RunError
 from pfb.lab.report import copies, figures, page, samples
 from pfb.lab.report.page import Section
 from pfb.lab.report.run import Run, by_settings
-from pfb.lab.train import control, early
+from pfb.lab.train import early
+from pfb.lab.train.paired import control
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 10}
 STYLE |= {"text.parse_math": False}  # a class may be named $a$

@@ -16,7 +16,7 @@ from pfb.lab.train.data import Source
 from pfb.lab.train.data.dropped import sketches
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.methods import method_of
-from pfb.lab.train.records import kept_share
+from pfb.lab.train.output.records import kept_share
 
 SHOWN = 15
 PER_ROW = 5

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pfb.lab.report.run import Run, by_settings
 from pfb.lab.train.data import labels_of
-from pfb.lab.train.records import kept_share
+from pfb.lab.train.output.records import kept_share
 
 SHOWN_CLASSES = 20
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pfb.lab.report.run import HEADINGS, ORIGIN, Run
-from pfb.lab.train import twins
+from pfb.lab.train.paired import twins
 
 DPI = 110
 GAP = 20

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 from pfb.lab.errors import RunError, printable
-from pfb.lab.train import twins
-from pfb.lab.train.command import as_flags
-from pfb.lab.train.config import without_folders
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.folder import SUMMARY, RunFolder
+from pfb.lab.train.options.command import as_flags
+from pfb.lab.train.options.config import without_folders
+from pfb.lab.train.output.folder import SUMMARY, RunFolder
+from pfb.lab.train.paired import twins
 
 
 class Run:

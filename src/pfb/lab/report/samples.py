@@ -10,7 +10,7 @@ from pfb.lab.report.page import Section
 from pfb.lab.report.pictures import Tile, picture, sheet
 from pfb.lab.report.run import Run
 from pfb.lab.train.data import labels_of
-from pfb.lab.train.records import kept_share
+from pfb.lab.train.output.records import kept_share
 
 GRID_CLASSES = 10
 GRID_SAMPLES = 8

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.options.config import TrainConfig
 from pfb.utils.errors import first_line
 
 

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import checkpoint, compiling, optim, task, tracking
-from pfb.lab.train.augment import mix
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train import compiling, task
+from pfb.lab.train.batches.augment import mix
+from pfb.lab.train.batches.loaders import Waiting
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
-from pfb.lab.train.folder import AVERAGE, BEST, WEIGHTS, RunFolder
-from pfb.lab.train.loaders import Waiting
 from pfb.lab.train.methods import unused
+from pfb.lab.train.nets import optim
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output import checkpoint, tracking
+from pfb.lab.train.output.folder import AVERAGE, BEST, WEIGHTS, RunFolder
+from pfb.lab.train.output.summary import render, summary_of
 from pfb.lab.train.setup import TOTALS, Setup
-from pfb.lab.train.summary import render, summary_of
 from pfb.lab.train.terminal import console, epoch_line, headline, show
 
 

@@ -21,8 +21,8 @@ import pfb
 from pfb.blocking.paper import LEVELS, START, STOP
 from pfb.lab.baselines import InfoBatch, Loop, OrderDP, Release, SelectiveBackprop
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, in_flags
-from pfb.lab.train.settings import PruningSettings
+from pfb.lab.train.options.config import TrainConfig, in_flags
+from pfb.lab.train.options.settings import PruningSettings
 from pfb.selection.rules import Rule, RuleCall
 
 if TYPE_CHECKING:

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import checkpoint, methods, optim, tracking
+from pfb.lab.train import methods
+from pfb.lab.train.batches.loaders import length, loaders
 from pfb.lab.train.budget import Budget
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import EpochSampler, Source, load
 from pfb.lab.train.evaluation import averaged
-from pfb.lab.train.folder import RunFolder
-from pfb.lab.train.loaders import length, loaders
-from pfb.lab.train.models import build_for
-from pfb.lab.train.random_states import RandomStates
-from pfb.lab.train.records import Records
+from pfb.lab.train.nets import optim
+from pfb.lab.train.nets.models import build_for
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output import checkpoint, tracking
+from pfb.lab.train.output.folder import RunFolder
+from pfb.lab.train.output.random_states import RandomStates
+from pfb.lab.train.output.records import Records
 from pfb.lab.train.terminal import Bars, console
 from pfb.pruning.filling import Pool
 

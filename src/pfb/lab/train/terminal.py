@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Source
-from pfb.lab.train.loaders import length
+from pfb.lab.train.options.config import TrainConfig
 
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 """The terminal of a command. A line stays one wherever it goes, and a name what it is."""

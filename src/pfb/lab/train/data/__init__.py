@@ -8,11 +8,11 @@ import difflib
 from pathlib import Path
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.batches.sampler import EpochSampler
 from pfb.lab.train.data import clips, dropped, folder, generated, packaged
 from pfb.lab.train.data.images import SMALL_IMAGE
-from pfb.lab.train.data.sampler import EpochSampler
 from pfb.lab.train.data.source import Batch, Source, labels_of
+from pfb.lab.train.options.config import TrainConfig
 
 __all__ = ["SMALL_IMAGE", "Batch", "EpochSampler", "Source", "labels_of", "load"]
 

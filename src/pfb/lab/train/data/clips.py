@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data.images import in_memory, subset
 from pfb.lab.train.data.packaged import digits
 from pfb.lab.train.data.source import InMemory, Source
+from pfb.lab.train.options.config import TrainConfig
 
 CLIPS, FRAMES, SINGLES = 30, 40, 400
 

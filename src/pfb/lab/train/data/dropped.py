@@ -15,10 +15,10 @@ from pfb.copies.acting import Groups, by_label, kept
 from pfb.copies.files import Member, read_groups, samples_of
 from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data.folder import OnDisk, sketched
 from pfb.lab.train.data.source import InMemory, Source, labels_of
 from pfb.lab.train.data.split import groups_among
+from pfb.lab.train.options.config import TrainConfig
 
 AUTO = "auto"
 SKETCHED = 256  # samples at a time

@@ -22,12 +22,12 @@ from torch.utils.data import Dataset
 
 from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError, printable
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
 from pfb.lab.train.data.split import by_groups, groups_among
 from pfb.lab.train.methods import method_of
+from pfb.lab.train.options.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

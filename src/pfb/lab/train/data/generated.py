@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data.source import InMemory, Source, unchanged
+from pfb.lab.train.options.config import TrainConfig
 
 TEST_PIECES = 1000  # of text
 TEXT_LENGTH = 64  # bytes

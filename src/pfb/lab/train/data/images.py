@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.augment import flip_and_crop
+from pfb.lab.train.batches.augment import flip_and_crop
 from pfb.lab.train.data.source import InMemory, Source, unchanged
 
 SMALL_IMAGE = 64

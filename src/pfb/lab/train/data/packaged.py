@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data.images import in_memory, subset
 from pfb.lab.train.data.source import InMemory, Source
+from pfb.lab.train.options.config import TrainConfig
 
 DIGITS_TEST = 360
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from pfb.lab import files
 from pfb.lab.errors import RunError
 from pfb.lab.train import early
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.options.config import TrainConfig
 from pfb.utils.errors import first_line
 
 PROJECT, TENSORBOARD = "pfb", "tensorboard"

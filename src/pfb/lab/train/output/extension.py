@@ -11,8 +11,8 @@ import os
 import shlex
 
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.folder import RunFolder
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output.folder import RunFolder
 
 
 def extended(config: TrainConfig, epochs: int) -> TrainConfig:

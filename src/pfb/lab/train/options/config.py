@@ -18,7 +18,13 @@ import tyro
 import pfb
 from pfb.lab import files
 from pfb.lab.errors import RunError
-from pfb.lab.train.settings import DataSettings, ModelSettings, OptimisationSettings, PruningSettings, RunSettings
+from pfb.lab.train.options.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimisationSettings,
+    PruningSettings,
+    RunSettings,
+)
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(

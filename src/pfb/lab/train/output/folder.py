@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from pfb.lab import files
 from pfb.lab.errors import RunError, Stopped, from_outside
-from pfb.lab.train import checkpoint, early
-from pfb.lab.train.config import TrainConfig, without_folders
+from pfb.lab.train import early
 from pfb.lab.train.early import CONFIG, LOCK
-from pfb.lab.train.records import Records
-from pfb.lab.train.tracking import TENSORBOARD
+from pfb.lab.train.options.config import TrainConfig, without_folders
+from pfb.lab.train.output import checkpoint
+from pfb.lab.train.output.records import Records
+from pfb.lab.train.output.tracking import TENSORBOARD
 from pfb.utils.errors import first_line
 
 METRICS, SUMMARY, RECORDS, SAMPLES = "metrics.jsonl", "summary.json", "records.pt", "samples.csv"

@@ -13,9 +13,9 @@ from typing import Any
 from torch import distributed, nn
 
 from pfb.lab.errors import RunError
-from pfb.lab.train import pretrained
-from pfb.lab.train.cifar_resnet import CifarResNet
 from pfb.lab.train.data import SMALL_IMAGE, Source
+from pfb.lab.train.nets import pretrained
+from pfb.lab.train.nets.cifar_resnet import CifarResNet
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pfb.features.scoring_pass import output_of, scoring_mode
-from pfb.features.side_effects import as_in_training
+from pfb.model.scoring_pass import output_of, scoring_mode
+from pfb.model.side_effects import as_in_training
 
 
 def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:

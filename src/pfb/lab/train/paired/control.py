@@ -19,14 +19,15 @@ import torch
 
 from pfb.lab import files
 from pfb.lab.errors import RunError, Stopped
-from pfb.lab.train import loop, twins
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train import loop
+from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Source, load
-from pfb.lab.train.extension import extended
-from pfb.lab.train.folder import RunFolder
-from pfb.lab.train.loaders import length
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.output.extension import extended
+from pfb.lab.train.output.folder import RunFolder
+from pfb.lab.train.paired import twins
+from pfb.lab.train.paired.twins import ARMS, Arm, Row
 from pfb.lab.train.terminal import console, show
-from pfb.lab.train.twins import ARMS, Arm, Row
 from pfb.utils.errors import first_line
 
 CONTROL = "control.json"

@@ -10,8 +10,8 @@ from typing import Any
 
 from pfb.lab.errors import RunError
 from pfb.lab.train import early
-from pfb.lab.train.config import settings_in
-from pfb.lab.train.presets import PRESETS
+from pfb.lab.train.options.config import settings_in
+from pfb.lab.train.options.presets import PRESETS
 
 
 def whole(args: list[str]) -> list[str]:
@@ -29,7 +29,7 @@ def whole(args: list[str]) -> list[str]:
         _check_resume(given(args))
         if os.environ.get("RANK", "0") == "0":  # the others' launcher ends them, too
             early.check_idle(named.resume)
-        from pfb.lab.train.folder import RunFolder
+        from pfb.lab.train.output.folder import RunFolder
 
         return [f"--epochs={RunFolder(named.resume).config().epochs}", *args]
     recipe = PRESETS.get(named.preset, {})  # an unknown name is refused by tyro

@@ -23,7 +23,7 @@ from torch import nn
 
 from pfb.lab import files
 from pfb.lab.errors import RunError
-from pfb.lab.train.config import TrainConfig, without_folders
+from pfb.lab.train.options.config import TrainConfig, without_folders
 from pfb.utils.errors import first_line
 
 PROGRESS = ("totals", "metrics", "best")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pfb.features.side_effects import as_in_training
+from pfb.model.side_effects import as_in_training
 
 
 class Reached(Exception):

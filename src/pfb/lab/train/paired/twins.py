@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from pfb.lab.train.config import TrainConfig
-from pfb.lab.train.pairs import Group, on_cpu, paired_difference, seconds
-from pfb.lab.train.settings import PruningSettings
+from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.options.settings import PruningSettings
+from pfb.lab.train.paired.pairs import Group, on_cpu, paired_difference, seconds
 
 Arm = Literal["full", "short", "small-batch", "uniform", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from pfb.lab.train.config import TrainConfig
 from pfb.lab.train.data import EpochSampler, Source
+from pfb.lab.train.options.config import TrainConfig
 
 TRAIN_ACCURACY_SAMPLES = 10_000
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR, StepLR
 
-from pfb.lab.train.config import TrainConfig
+from pfb.lab.train.options.config import TrainConfig
 
 MOMENTUM_SWING = 0.05
 """How far OneCycle moves the momentum to either side, as by PyTorch's default of 0.85 to 0.95."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.features.judged import LABELS
 from pfb.selection import nested as tree
 from pfb.utils.errors import first_line
 
+LABELS = ("labels", "label", "targets", "target", "y")
 Prepare = Callable[[Any], Any]
 """From a batch to ``(input, labels)`` or ``(input, labels, index)``."""
 

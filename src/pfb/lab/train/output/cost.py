@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pfb.features.cost import shallow_share
-from pfb.lab.train import optim, task
+from pfb.lab.train import task
+from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Batch
-from pfb.lab.train.loaders import length
 from pfb.lab.train.methods import Method
+from pfb.lab.train.nets import optim
+from pfb.model.cost import shallow_share
 from pfb.utils.timing import Spread, count_saved_bytes, interleaved_seconds
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from rich.table import Table
 
 from pfb.lab.origin import processor, versions
-from pfb.lab.train.cost import compute_of, measure_full_cost
 from pfb.lab.train.methods import method_of
+from pfb.lab.train.output.cost import compute_of, measure_full_cost
 
 if TYPE_CHECKING:
     from pfb.lab.train.setup import Setup
