@@ -137,3 +137,4 @@ def test_nothing_is_published_that_no_page_shows():
 def test_no_gaps_are_left():
     for page in PAGES:
         assert "<!--" not in page.read_text(), page.name
+        assert not re.search(r"^\s*%", page.read_text(), re.MULTILINE), f"{page.name}: the site drops such a line"
