@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pfb.features.cost import shallow_share, step_cost
+from pfb.model.cost import shallow_share, step_cost
 from torch import Tensor, nn
 
 import pfb
