@@ -20,7 +20,7 @@ METHODS = ("full", "short", "uniform", "paper", "release", "infobatch", "orderdp
 
 @dataclass(frozen=True)
 class SaturatedConfig:
-    """Make the table of the runs anew. ``docs/accuracy.md`` has the command that trains one."""
+    """Make the table of the runs anew. ``docs/paper.md`` has the command that trains one."""
 
     runs: Path = Path("results/saturated-cpu/runs.jsonl")
     """The runs, one a line; the table is written beside them."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
-    "docs/accuracy.md": ["saturated-cpu/table.md"],
+    "docs/paper.md": ["saturated-cpu/table.md"],
     "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
 }
@@ -143,7 +143,13 @@ def test_nothing_is_published_that_no_page_shows():
         assert name in shown or f"results/{name})" in text, name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_line_of_text_is_a_comment(page):
+    """One that begins with a percent sign would be missing on the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^%.*", text, re.MULTILINE)
+
+
 def test_no_gaps_are_left():
     for page in PAGES:
         assert "<!--" not in page.read_text(), page.name
-        assert not re.search(r"^\s*%", page.read_text(), re.MULTILINE), f"{page.name}: the site drops such a line"
