@@ -57,6 +57,8 @@ def adapt(app: Sphinx, page: str, source: list[str]) -> None:
     elif page != "examples":
         text = text.replace("](../results/", "](results/")
         text = re.sub(r"\]\(\.\./examples/(\w+)\.(py|ipynb)\)", r"](examples.md#\1\2)", text)
+    if page == "limits":
+        text = re.sub(r"^(\|.*\|)[^|]*\|$", r"\1", text, flags=re.MULTILINE)  # names of tests are not for readers
     if not re.search(r"^# ", text, re.MULTILINE):
         text = f"# {page.removeprefix('results/')}\n\n{text}"
     source[0] = f"---\nnosearch: true\n---\n{text}" if page.startswith("results/") else text
