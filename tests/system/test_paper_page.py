@@ -10,11 +10,12 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 import pfb
-from pfb.lab.train.presets import PRESETS
+from pfb.lab.train.options.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/paper.md").read_text()
 GPU = (ROOT / "results/gpu-h100/table.md").read_text()
+DEVIATIONS = (ROOT / "results/deviations-cpu/deviations.md").read_text()
 SATURATED = (ROOT / "results/saturated-cpu/table.md").read_text()
 PUBLISHED = {"33.2"}
 """Figures of the paper that stand between measured ones."""
@@ -63,6 +64,24 @@ def test_other_differences_on_the_page_stand_in_one_of_the_tables():
     for pair in pairs:
         assert " ± ".join(pair) in SATURATED or " +- ".join(pair) in GPU, pair
     assert len(pairs) > 20
+
+
+def test_what_is_said_of_deviations_is_what_they_changed():
+    """Each share of samples kept the same, beside the reading it belongs to."""
+    said = {
+        "sigma: of the centers": "| 74 % kept the same",
+        "N: samples so far": "| 99 %: no matter",
+        "64 centers (release)": "| 91 %: less than another draw",
+        "reduced by averages of neighbours (release)": "| 80 %; without",
+        "not reduced: 256 channels": "reduction 69 %: it matters",
+        "h as a variance (release)": "| 91 %: less than another draw",
+        "mean of log kernels (release)": "| 62 %, random would be 60 %",
+        "another draw of the random term": "more than 84 % the same",
+    }
+    for reading, words in said.items():
+        assert words in " ".join(PAGE.split())
+        (share,) = re.findall(rf"^\| {re.escape(reading)} \| (\d+) \(", DEVIATIONS, re.MULTILINE)
+        assert f"{share} %" in words
 
 
 def test_rows_of_arms_are_those_of_the_results():
