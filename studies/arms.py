@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pfb.model.cost import shallow_share, step_cost
 from torch import Tensor, nn
 
 import pfb
 from pfb.lab.errors import RunError
+from pfb.model.cost import shallow_share, step_cost
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
 from studies.sets import Recipe, Task

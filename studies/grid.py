@@ -107,7 +107,7 @@ def run(config: GridConfig) -> Path:
 
 def overview(folder: Path) -> str:
     """Markdown table of all sets whose runs lie in a folder."""
-    found = {name: runs for name in SETS if (runs := read(folder / f"{name}.jsonl"))}
+    found: dict[str, list[Run]] = {name: runs for name in SETS if (runs := read(folder / f"{name}.jsonl"))}
     return verdicts.overview(found, {name: (recipe.title, recipe.primary) for name, recipe in RECIPES.items()})
 
 

@@ -174,7 +174,7 @@ def shares(data: Grouped, log_weights: list[tuple[Tensor, Tensor]], generator: t
             chosen = drawn(weights, generator).topk(len(rows) - len(rows) // 2).indices
             kept[rows[chosen]] += 1
             met[rows] += 1
-    by = [float(kept[data.groups == k].sum() / met[data.groups == k].sum()) for k in data.groups.unique().tolist()]
+    by = [float(kept[data.groups == k].sum() / met[data.groups == k].sum()) for k in sorted(set(data.groups.tolist()))]
     if data.classes:
         return {"group": min(by), "rest": max(by), "auc": None}
     rows, weights = (torch.cat(parts) for parts in zip(*log_weights, strict=True))
@@ -190,7 +190,7 @@ def stream(
     remembered, sketch, rule, seen = pfb.NeighbourMemory(memory), Sketch(), pfb.InverseDensity(), 0
     changes = torch.Generator(device).manual_seed(generator.initial_seed())
     for _ in range(epochs):
-        for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+        for rows in torch.split(torch.randperm(len(data), generator=generator), batch_size):
             x = data.x[rows].to(device)
             x = augment(x) if data.augmented else x
             features = sketch(x)

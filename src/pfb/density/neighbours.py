@@ -330,8 +330,8 @@ class NeighbourMemory:
             self._told = True
             warnings.warn(
                 f"pfb: {near} of {given} samples of this step equal one of the latest {self.size} features. If the "
-                "data do not repeat themselves that much, every sample meets itself again (let `size` be a third "
-                "of an epoch at most), or what they are judged by does not tell them apart (a prompt, a mask: pass `by=`).",
+                "data do not repeat themselves that much, every sample meets itself again (let `size` be a third of an "
+                "epoch at most), or what they are judged by does not tell them apart (a prompt, a mask: pass `by=`).",
                 stacklevel=4,
             )
 

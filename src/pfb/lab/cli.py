@@ -84,7 +84,7 @@ def train(
     if resume is None:
         early.check_free(run.out, run.overwrite)
         early.check_tracker(run.track)
-    from pfb.lab.train import control as runs
+    from pfb.lab.train.paired import control as runs
     from pfb.lab.train.output.folder import RunFolder
 
     if resume is not None:
