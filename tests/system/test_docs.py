@@ -51,7 +51,6 @@ SHOWN = {
         "baselines-cpu/table.md",
         "agreement-cpu/resnet18-layer1.md",
     ],
-    "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
     "docs/accuracy.md": ["saturated-cpu/table.md", "augmented-cpu/table.md", "density-cpu/density.md"],
 }
 """Result tables that stand on a page word by word."""
