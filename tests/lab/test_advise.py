@@ -141,7 +141,7 @@ def test_text_is_shown_as_text(tmp_path, capsys, monkeypatch):
         (["--samples", "1"], "--samples must be at least 2"),
         (["--out", "page.txt"], "--out must end in .html"),
         (["--out", "/proc/none/page.html"], "--out /proc/none/page.html cannot be written"),
-        (["--export", "list.json"], "--export must end in .txt or .csv"),
+        (["--export", "list.json"], "--export must end in .csv or .txt"),
         (["--data", "nothing"], "--data must be"),
         (["--model", "nothing"], "--model must be"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
@@ -169,7 +169,7 @@ def test_an_older_page_or_list_is_replaced_only_where_that_is_asked_for(tmp_path
     told = capsys.readouterr().err
     assert told == f"pfb: {name} is there already: name another by {flag}, or pass --overwrite\n"
     assert (tmp_path / name).read_text() == "eleven minutes"
-    run(capsys, "--samples", 100, "--no-plan", "--overwrite", *args)
+    run(capsys, "--samples", 100, "--overwrite", *args)
     assert (tmp_path / name).read_text() != "eleven minutes"
 
 
@@ -180,7 +180,7 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
     strange = os.fsencode(root) + b"/train/class0/scene00_00\xff\xfe.png"
     os.rename(root / "train/class0/scene00_00.png", strange)
     shown = run(
-        capsys, "--data", f"imagefolder:{root}", "--batch-size", 16, "--no-plan",
+        capsys, "--data", f"imagefolder:{root}", "--batch-size", 16,
         "--out", tmp_path / "a.html", "--export", tmp_path / "a.csv",
     )  # fmt: skip
     assert "wrote" in shown

@@ -24,6 +24,7 @@ SHOWN = {
     "docs/paper.md": ["saturated-cpu/table.md", "deviations-cpu/deviations.md"],
     "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
+    "docs/method.md": ["groups-cpu/groups.md"],
 }
 """Result tables that stand on a page word by word, if they are there."""
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]

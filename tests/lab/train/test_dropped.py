@@ -72,7 +72,7 @@ class TestDrop:
 
     def test_a_list_of_advise_is_dropped(self, folder, tmp_path, capsys):
         place = tmp_path / "copies.csv"
-        args = "--data", f"imagefolder:{folder}", "--no-plan", "--cpu", "--batch-size", "8"
+        args = "--data", f"imagefolder:{folder}", "--cpu", "--batch-size", "8"
         cli.main(["advise", *args, "--out", str(tmp_path / "a.html"), "--export", str(place)])
         assert "120 samples have near-copies" in capsys.readouterr().out
         assert scenes(source_of(folder, drop=str(place)).names) == scenes(source_of(folder, drop="auto").names)
