@@ -44,6 +44,7 @@ evidence: $(BIN)/.train  ## train with near-duplicates pruned, drawn less often 
 
 docs: $(BIN)/.docs  ## build the documents site into build/site
 	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/site
+	@echo "open build/site/index.html"
 
 dist: $(BIN)/.dist  ## build wheel and source distribution into dist, and check them
 	rm -rf dist build/lib build/sdist.txt

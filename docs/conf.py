@@ -28,7 +28,7 @@ toc_object_entries_show_parents = "hide"
 # A reference that leads nowhere is an error (-n), except the types of other libraries: their
 # documents are not asked over the network, so they are not linked.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|collections|lightning|pl|transformers)\..*"),
+    ("py:.*", r"(torch|collections|pathlib|lightning|pl|transformers)\..*"),
     ("py:class", r"Tensor|nn\.Module|Path|optional|pfb\.selection\.T"),
 ]
 
@@ -46,8 +46,8 @@ def copy_results(app: Sphinx) -> None:
 
 
 def adapt(app: Sphinx, page: str, source: list[str]) -> None:
-    """Guides read well without this site: links that lead out of ``docs/`` lead to the copies here,
-    and a page that is one table gets a title.
+    """Guides read well without this site: links that lead out of ``docs/`` lead to the copies here.
+    A page that is one table gets a title, and a search finds guides, not tables.
     """
     text = source[0]
     if page.startswith("results/"):
@@ -57,10 +57,11 @@ def adapt(app: Sphinx, page: str, source: list[str]) -> None:
     elif page != "examples":
         text = text.replace("](../results/", "](results/")
         text = re.sub(r"\]\(\.\./examples/(\w+)\.(py|ipynb)\)", r"](examples.md#\1\2)", text)
-    if not re.search(r"^# |^```\{", text, re.MULTILINE):
-        title = {"zoo": "Models that were tried"}.get(page, page.removeprefix("results/"))
-        text = f"# {title}\n\n{text}"
-    source[0] = text
+    if page == "limits":
+        text = re.sub(r"^(\|.*\|)[^|]*\|$", r"\1", text, flags=re.MULTILINE)  # names of tests are not for readers
+    if not re.search(r"^# ", text, re.MULTILINE):
+        text = f"# {page.removeprefix('results/')}\n\n{text}"
+    source[0] = f"---\nnosearch: true\n---\n{text}" if page.startswith("results/") else text
 
 
 def setup(app: Sphinx) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,18 +48,25 @@ def taken(function: Callable[..., Any], *args: Any, threads: int | None = None) 
     return found
 
 
+def cpu_seconds_so_far() -> float:
+    """Of this process and those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def _call(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...], threads: int | None) -> None:
     import resource
 
     if threads is not None:
         torch.set_num_threads(threads)
-    before, begin, cpu = psutil.Process().memory_info().rss, time.perf_counter(), time.process_time()
+    multiprocessing.set_start_method("fork", force=True)  # what the function starts, starts as usual
+    before, begin, cpu = psutil.Process().memory_info().rss, time.perf_counter(), cpu_seconds_so_far()
     result, error = None, ""
     try:
         result = function(*args)
     except Exception as raised:  # whatever a tool raises
         error = f"{type(raised).__name__}: {raised}".splitlines()[0]
-    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
+    seconds, cpu_seconds = time.perf_counter() - begin, cpu_seconds_so_far() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send(Taken(result, error, seconds, cpu_seconds, max(0, peak - before)))
     pipe.recv()

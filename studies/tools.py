@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from pfb.lab.train.data.folder import sketched
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.options.config import TrainConfig
 from studies.known_copies import SETS, images_of, tickets, write
-from studies.own_process import taken
+from studies.own_process import cpu_seconds_so_far, taken
 from studies.pairs import of_pairs
 
 Pairs = list[tuple[int, int]]
@@ -122,9 +121,9 @@ def looks(look: Look, package: str, given: list[Any]) -> list[tuple[Pairs, float
     importlib.import_module(package)
     found = []
     for one in given:
-        begin = time.process_time()
+        begin = cpu_seconds_so_far()
         pairs = look(one)
-        found.append((pairs, time.process_time() - begin))
+        found.append((pairs, cpu_seconds_so_far() - begin))
     return found
 
 
@@ -156,14 +155,8 @@ def imagededup_phash(folder: str) -> Pairs:
     """Perceptual hashes that differ in at most 10 of 64 bits."""
     from imagededup.methods import PHash
 
-    return _imagededup(PHash(verbose=False), folder)
-
-
-def imagededup_dhash(folder: str) -> Pairs:
-    """Difference hashes that differ in at most 10 of 64 bits."""
-    from imagededup.methods import DHash
-
-    return _imagededup(DHash(verbose=False), folder)
+    found = PHash(verbose=False).find_duplicates(folder, num_enc_workers=0, num_dist_workers=0)
+    return [(int(one[:5]), int(two[:5])) for one, others in found.items() for two in others]
 
 
 def imagededup_cnn(folder: str) -> Pairs:
@@ -171,12 +164,6 @@ def imagededup_cnn(folder: str) -> Pairs:
     from imagededup.methods import CNN
 
     found = CNN(verbose=False).find_duplicates(image_dir=folder)
-    return [(int(one[:5]), int(two[:5])) for one, others in found.items() for two in others]
-
-
-def _imagededup(method: Any, folder: str) -> Pairs:
-    hashes = method.encode_images(folder, num_enc_workers=0)
-    found = method.find_duplicates(encoding_map=hashes, num_dist_workers=0)
     return [(int(one[:5]), int(two[:5])) for one, others in found.items() for two in others]
 
 
@@ -258,7 +245,6 @@ IMAGE_TOOLS: Tools = {
     "`find_copies`": (ours, "torch"),
     "equal files": (equal_files, "torch"),
     "imagededup, PHash": (imagededup_phash, "imagededup"),
-    "imagededup, DHash": (imagededup_dhash, "imagededup"),
     "imagededup, CNN": (imagededup_cnn, "imagededup"),
     "CleanVision": (cleanvision, "cleanvision"),
     "fastdup": (fastdup, "fastdup"),

@@ -117,7 +117,7 @@ def _steps(
 # Trainings
 
 ARMS = {
-    "plain": ("full", "short", "uniform", "paper", "copies"),
+    "plain": ("full", "short", "uniform", "paper", "uniform-inside", "copies"),
     "clips": ("full", "short", "uniform", "copies", "oracle", "removed-true"),
     "few": ("full", "uniform", "hardest"),
 }
@@ -125,11 +125,11 @@ ARMS = {
 
 ``full``: all samples. ``uniform``, ``copies``: left out before the model by ``pfb.BatchPruner``,
 from 2/90 to 79/90 of training. ``paper``: ``pfb.attach`` with ``pfb.paper``, whose share rises over
-the first half of that window. ``short``: all samples, but as few steps as have the compute of
-``uniform``. ``oracle``: drawn with weight 1 / number of frames. ``removed-true``: as ``short``, on
-one frame of each clip and the single images. ``hardest``: those with the largest loss, by a pass
-of its own over the whole batch, in evaluation mode. On ``few`` images samples are left out from the
-first step to the last.
+the first half of that window. ``uniform-inside``: the same with random samples. ``short``: all
+samples, but as few steps as have the compute of ``uniform``. ``oracle``: drawn with weight 1 /
+number of frames. ``removed-true``: as ``short``, on one frame of each clip and the single images.
+``hardest``: those with the largest loss, by a pass of its own over the whole batch, in evaluation
+mode. On ``few`` images samples are left out from the first step to the last.
 """
 ORDER = (
     *(("clips", 0), ("plain", 0), ("clips", 1)),
@@ -182,5 +182,11 @@ def _thousands(settings: dict[str, Any]) -> float:
     sizes, prune = settings["sizes"], settings["prune"]
     n = sizes["clips"] * sizes["frames"] + sizes["singles"] if settings["data"] == "clips" else sizes[settings["data"]]
     window = 1.0 if settings["always"] else WINDOW[1] - WINDOW[0]
-    parts = {"full": 1.0, "paper": 1 - 0.5 * prune, "hardest": 1.35 - prune}  # a forward is a third of a step
+    inside = 1 - 0.5 * prune
+    parts = {
+        "full": 1.0,
+        "paper": inside,
+        "uniform-inside": inside,
+        "hardest": 1.35 - prune,
+    }  # a forward is a third of a step
     return float(n * settings["epochs"] * parts.get(settings["arm"], 1 - prune * window) / 1000)

@@ -98,8 +98,9 @@ class Run:
             self.pruner = pfb.BatchPruner(
                 share, rule=self.rules[arm], density=memory, total_steps=self.steps, seed=settings["seed"]
             )
-        elif arm == "paper":
-            self.blocker = pfb.attach(self.model, CUT, **pfb.paper(self.steps, prune))
+        elif arm in ("paper", "uniform-inside"):
+            rule = {} if arm == "paper" else {"rule": pfb.Uniform()}
+            self.blocker = pfb.attach(self.model, CUT, **pfb.paper(self.steps, prune) | rule)
         self.trained = 0
         self.kept_N, self.met_N = (torch.zeros(len(pictures), device=device) for _ in range(2))
 

@@ -11,8 +11,8 @@ from studies.pairs import ALONE
 
 
 def pictures(n=600):
-    coarse = torch.rand(n, 3, 6, 6)
-    return (torch.nn.functional.interpolate(coarse, 16, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+    coarse = torch.rand(n, 3, 4, 4)
+    return (torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
 
 
 @pytest.mark.parametrize("name", known_copies.SETS)
@@ -21,8 +21,8 @@ def test_copies_of_one_scene_show_the_same(name, monkeypatch):
     images, scene = known_copies.images_of(name, pictures())
     assert len(images) == len(scene)
     assert (scene == ALONE).sum() == 100
-    one, two = ((scene == 0).nonzero()[:2, 0]).tolist()
-    apart = (images[one].float() - images[two].float()).abs().mean()
+    one, two = images[(scene == 0).nonzero()[:2, 0]].float()
+    apart = min(float((one - x).abs().mean()) for x in (two, two.flip(-1)))
     assert apart == 0 if name == "exact copies" else apart < 60
 
 

@@ -22,6 +22,7 @@ SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/scale.md"],
     "docs/paper.md": ["saturated-cpu/table.md", "deviations-cpu/deviations.md"],
+    "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
 }
 """Result tables that stand on a page word by word, if they are there."""
@@ -39,22 +40,31 @@ def test_python_blocks_run_from_top_to_bottom(page):
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_the_readmes_diff_runs_and_its_shapes_are_true():
-    (diff,) = blocks(ROOT / "README.md", "diff")
-    code = "\n".join(line[2:] for line in diff.splitlines() if not line.startswith("-"))
+def with_the_lines(diff, sign):
+    """The code of a diff with the lines that have this sign, and those that have none."""
+    return "\n".join(line[2:] for line in diff.splitlines() if line[:1] in (sign, " "))
+
+
+def test_the_readmes_diffs_run_and_their_shapes_are_true():
+    before, inside = blocks(ROOT / "README.md", "diff")
     model = torchvision.models.resnet18(num_classes=10)
+    x, y = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
     names: dict[str, Any] = {
         "resnet18": lambda num_classes: model,
-        "loader": [(torch.randn(128, 3, 32, 32), torch.randint(10, (128,)))],
+        "model": model,
+        "loader": [(x, y)],
         "criterion": torch.nn.CrossEntropyLoss(),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
     }
-    exec(code, names)
+    exec(with_the_lines(before, "+"), names)
+    assert names["x"].shape == (64, 3, 32, 32)
+    assert names["y"].shape == (64,)
+    names |= {"x": x, "y": y}
+    exec(with_the_lines(inside, "+"), names)
     assert names["logits"].shape == (77, 10)
     assert isinstance(names["blocker"], pfb.Blocker)
-    plain = "\n".join(line[2:] for line in diff.splitlines() if not line.startswith("+"))
     names["blocker"].detach()
-    exec(plain, names)
+    exec(with_the_lines(inside, "-"), names)
     assert names["logits"].shape == (128, 10)
 
 

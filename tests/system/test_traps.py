@@ -154,7 +154,7 @@ def test_a_pruned_batch_reads_nothing_on_the_host(make):
 @pytest.mark.parametrize("n", [1, 2, 3, 30])
 def test_batches_smaller_than_the_number_of_centers(n):
     model = zoo.SmallNet()
-    blocker = pfb.attach(model, "layer1", 0.5)  # 100 centers
+    blocker = pfb.attach(model, "layer1", 0.5)  # 64 centers
     for _ in range(5):
         x, y = torch.randn(n, 3, 8, 8), torch.randint(5, (n,))
         logits = model(x)

@@ -200,9 +200,7 @@ class Blocker:
 
     @property
     def prune(self) -> float:
-        """The share pruned at the current step; it changes by a schedule only: attach with
-        ``prune=pfb.window(...)``, or pause.
-        """
+        """The share pruned at the current step, by the schedule (``prune=pfb.window(...)``)."""
         return self._progress.share
 
     @prune.setter

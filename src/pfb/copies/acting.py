@@ -53,7 +53,7 @@ class Copies:
 
     @property
     def keep(self) -> Tensor:
-        """Indices to train on, ascending, int64: all samples but the surplus of each group."""
+        """Indices to train on (ascending, int64), without the surplus of each group."""
         return kept(self.parts, len(self.near))
 
     @property

@@ -84,8 +84,8 @@ def train(
     if resume is None:
         early.check_free(run.out, run.overwrite)
         early.check_tracker(run.track)
-    from pfb.lab.train.paired import control as runs
     from pfb.lab.train.output.folder import RunFolder
+    from pfb.lab.train.paired import control as runs
 
     if resume is not None:
         asked = optimisation.epochs
