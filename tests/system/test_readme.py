@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 NATURAL = ("uniform", "short", "small-batch", "removed", "full")
 ROWS = {
     "log lines": ("logs", "mean_recall", NATURAL),
-    "half as many": ("clips", "accuracy", ("uniform", None, "small-batch", "removed", "full")),
+    "half as many": ("clips", "accuracy", NATURAL),
     "traffic signs": ("signs", "accuracy", ("uniform", "short", "small-batch", "removed-true", "full")),
     "CIFAR-10 clips": ("gpu clips", "test_accuracy", ("uniform", "short", None, "removed-true", "full")),
     "50,000 images": ("gpu plain", "test_accuracy", ("uniform", "short", None, None, "full")),
