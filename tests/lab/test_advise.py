@@ -177,15 +177,15 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
     """Of old data sets: the page shows their codes, the list keeps their bytes."""
     root = tmp_path / "data"
     shutil.copytree(folder, root)
-    strange = os.fsencode(root) + b"/train/class0/scene00_00\xff\xfe.png"
-    os.rename(root / "train/class0/scene00_00.png", strange)
+    strange = os.fsencode(root) + b"/train/class0/scene00_08\xff\xfe.png"
+    os.rename(root / "train/class0/scene00_08.png", strange)
     shown = run(
         capsys, "--data", f"imagefolder:{root}", "--batch-size", 16,
         "--out", tmp_path / "a.html", "--export", tmp_path / "a.csv",
     )  # fmt: skip
     assert "wrote" in shown
-    assert r"train/class0/scene00_00\udcff\udcfe.png" in (tmp_path / "a.html").read_text()
-    assert b"train/class0/scene00_00\xff\xfe.png" in (tmp_path / "a.csv").read_bytes()
+    assert r"train/class0/scene00_08\udcff\udcfe.png" in (tmp_path / "a.html").read_text()
+    assert b"train/class0/scene00_08\xff\xfe.png" in (tmp_path / "a.csv").read_bytes()
 
 
 def test_a_model_that_does_not_fit_the_images(folder, tmp_path, capsys):

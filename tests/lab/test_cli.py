@@ -143,7 +143,7 @@ def test_plan_says_how_far_it_is_where_no_bar_can_be_drawn(capsys, monkeypatch):
     monkeypatch.setattr("pfb.lab.train.terminal.SECONDS_PER_LINE", 0)
     cli.main(["plan", "--model", "cifar-resnet8", "--batch-size", "8", "--image-size", "8", "--repeats", "1"])
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "measuring: 1 of 3 rounds"
+    assert told[0] == "measuring: 1 of 8 ways to prune"
 
 
 class TestNothingIsLoadedForARefusal:

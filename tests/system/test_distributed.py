@@ -442,6 +442,6 @@ def test_a_rank_that_dies_is_started_again_and_ends_as_if_it_had_not(tmp_path):
     # More attempts may follow: gloo now and then aborts while a finished process exits.
     assert started >= {f"rank{rank}-attempt{attempt}" for rank in (0, 1) for attempt in (0, 1)}
     straight, broken = (torch.load(tmp_path / name / "state.pt") for name in ("straight", "broken"))
-    assert straight["blocker"]["step"] == broken["blocker"]["step"] == 40
-    assert torch.equal(straight["blocker"]["estimator"]["centers"], broken["blocker"]["estimator"]["centers"])
+    assert straight["pruner"]["step"] == broken["pruner"]["step"] == 40
+    assert torch.equal(straight["pruner"]["density"]["rows"], broken["pruner"]["density"]["rows"])
     assert all(torch.equal(a, broken["model"][name]) for name, a in straight["model"].items())

@@ -45,7 +45,7 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
                 "to: selecting its rows would pair them with the wrong samples. Give one tensor per sample in a list; "
                 f"or, if it has one row per sample, say so: `items=({name!r},)`."
             )
-        if is_permutation(x, n):
+        if path != "batch" and is_permutation(x, n):
             raise ValueError(
                 f"`{path}` holds the numbers 0 to {n - 1} in another order, like row numbers of the whole batch "
                 "(partners for mixup), which point to other rows, or none, once samples are left out. Draw them after "
