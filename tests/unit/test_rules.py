@@ -32,7 +32,8 @@ def test_what_it_takes_is_given_by_name():
         return features[:, 0] if own is None else own[:, 0] + torch.rand(len(own), generator=generator)
 
     call = RuleCall.of(rule)
-    assert (call.reads, call.takes) == ("features", {"own", "generator"})
+    assert call.reads == "features"
+    assert call.takes == {"own", "generator"}
     x = torch.zeros(3, 2)
     a, b = (call(x, pfb.NeighbourMemory(8), x + 1, torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b)

@@ -59,12 +59,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, errors: str = "backslashreplace") -> None:
     """Replace a text file in one go, in UTF-8; what is none in it, such as an old name, is written
-    as its code.
+    as its code, or, with ``errors="surrogateescape"``, as the bytes that it has.
     """
     with replacing(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(text.encode("utf-8", errors))
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
