@@ -145,7 +145,7 @@ class Copies:
             OSError: it cannot be written.
         """
         text = files.as_text(Path(place).name, self.parts, len(self.near), names)
-        Path(place).write_text(text, encoding="utf-8", newline="")
+        Path(place).write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def kept(groups: Sequence[Sequence[int]], n: int) -> Tensor:

@@ -99,11 +99,11 @@ def read_groups(place: str | Path) -> tuple[tuple[Member, ...], ...]:
     """
     place = Path(place)
     try:
-        text = place.read_text(encoding="utf-8-sig")
+        text = place.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names keep their bytes
         if place.suffix == ".json":
             return _of_pairs(_imagededup(json.loads(text)))
         return _of_table(csv.DictReader(io.StringIO(text, newline="")))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, _UnknownList) as error:
+    except (json.JSONDecodeError, csv.Error, _UnknownList) as error:
         raise ValueError(
             f"{place} must be a list of near-copies: copies.csv of pfb advise, imagededup's duplicates as .json, or "
             f"fastdup's similarity.csv or connected_components.csv ({error})"
@@ -115,7 +115,7 @@ def samples_of(place: str | Path) -> int | None:
     place = Path(place)
     if place.suffix != ".csv":
         return None
-    with place.open(newline="", encoding="utf-8-sig") as file:
+    with place.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         of = next(csv.DictReader(file), {}).get("of")
     return int(of) if of and of.isdecimal() else None
 

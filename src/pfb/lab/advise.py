@@ -52,7 +52,8 @@ def advise(
     print(f"wrote {out}: open it in a browser")
     if export is not None:
         total = length(source.train)
-        files.write_text(export, as_text(export.name, found.copies.parts, total, source.names))
+        listed = as_text(export.name, found.copies.parts, total, source.names)
+        files.write_text(export, listed, "surrogateescape")
         near, drop = sum(map(len, found.groups)), len(found.to_drop)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
     return found
