@@ -84,6 +84,10 @@ class Pool:
         return select(batch, indices, n, "batch", 0, lists, self.declared)
 
 
+class _CannotJoin(ValueError):
+    """Names its place already."""
+
+
 def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batch") -> Any:
     """Two batches of n and m samples as one of n + m.
 
@@ -117,10 +121,10 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
         pairs = zip(inside_a, inside_b, strict=True)
         values = [joined(x, n, y, m, declared, path + place) for (place, x), (_, y) in pairs]
         return rebuilt(a, [place for place, _ in inside_a], values)
+    except _CannotJoin:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
-        if str(error).startswith("`batch"):
-            raise
-        raise ValueError(
+        raise _CannotJoin(
             f"`{path}` cannot be gathered to full batches ({str(error).splitlines()[0]}). Give samples of one shape "
             "(pad to a fixed length), or leave out `fill=True`."
         ) from error
@@ -129,7 +133,7 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
 def _the_same(a: Any, b: Any, path: str) -> Any:
     equal = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
     if not equal:
-        raise ValueError(
+        raise _CannotJoin(
             f"`{path}` belongs to a batch as a whole and differs between batches ({a!r}, then {b!r}), so they cannot "
             "be gathered to full ones. Make it a tensor with one value per sample, or leave out `fill=True`."
         )
