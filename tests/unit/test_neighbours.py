@@ -261,6 +261,14 @@ def test_a_state_goes_on_bit_by_bit_also_within_a_step():
         ({"rows": [1]}, "must be tensors or None"),
         ({"rows": torch.zeros(3, 3)}, "do not belong together"),
         ({"frame": None}, "do not belong together"),
+        ({"size": torch.tensor([32, 1])}, "make it with"),
+        ({"pending": torch.zeros(3)}, r"`pending` must be \[P, D \+ 1\]"),
+        ({"pending": torch.zeros(2, 3, 4)}, r"`pending` must be \[P, D \+ 1\]"),
+        ({"pending": torch.tensor(3.0)}, r"`pending` must be \[P, D \+ 1\]"),
+        ({"counts": torch.tensor([99, 5])}, "`counts` must lie within its 32 rows"),
+        ({"counts": torch.tensor([-1, 5])}, "`counts` must lie within its 32 rows"),
+        ({"counts": torch.tensor([1.0, 5.0])}, "`counts` must be torch.int64"),
+        ({"rows": torch.zeros(32, 3, dtype=torch.int64)}, "`rows` must be torch.float32"),
     ],
 )
 def test_a_foreign_state_is_refused_and_changes_nothing(change, message):

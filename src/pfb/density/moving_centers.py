@@ -204,7 +204,7 @@ class MovingCenters:
         if not isinstance(state, dict) or not wanted <= state.keys():
             lacks = sorted(wanted - state.keys()) if isinstance(state, dict) else f"all, it is a {type(state).__name__}"
             raise ValueError(f"the density state lacks {lacks}; it is damaged or not a density state")
-        if state["n_centers"] != self.n_centers:
+        if type(state["n_centers"]) is not int or state["n_centers"] != self.n_centers:
             raise ValueError(
                 f"the saved density has {state['n_centers']} centers, this one {self.n_centers}: "
                 f"make it with `density=pfb.MovingCenters(n_centers={state['n_centers']})`"
@@ -222,6 +222,11 @@ class MovingCenters:
             return None, seeds
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"the density state's {', '.join(NAMES)} must be tensors all, or None all")
+        types = {name: torch.int64 if name == "counts" else torch.float32 for name in NAMES}
+        if wrong := [name for name, x in tensors.items() if x.dtype != types[name]]:
+            raise ValueError(
+                f"the density state's `{wrong[0]}` must be {types[wrong[0]]} (got {tensors[wrong[0]].dtype})"
+            )
         centers = Centers(**{name: value.detach().clone() for name, value in tensors.items()})
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         c, d = self.n_centers, centers.mean.numel()
