@@ -426,3 +426,42 @@ def test_a_step_seed_and_rank_make_the_random_numbers(monkeypatch):
     pruner(images())
     pruner(images())
     assert asked == [(5, 0, 0, 0), (5, 0, 0, 1)]
+
+
+class TestKindsThatWereSilentlyWrong:
+    def test_where_inputs_repeat_the_target_is_not_judged(self):
+        pruner = pfb.BatchPruner(0.5)
+        x = torch.randn(10, 16)[torch.randint(10, (64,))]
+        pruner(x, torch.randn(64, 1))
+        assert pruner.judged_by == "batch[0]"
+
+    def test_a_refused_batch_leaves_no_trace(self):
+        pruner = pfb.BatchPruner(0.5)
+        with pytest.raises(ValueError, match="must have the batch"):
+            pruner({"ids": list("0123456789"), "x": torch.randn(8, 16), "z": torch.randn(7)})
+        assert pruner.judged_by is None
+        kept = pruner({"ids": list("01234567"), "x": torch.randn(8, 16), "z": torch.randn(8)})
+        assert len(kept["ids"]) == len(kept["x"]) == 4
+
+    def test_what_is_shared_is_not_judged(self):
+        pruner = pfb.BatchPruner(0.5, shared="proto")
+        assert len(pruner({"proto": torch.randn(10, 16), "x": torch.randn(10, 16)})["proto"]) == 10
+        assert pruner.judged_by == "batch['x']"
+
+    def test_lists_of_as_many_lists_as_samples_are_refused(self):
+        words = [[f"{i}_{j}" for j in range(8)] for i in range(8)]
+        with pytest.raises(TypeError, match="holds 8 lists of 8 values for 8 samples"):
+            pfb.BatchPruner(0.5)({"x": torch.randn(8, 4), "words": words})
+
+    def test_nested_names_are_known(self):
+        pruner = pfb.BatchPruner(0.5, shared="anchors")
+        kept = pruner({"x": images(), "meta": {"anchors": torch.zeros(5, 2)}})
+        assert len(kept["meta"]["anchors"]) == 5
+
+    def test_arrays_to_judge_by(self):
+        assert len(pfb.BatchPruner(0.5)(images(), by=np.random.default_rng(0).random((N, 3)))) == 6
+
+    def test_many_small_classes_are_not_called_starved(self):
+        pruner = pfb.BatchPruner(0.9, rule=pfb.Uniform())
+        for _ in range(70):
+            pruner(torch.randn(100, 4), torch.arange(100).flip(0) * 3)

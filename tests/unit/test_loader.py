@@ -174,3 +174,45 @@ class TestResume:
         for held in ({"size": 3}, {"size": 3, "held": -1, "rest": None}, {"size": 3, "held": 2, "rest": None}):
             with pytest.raises(ValueError, match="held"):
                 Pool(Declared()).load_state_dict(held)
+
+
+class TestFullBatchesOfLists:
+    """Lists of tensors whose sizes happen to be the number of samples."""
+
+    def test_ragged_boxes_stay_one_item_per_sample(self):
+        rows = [(torch.randn(3, 8, 8), torch.full((i % 9 + 1, 4), float(i)), i) for i in range(160)]
+
+        def collate(batch):
+            images, boxes, index = zip(*batch, strict=True)
+            return torch.stack(images), list(boxes), torch.tensor(index)
+
+        loader = pfb.prune_batches(DataLoader(rows, batch_size=16, collate_fn=collate), 0.5, fill=True)
+        for images, boxes, index in loader:
+            assert len(images) == len(boxes) == len(index) == 16
+            assert all(torch.equal(b, rows[i][1]) for b, i in zip(boxes, index.tolist(), strict=True))
+
+    def test_lists_of_three_images_are_no_three_channels(self):
+        rows = [(torch.randn(3, 8, 8), {"id": i}) for i in range(48)]
+        plain = DataLoader(rows, batch_size=6, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+        for images, targets in pfb.prune_batches(plain, 0.5, fill=True):
+            assert [x.shape for x in images] == [(3, 8, 8)] * 6
+            assert all(torch.equal(x, rows[t["id"]][0]) for x, t in zip(images, targets, strict=True))
+
+    def test_names_of_classes_are_not_doubled(self):
+        batches = [{"x": torch.randn(20, 8), "classes": [f"c{i}" for i in range(10)]} for _ in range(6)]
+        assert {len(b["classes"]) for b in pfb.prune_batches(batches, 0.5, fill=True)} == {10}
+
+    def test_stacked_views_are_refused(self):
+        with pytest.raises(ValueError, match=r"views=pfb.Views\(2, interleaved=True\)"):
+            pfb.prune_batches(DataLoader(data(), batch_size=10), 0.5, views=2, fill=True)
+
+    def test_a_pause_in_between(self):
+        loader = pfb.prune_batches(DataLoader(data(), batch_size=10), 0.5, fill=True)
+        list(loader)
+        with loader.pruner.paused():
+            assert {len(x) for x, _ in loader} == {10}
+
+
+def test_a_second_share_beside_a_pruner_is_refused():
+    with pytest.raises(TypeError, match="`pruner` has its own settings"):
+        pfb.prune_batches(DataLoader(data()), 0.5, pruner=pfb.BatchPruner(0.2))

@@ -19,7 +19,6 @@ class Features:
 
     Attributes:
         name: what a saved state calls them; it can be loaded with the same only.
-        one_number: whether they tell nothing but which batch it is.
     """
 
     name = "callable"

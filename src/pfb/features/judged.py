@@ -17,7 +17,7 @@ from pfb.model.inputs import LABELS
 from pfb.selection.nested import children, is_list, key_of
 from pfb.selection.select import is_array
 
-SAYS_LITTLE = re.compile("mask|type_ids|position|label(?!l?ed)|target|length|index|idx")
+SAYS_LITTLE = re.compile("mask|type_ids|position|label(?!l?ed)|target|length|index|idx|^y$")
 """Names of what lies beside a sample and does not tell it from others; not "unlabelled"."""
 FEW_FIELDS = 8  # a longer list holds samples, not the fields of a batch
 

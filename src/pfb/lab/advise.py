@@ -56,6 +56,8 @@ def advise(
         files.write_text(export, listed, "surrogateescape")
         near, drop = sum(map(len, found.groups)), len(found.to_drop)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
+        if config.split == "groups":
+            print("  the samples that --split groups set aside to test on are not in the list: keep them as well")
     return found
 
 

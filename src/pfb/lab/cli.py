@@ -240,7 +240,9 @@ def bench() -> None:
 
 
 def _run(args: list[str]) -> None:
-    description = "Partial Forward Blocking; pfb --version tells which."
+    description = (
+        "Skip near-duplicates while you train, or find and remove them; and Partial Forward Blocking, the paper."
+    )
     app.cli(prog="pfb", description=description, args=args, config=(tyro.conf.OmitArgPrefixes,))
 
 

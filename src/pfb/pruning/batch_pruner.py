@@ -63,7 +63,7 @@ class BatchPruner:
 
     Attributes:
         selection: which samples the latest call kept, ``.indices`` (ascending int64) and
-            ``.batch_size``; ``None`` if it left nothing out.
+            ``.batch_size``; ``None`` if it chose nothing.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
@@ -137,9 +137,9 @@ class BatchPruner:
         if not batch:
             raise TypeError("a BatchPruner is called with a batch: pruner(x, y)")
         given = batch[0] if len(batch) == 1 else batch
+        self.selection = None
         if self._is_paused:
             return given
-        self.selection = None
         share = self._share_in_parts()
         if share == 0:
             self._progress.step()
@@ -263,8 +263,10 @@ class BatchPruner:
         counts = Counts.from_state(state["counts"])
         with sync.among(self._group):
             self.density.load_state_dict(state["density"])
-        self._counts, self._lists, self._judge.judged_by = counts, dict(lists), state["judged"]
+        self._counts, self._judge.judged_by = counts, state["judged"]
         self.seed = state["seed"]
+        self._lists.clear()
+        self._lists.update(lists)
         self._progress.steps = state["step"]
         self.selection = None
 
@@ -290,6 +292,7 @@ class BatchPruner:
         return parts(self.prune)
 
     def _pruned(self, batch: Any, by: Any, share: int) -> Any:
+        before, lists = self._judge.judged_by, dict(self._lists)
         with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
             path, judged, features_ND = self._judge.judge(batch, by)
             n = len(features_ND)
@@ -300,10 +303,14 @@ class BatchPruner:
             choice = choose(features_ND, self._rule, self.density, self.views, share, own_ND, generator)
         indices = choice.indices
         is_list = path == "batch" and are_images(batch)
-        kept, left = self._select(batch, indices, n, is_list), None
-        if self._on_left_out is not None and len(indices) < n:
-            left = self._select(batch, _others(indices, n), n, is_list)
-        # Nothing is written before this line: a batch that is refused leaves no trace.
+        try:
+            kept, left = self._select(batch, indices, n, is_list, lists), None
+            if self._on_left_out is not None and len(indices) < n:
+                left = self._select(batch, _others(indices, n), n, is_list, lists)
+        except Exception:
+            self._judge.judged_by = before
+            raise
+        self._lists.update(lists)
         with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
             self._agreement.check(self, features_ND, indices)
             collect(features_ND, indices, self._rule, self.density, self.views)
@@ -318,14 +325,14 @@ class BatchPruner:
             self._on_left_out(left)
         return kept
 
-    def _select(self, batch: Any, indices: Tensor, n: int, root_is_list: bool) -> Any:
+    def _select(self, batch: Any, indices: Tensor, n: int, root_is_list: bool, lists: dict[str, bool]) -> Any:
         plain = isinstance(batch, (tuple, list)) and not hasattr(batch, "_make")
         if not plain or root_is_list or is_tensordict(batch) or len(indices) == n:
-            return select(batch, indices, n, "batch", 0, self._lists, self.declared)
+            return select(batch, indices, n, "batch", 0, lists, self.declared)
         selected = [
             value
             if key_of(place) in self.declared.shared
-            else select(value, indices, n, f"batch{place}", 0, self._lists, self.declared)
+            else select(value, indices, n, f"batch{place}", 0, lists, self.declared)
             for place, value in children(batch) or ()
         ]
         return selected if isinstance(batch, list) else tuple(selected)
@@ -340,4 +347,4 @@ def _others(indices_K: Tensor, n: int) -> Tensor:
 def _worker() -> int:
     """The loader's worker process that this is, from 1; 0 for none."""
     info = torch.utils.data.get_worker_info()
-    return 0 if info is None else info.id + 1
+    return 0 if info is None else info.seed + 1

@@ -15,6 +15,7 @@ from torch import Tensor
 CLASSES = 65_536  # counted; labels beyond, and negative ones, are not
 FIRST_CHECK = 64  # call; and 128, 256, ...: the host waits there only
 LEAST_MET = 64  # samples of a class, before it is called starved
+LEAST_KEPT = 32  # that would be kept of it at the mean share, so that it is not by chance
 STARVED = 1 / 3  # of the mean share kept
 COPY = math.log(0.5)  # a sample whose weight is below so much of a lone one's looks like a copy
 
@@ -95,7 +96,9 @@ class Counts:
         if not met:
             return
         mean = sum(k for k, _ in shares.values()) / met
-        starved = {c: kept / m for c, (kept, m) in shares.items() if kept / m < STARVED * mean}
+        starved = {
+            c: kept / m for c, (kept, m) in shares.items() if kept / m < STARVED * mean and m * mean >= LEAST_KEPT
+        }
         if starved:
             self._warned = True
             worst = min(starved, key=lambda c: starved[c])

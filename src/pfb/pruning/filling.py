@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.selection.nested import children, is_list, key_of, rebuilt
-from pfb.selection.select import SHARED, Declared, is_array, is_tensordict, select
+from pfb.features.judged import are_images
+from pfb.selection.nested import children, is_list, key_of, leaves, rebuilt
+from pfb.selection.select import SHARED, Declared, is_array, is_tensordict, kind_of_list, looks_like_images, select
 
 
 class Pool:
@@ -18,14 +19,16 @@ class Pool:
 
     Args:
         declared: what the user says of places in a batch.
+        lists: what the pruner has learned of lists in batches, shared with it.
 
     Attributes:
         size: of a full batch; that of the first batch, once there was one.
         held: samples that wait for a full batch.
     """
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: Declared, lists: dict[str, bool] | None = None) -> None:
         self.declared = declared
+        self.lists = {} if lists is None else lists
         self.size: int | None = None
         self.held = 0
         self._rest: Any = None  # a batch of as many samples as are held
@@ -43,7 +46,9 @@ class Pool:
         """
         self.size = size if self.size is None else self.size
         if kept:
-            self._rest = batch if self.held == 0 else joined(self._rest, self.held, batch, kept, self.declared)
+            self._rest = (
+                batch if self.held == 0 else joined(self._rest, self.held, batch, kept, self.declared, lists=self.lists)
+            )
             self.held += kept
         while self.held >= self.size:
             first, n = torch.arange(self.size), self.held
@@ -72,8 +77,12 @@ class Pool:
 
     def _part(self, indices: Tensor, n: int) -> Any:
         batch = self._rest
-        lists: dict[str, bool] = {}
-        if isinstance(batch, (tuple, list)) and not hasattr(batch, "_make"):
+        lists = self.lists
+        if (
+            isinstance(batch, (tuple, list))
+            and not hasattr(batch, "_make")
+            and not (len(batch) == n and isinstance(batch, list) and are_images(batch))
+        ):
             parts = [
                 value
                 if key_of(place) in self.declared.shared
@@ -88,7 +97,9 @@ class _CannotJoin(ValueError):
     """Names its place already."""
 
 
-def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batch") -> Any:
+def joined(
+    a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batch", lists: dict[str, bool] | None = None
+) -> Any:
     """Two batches of n and m samples as one of n + m.
 
     Raises:
@@ -100,6 +111,7 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
         >>> joined(two, 2, {"x": torch.ones(1, 1), "id": ["c"]}, 1, Declared())["id"]
         ['a', 'b', 'c']
     """
+    lists = {} if lists is None else lists
     name = key_of(path)
     dim = declared.dims.get(name, 0)
     shared = name in declared.shared
@@ -112,14 +124,15 @@ def joined(a: Any, n: int, b: Any, m: int, declared: Declared, path: str = "batc
             return torch.cat([a, b])
         if is_array(a):
             return a if a.ndim == 0 else sys.modules["numpy"].concatenate([a, b], dim)
-        one_per_sample = is_list(a) and len(a) == n and len(b) == m and (path != "batch" or n + m > len(a) + len(b))
-        if one_per_sample and not any(isinstance(x, Tensor) and len(x.shape) and len(x) == n for x in a):
-            return a + b
+        if is_list(a) and len(a) == n and len(b) == m and (path != "batch" or are_images(a)):
+            rows = [x.size(0) == n for x in leaves(a) if x.dim() > 0]
+            if lists.get(kind_of_list(a, path), not (rows and all(rows)) or looks_like_images(a)):
+                return a + b
         inside_a, inside_b = children(a), children(b)
         if inside_a is None or inside_b is None or [p for p, _ in inside_a] != [p for p, _ in inside_b]:
             raise ValueError("it has other parts than in the batch before")
         pairs = zip(inside_a, inside_b, strict=True)
-        values = [joined(x, n, y, m, declared, path + place) for (place, x), (_, y) in pairs]
+        values = [joined(x, n, y, m, declared, path + place, lists) for (place, x), (_, y) in pairs]
         return rebuilt(a, [place for place, _ in inside_a], values)
     except _CannotJoin:
         raise

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pfb.features.base import Features
-from pfb.features.judged import are_images
+from pfb.features.judged import are_images, as_tensor
 from pfb.pruning import flat
 from pfb.selection.nested import key_of, leaves, places
 from pfb.selection.rules import Reads
-from pfb.selection.select import Declared
+from pfb.selection.select import Declared, is_array
 
 log = logging.getLogger("pfb")
 
@@ -57,10 +57,16 @@ class Judge:
         Raises:
             TypeError: nothing in it is known to the features.
         """
-        found = next(iter(self.features.candidates(batch)), None)
+        found = next(iter(self._candidates(batch)), None)
         if found is None:
             raise TypeError(f"the samples of this batch cannot be counted: {self.features.refusal(batch)}")
         return self._rows(*found)
+
+    def _candidates(self, batch: Any) -> list[tuple[str, Any]]:
+        found = [one for one in self.features.candidates(batch) if key_of(one[0]) not in self.declared.shared]
+        if not found and self.reads == "nothing":
+            found = [("batch", x) for x in leaves(batch) if x.dim() > 0][:1]
+        return found
 
     def _rows(self, path: str, value: Any) -> int:
         x = next((x for x in leaves(value) if x.dim() > 0), None)
@@ -69,26 +75,27 @@ class Judge:
         return x.size(self.declared.dims.get(key_of(path), 0))
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
-        found = list(self.features.candidates(batch))
+        found = self._candidates(batch)
         known = next((one for one in places(batch) if one[0] == self.judged_by != "batch"), None)
         if known is not None and self.judged_by not in dict(found):  # of three samples it may look like images
             found = [known]
-        if not found and self.reads == "nothing":
-            found = [("batch", x) for x in leaves(batch) if x.dim() > 0][:1]
         if not found:
             raise TypeError(f"samples of this batch cannot be judged: {self.features.refusal(batch)}")
         path, value = next((one for one in found if one[0] == self.judged_by), found[0])
         features_ND = self._read(value, path)
         if self.judged_by is None and len(found) > 1:
-            path, value, features_ND = self._tells_apart(found, features_ND)
+            is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            path, value, features_ND = self._tells_apart(found, features_ND, is_pair)
         if path != self.judged_by and len(features_ND):
             self.judged_by = path
             log.info("pfb judges samples by %s", path)
         return path, value, features_ND
 
-    def _tells_apart(self, found: list[tuple[str, Any]], first_ND: Tensor) -> tuple[str, Any, Tensor]:
+    def _tells_apart(self, found: list[tuple[str, Any]], first_ND: Tensor, is_pair: bool) -> tuple[str, Any, Tensor]:
         """Of several parts the first by which most samples differ; waits for the device, once."""
         for path, value in found:
+            if is_pair and path == "batch[1]" and path != found[0][0]:
+                continue  # a target tells samples apart, too
             features_ND = first_ND if path == found[0][0] else self._read(value, path)
             if len(features_ND) != len(first_ND) or features_ND.numel() == 0:
                 continue
@@ -118,6 +125,7 @@ class Judge:
             path, value = found[0]
         else:
             path, value = "`by`", by(batch) if callable(by) and not isinstance(by, Tensor) else by
+        value = as_tensor(value) if is_array(value) else value
         return path, value, self._read(value, path)
 
     def _look(self, batch: Any, path: str, value: Any, n: int) -> None:

@@ -27,7 +27,7 @@ class PrunedLoader:
     def __init__(self, loader: Any, pruner: BatchPruner, fill: bool, device: torch.device | None) -> None:
         self.loader, self.pruner = loader, pruner
         self._device = device
-        self._pool = Pool(pruner.declared) if fill else None
+        self._pool = Pool(pruner.declared, pruner._lists) if fill else None
         self._skip = 0  # batches that an interrupted epoch had given before, when it is resumed
         self._given = 0  # batches taken from the loader in this epoch
 
@@ -58,7 +58,9 @@ class PrunedLoader:
         if self._pool is None:
             return batches
         sizes = batch_sizes(self.loader, batches)
-        kept = [keep_count(n, self.pruner.share_after(i)) for i, n in enumerate(sizes)]
+        views, rows = self.pruner.views.count, (self._pool.size or sizes[0]) / sizes[0] if sizes else 1
+        sizes = [round(n * rows) for n in sizes]  # a collate function may make several rows of a sample
+        kept = [views * keep_count(n // views, self.pruner.share_after(i)) for i, n in enumerate(sizes)]
         return (self._pool.held + sum(kept)) // (self._pool.size or sizes[0]) if sizes else 0
 
     def __getattr__(self, name: str) -> Any:
@@ -80,7 +82,8 @@ class PrunedLoader:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how
         many batches this epoch has taken, samples held back with ``fill``, and the loader's own
-        state, if it has one.
+        state, if it has one. After a ``break``, an epoch that is over must be marked as such:
+        ``state["batches"] = 0``. With ``fill``, samples held back differ by rank: save on each.
         """
         try:
             own = self.loader.state_dict()
@@ -121,7 +124,7 @@ class PrunedLoader:
 
 def prune_batches(
     loader: Iterable[Any],
-    prune: float | Schedule = 0.5,
+    prune: float | Schedule | None = None,
     *,
     fill: bool = False,
     device: torch.device | str | None = None,
@@ -133,7 +136,8 @@ def prune_batches(
     Args:
         loader: any iterable of batches: a DataLoader, Accelerate's, timm's, webdataset's, a Hugging
             Face data set's. Its length, attributes and ``set_epoch`` are those of what is returned.
-        prune: share of each batch that is left out, in [0, 1), or :func:`pfb.window`.
+        prune: share of each batch that is left out, in [0, 1), by default 0.5, or
+            :func:`pfb.window`.
         fill: gather what is kept until a batch has its full size again: constant batches and cost
             of a step, ``1 - prune`` times as many steps, as many on all ranks. What does not fill a
             batch at an epoch's end opens the next epoch.
@@ -163,9 +167,14 @@ def prune_batches(
     if isinstance(loader, Iterator):
         raise TypeError("`loader` is an iterator, which ends after one epoch: pass the loader itself")
     if pruner is None:
-        pruner = BatchPruner(prune, **settings)
-    elif settings or prune != 0.5:
+        pruner = BatchPruner(0.5 if prune is None else prune, **settings)
+    elif settings or prune is not None:
         raise TypeError("`pruner` has its own settings: leave out `prune` and the others, or `pruner`")
+    if fill and pruner.views.count > 1 and not pruner.views.interleaved:
+        raise ValueError(
+            "`fill=True` cannot keep stacked views together (row i and i + N / 2): give them side by side, "
+            "views=pfb.Views(2, interleaved=True)"
+        )
     wrapped = PrunedLoader(loader, pruner, bool(fill), None if device is None else torch.device(device))
     _tell_epoch(loader, pruner)
     return wrapped
@@ -201,6 +210,9 @@ def _tell_epoch(loader: Any, pruner: BatchPruner) -> None:
         return
     try:
         sizes = batch_sizes(loader, len(loader))
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return
-    pruner.density.epoch = sum(sizes) * pruner.ranks
+    order = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    if getattr(order, "replacement", False):
+        return  # how many different samples it draws, nobody knows
+    pruner.density.epoch = max(1, sum(sizes) * pruner.ranks // pruner.views.count)

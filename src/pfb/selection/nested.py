@@ -110,7 +110,7 @@ def key_of(path: str) -> str:
         >>> key_of("batch[0]['image']"), key_of("batch.label"), key_of("batch[1]"), key_of("batch")
         ('image', 'label', '1', '')
     """
-    found = re.search(r"(?:\[(?:'(.*?)'|\"(.*?)\"|([^\[\]]*))\]|\.(\w+))$", path)
+    found = re.search(r"(?s).*(?:\[(?:'(.*?)'|\"(.*?)\"|([^\[\]]*))\]|\.(\w+))$", path)
     return "" if found is None else next((name for name in found.groups() if name is not None), "")
 
 

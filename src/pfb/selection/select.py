@@ -130,7 +130,7 @@ def select(
         if is_tensordict(node):
             _check_size(node, batch_size, path, 0, declared is not None)
             return node[indices if node.device is None else indices.to(node.device)]
-        if is_list(node) and _is_one_per_sample(node, batch_size, path, dim, seen, name in given.items, given):
+        if is_list(node) and is_one_per_sample(node, batch_size, path, dim, seen, name in given.items, given):
             items = [node[i] for i in indices.tolist()]
             return items if isinstance(node, list) else tuple(items)
         return DESCEND
@@ -184,7 +184,7 @@ def _ordinal(dim: int) -> str:
     return ("first", "second", "third")[dim] if dim < 3 else f"{dim + 1}th"
 
 
-def _is_one_per_sample(
+def is_one_per_sample(
     node: Any, batch_size: int, path: str, dim: int, seen: dict[str, bool], said: bool, given: Declared
 ) -> bool:
     """Whether a list holds one item per sample.
@@ -193,7 +193,7 @@ def _is_one_per_sample(
         TypeError: it is as long as the batch, and it cannot be told.
         ValueError: until now it was, or is said to, and it is not as long as the batch.
     """
-    kind = _kind(node, path)
+    kind = kind_of_list(node, path)
     batched = [x.size(dim) == batch_size for x in leaves(node) if x.dim() > dim]
     if len(node) != batch_size:
         if said or (seen.get(kind) and not (batched and all(batched))):
@@ -213,12 +213,17 @@ def _is_one_per_sample(
             f"one per sample. Make it a tensor; or, with a BatchPruner, name it in `items=` or `shared=`."
         )
     alike = len({type(item) for item in node if item is not None}) <= 1
-    if batched and all(batched) and not _are_images(node):
+    if batched and all(batched) and not looks_like_images(node):
         if not alike or any(item is None for item in node):
             return False
         raise TypeError(
             f"`{path}` holds {batch_size} items with tensors of {batch_size} rows for {batch_size} samples, so it is "
             "not clear whether it has one item per sample or items for all. Stack them into one tensor."
+        )
+    if all(is_list(x) and len(x) == batch_size for x in node):
+        raise TypeError(
+            f"`{path}` holds {batch_size} lists of {batch_size} values for {batch_size} samples, so it is not clear "
+            "which go with a sample. Make it a tensor; or, with a BatchPruner, name it in `items=` or `shared=`."
         )
     if any(batched) and not alike:
         return False
@@ -226,12 +231,12 @@ def _is_one_per_sample(
     return True
 
 
-def _are_images(node: Any) -> bool:
+def looks_like_images(node: Any) -> bool:
     """Three images ``[3, H, W]`` look like three batches of three; nobody batches those."""
-    return all(isinstance(x, Tensor) and x.dim() == 3 and x.is_floating_point() and len(x) == 3 for x in node)
+    return all(isinstance(x, Tensor) and x.dim() == 3 and len(x) in (1, 3, 4) for x in node)
 
 
-def _kind(node: Any, path: str) -> str:
+def kind_of_list(node: Any, path: str) -> str:
     """Place and kind of a list: two of one place but of different kinds tell nothing of each
     other.
     """

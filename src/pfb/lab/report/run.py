@@ -87,7 +87,9 @@ class Run:
     def origin(self) -> list[str]:
         """Where the numbers come from, see :data:`ORIGIN`."""
         settings = dataclasses.asdict(self.config) | {"data": self._data}
-        changed = {name: settings[name] for name in self.config.changed() if name not in ("out", "extended_from")}
+        changed = {
+            name: settings[name] for name in self.config.changed() if name not in ("out", "overwrite", "extended_from")
+        }
         command = shlex.join(["pfb", "train", *(printable(flag) for flag in as_flags(changed))])
         if self.summary is None:
             return [self.name, command, "", "", "not finished"]

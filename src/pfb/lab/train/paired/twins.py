@@ -240,7 +240,7 @@ def verdicts(rows: list[Row]) -> list[str]:
         if row.gain is None or row.half is None:
             lines.append(f"{run.name} minus {row.name}: {_gain(row)} points (one seed, so no interval){at}")
             continue
-        apart = abs(row.gain) > row.half
+        apart = abs(row.gain) > row.half > 0  # seeds of equal difference tell nothing
         verb = "cannot be told from" if not apart else "is better than" if row.gain > 0 else "is worse than"
         lines.append(f"{run.name} {verb} {row.name}: {_gain(row)} points{at}")
     return lines
