@@ -115,7 +115,7 @@ def select(
     given = Declared() if declared is None else declared
 
     def visit(node: Any, path: str) -> Any:
-        name = key_of(path)
+        name = "" if declared is None else key_of(path)  # older compilers know no regular expressions
         if name in given.shared or node is None or isinstance(node, SHARED):
             return node
         if isinstance(node, Tensor):
@@ -205,7 +205,7 @@ def is_one_per_sample(
         return False
     if said or kind in seen:
         return said or seen[kind]
-    if any(key_of(path + place) in given.names for place, _ in children(node) or ()):
+    if given.names and any(key_of(path + place) in given.names for place, _ in children(node) or ()):
         return False  # the user speaks of places inside
     if all(isinstance(item, PLAIN) for item in node) and batch_size <= FEW:
         raise TypeError(
