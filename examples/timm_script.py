@@ -37,7 +37,8 @@ def main(epochs: int = 5, accumulate: int = 2, model_name: str = "test_resnet") 
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder) / "train", per_class=32)
         write_pictures(Path(folder) / "validation", per_class=8)
-        common = {"input_size": (3, 32, 32), "use_prefetcher": False, "num_workers": 0, "pin_memory": False}
+        workers = {"num_workers": 0, "persistent_workers": False}
+        common = {"input_size": (3, 32, 32), "use_prefetcher": False, "pin_memory": False, **workers}
         train, val = (create_dataset("", root=folder, split=name) for name in ("train", "validation"))
         loader = create_loader(train, batch_size=16, is_training=True, scale=(0.8, 1.0), hflip=0.0, **common)
         loader_eval = create_loader(val, batch_size=16, **common)

@@ -13,6 +13,7 @@ import matplotlib
 import matplotlib.pyplot
 import pytest
 import torch
+import transformers
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -406,6 +407,7 @@ class TestTransformers:
         shutil.copytree(Path(straight.args.output_dir) / place.name, place)
         return place
 
+    @pytest.mark.skipif(transformers.__version__ < "5", reason="resumes no run bit by bit, not even without pruning")
     def test_a_run_resumed_within_an_epoch_ends_bit_identical(self, straight, within):
         assert straight.pruner.steps == 48
         assert straight.pruner.stats["kept_share"] == 20 / 32

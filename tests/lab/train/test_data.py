@@ -4,6 +4,7 @@ import logging
 import shutil
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -197,6 +198,8 @@ class TestPixels:
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
     def test_every_usual_mode_ends_in_rgb(self, tmp_path, mode):
         kind = "tif" if mode in ("CMYK", "YCbCr") else "png"
+        if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+            pytest.skip("Pillow before 13 cannot read the TIFF of this mode that it writes")
         Image.new("RGB", (4, 4), (200, 200, 200)).convert(mode).save(tmp_path / f"a.{kind}")
         image = pixels.read(tmp_path / f"a.{kind}")
         assert image.mode == "RGB"
