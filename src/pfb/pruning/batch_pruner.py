@@ -18,11 +18,10 @@ from pfb.pruning.counts import Counts
 from pfb.pruning.first_look import FirstLook
 from pfb.pruning.judging import Judge
 from pfb.selection.choice import choose, collect
-from pfb.selection.nested import children, key_of
 from pfb.selection.rules import InverseDensity, Rule, checked_rule
 from pfb.selection.sampling import generator_of
 from pfb.selection.schedule import Progress, Schedule
-from pfb.selection.select import Declared, is_tensordict, select
+from pfb.selection.select import Declared, select_parts
 from pfb.selection.selection import Selection, parts
 from pfb.selection.views import Views
 from pfb.utils import distributed as sync
@@ -304,9 +303,9 @@ class BatchPruner:
         indices = choice.indices
         is_list = path == "batch" and are_images(batch)
         try:
-            kept, left = self._select(batch, indices, n, is_list, lists), None
+            kept, left = select_parts(batch, indices, n, is_list, lists, self.declared), None
             if self._on_left_out is not None and len(indices) < n:
-                left = self._select(batch, _others(indices, n), n, is_list, lists)
+                left = select_parts(batch, _others(indices, n), n, is_list, lists, self.declared)
         except Exception:
             self._judge.judged_by = before
             raise
@@ -324,18 +323,6 @@ class BatchPruner:
         if left is not None and self._on_left_out is not None:
             self._on_left_out(left)
         return kept
-
-    def _select(self, batch: Any, indices: Tensor, n: int, root_is_list: bool, lists: dict[str, bool]) -> Any:
-        plain = isinstance(batch, (tuple, list)) and not hasattr(batch, "_make")
-        if not plain or root_is_list or is_tensordict(batch) or len(indices) == n:
-            return select(batch, indices, n, "batch", 0, lists, self.declared)
-        selected = [
-            value
-            if key_of(place) in self.declared.shared
-            else select(value, indices, n, f"batch{place}", 0, lists, self.declared)
-            for place, value in children(batch) or ()
-        ]
-        return selected if isinstance(batch, list) else tuple(selected)
 
 
 def _others(indices_K: Tensor, n: int) -> Tensor:

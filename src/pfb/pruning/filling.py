@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pfb.features.judged import are_images
 from pfb.selection.nested import children, is_list, key_of, leaves, rebuilt
-from pfb.selection.select import SHARED, Declared, is_array, is_tensordict, kind_of_list, looks_like_images, select
+from pfb.selection.select import (
+    SHARED,
+    Declared,
+    is_array,
+    is_tensordict,
+    kind_of_list,
+    looks_like_images,
+    select_parts,
+)
 
 
 class Pool:
@@ -77,20 +85,8 @@ class Pool:
 
     def _part(self, indices: Tensor, n: int) -> Any:
         batch = self._rest
-        lists = self.lists
-        if (
-            isinstance(batch, (tuple, list))
-            and not hasattr(batch, "_make")
-            and not (len(batch) == n and isinstance(batch, list) and are_images(batch))
-        ):
-            parts = [
-                value
-                if key_of(place) in self.declared.shared
-                else select(value, indices, n, f"batch{place}", 0, lists, self.declared)
-                for place, value in children(batch) or ()
-            ]
-            return parts if isinstance(batch, list) else tuple(parts)
-        return select(batch, indices, n, "batch", 0, lists, self.declared)
+        images = isinstance(batch, list) and len(batch) == n and are_images(batch)
+        return select_parts(batch, indices, n, images, self.lists, self.declared)
 
 
 class _CannotJoin(ValueError):

@@ -138,6 +138,20 @@ def select(
     return mapped(tree, visit, path)
 
 
+def select_parts(
+    batch: Any, indices: Tensor, batch_size: int, one_per_sample: bool, seen: dict[str, bool], declared: Declared
+) -> Any:
+    """:func:`select` from a whole batch: its outermost tuple or list holds parts such as inputs and
+    labels, however many, unless it is said to have one item per sample.
+    """
+    if one_per_sample or not is_list(batch) or len(indices) == batch_size:
+        return select(batch, indices, batch_size, "batch", 0, seen, declared)
+    parts = [
+        select(value, indices, batch_size, f"batch{place}", 0, seen, declared) for place, value in children(batch) or ()
+    ]
+    return parts if isinstance(batch, list) else tuple(parts)
+
+
 def is_array(node: Any) -> bool:
     """Whether this is a NumPy array; NumPy need not be there."""
     return type(node).__module__.partition(".")[0] == "numpy" and hasattr(node, "ndim") and hasattr(node, "take")
