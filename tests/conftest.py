@@ -95,6 +95,24 @@ def _fresh_accelerate():
 
 
 # Properties are tried on few examples in every run, on many by `make thorough`.
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """1,200 pictures, each of its own colours, detail, and stripes."""
+    from studies.group_data import Pictures, _smooth
+
+    g = torch.Generator().manual_seed(0)
+    n, side = 1200, 32
+    wide, fine = (_smooth(n, 3, side, cells, g) - 0.5 for cells in (4, 12))
+    amount, pitch, way = (torch.rand(n, 1, 1, 1, generator=g) for _ in range(3))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    stripes = ((0.3 + pitch) * ((6.28 * way).cos() * x + (6.28 * way).sin() * y)).sin()
+    light = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=g)
+    shown = light + wide * torch.rand(n, 1, 1, 1, generator=g) + fine * amount + 0.3 * (amount - 0.5) * stripes
+    return Pictures((255 * shown.clamp(0, 1)).to(torch.uint8), torch.arange(n) % 4)
+
+
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile("quick")

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from pfb.lab import cli
 from pfb.lab.advise import _teller
 from pfb.lab.train.terminal import progress_bar
+from tests.lab.scenes import picture, save_frame
 
 pytestmark = pytest.mark.usefixtures("_made_up_times")
 
@@ -24,23 +24,14 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("video")
     generator = torch.Generator().manual_seed(0)
 
-    def picture():
-        coarse = torch.rand(1, 3, 4, 4, generator=generator)
-        return torch.nn.functional.interpolate(coarse, size=16, mode="bicubic")[0].clamp(0, 1) * 255
-
-    def save(place, x):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        noisy = (x + 2 * torch.randn(x.shape, generator=generator)).round().clamp(0, 255).to(torch.uint8)
-        Image.fromarray(noisy.permute(1, 2, 0).numpy()).save(place)
-
     for number in range(12):
-        scene = picture()
+        scene = picture(generator)
         for frame in range(12):
-            save(root / f"train/class{number % 2}/scene{number:02d}_{frame:02d}.png", scene)
+            save_frame(root / f"train/class{number % 2}/scene{number:02d}_{frame:02d}.png", scene, generator)
     for number in range(144):
-        save(root / f"train/class{number % 2}/single{number:03d}.png", picture())
+        save_frame(root / f"train/class{number % 2}/single{number:03d}.png", picture(generator), generator)
     for number in range(4):
-        save(root / f"val/class{number % 2}/{number}.png", picture())
+        save_frame(root / f"val/class{number % 2}/{number}.png", picture(generator), generator)
     first = root / "train/class0/scene00_00.png"
     (first.parent / "again.png").write_bytes(first.read_bytes())
     return root

@@ -3,24 +3,10 @@
 import pytest
 import torch
 
-from studies.group_data import GROUPS, Pictures, _smooth
+from studies.group_data import GROUPS
 from studies.groups import SCALES, shares, stream
 
 OWN = list(SCALES)[1]
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """Each of its own colours, detail, and stripes."""
-    g = torch.Generator().manual_seed(0)
-    n, side = 1200, 32
-    wide, fine = (_smooth(n, 3, side, cells, g) - 0.5 for cells in (4, 12))
-    amount, pitch, way = (torch.rand(n, 1, 1, 1, generator=g) for _ in range(3))
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    stripes = ((0.3 + pitch) * ((6.28 * way).cos() * x + (6.28 * way).sin() * y)).sin()
-    light = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=g)
-    shown = light + wide * torch.rand(n, 1, 1, 1, generator=g) + fine * amount + 0.3 * (amount - 0.5) * stripes
-    return Pictures((255 * shown.clamp(0, 1)).to(torch.uint8), torch.arange(n) % 4)
 
 
 def kept(name, pictures, samples=1536):

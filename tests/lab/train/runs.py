@@ -42,6 +42,17 @@ def config(run, **changes):
     return TrainConfig(**{**SMALL, "out": run, **changes})
 
 
+def begun(run, *lines):
+    """The folder of a run that has begun, with these lines in its log."""
+    folder = RunFolder(run)
+    folder.claim(overwrite=False)
+    with folder.locked():
+        folder.begin(config(run))
+        for line in lines:
+            folder.log(line)
+    return folder
+
+
 def weights(run):
     from safetensors.torch import load_file
 

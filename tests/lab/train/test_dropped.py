@@ -12,6 +12,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.data import labels_of, load
 from pfb.lab.train.data.split import by_groups
 from pfb.lab.train.options.config import TrainConfig
+from tests.lab.scenes import picture, save_frame
 from tests.lab.train.runs import config
 
 
@@ -21,22 +22,13 @@ def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     generator = torch.Generator().manual_seed(0)
 
-    def picture():
-        coarse = torch.rand(1, 3, 4, 4, generator=generator)
-        return torch.nn.functional.interpolate(coarse, size=16, mode="bicubic")[0].clamp(0, 1) * 255
-
-    def save(place, x):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        noisy = (x + 2 * torch.randn(x.shape, generator=generator)).round().clamp(0, 255).to(torch.uint8)
-        Image.fromarray(noisy.permute(1, 2, 0).numpy()).save(place)
-
     for number in range(4):
-        scene = picture()
+        scene = picture(generator)
         for frame in range(10):
             label = frame % 2 if number == 0 else number % 2
-            save(root / f"class{label}/scene{number}_{frame}.png", scene)
+            save_frame(root / f"class{label}/scene{number}_{frame}.png", scene, generator)
     for number in range(80):
-        save(root / f"class{number % 2}/single{number}.png", picture())
+        save_frame(root / f"class{number % 2}/single{number}.png", picture(generator), generator)
     return root
 
 

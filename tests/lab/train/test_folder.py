@@ -10,7 +10,7 @@ from pfb.lab import cli
 from pfb.lab.errors import RunError
 from pfb.lab.train.loop import train
 from pfb.lab.train.output.folder import RunFolder
-from tests.lab.train.runs import config, content, file_size_limit, interrupt_evaluation
+from tests.lab.train.runs import begun, config, content, file_size_limit, interrupt_evaluation
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -21,13 +21,7 @@ pytestmark = [
 @pytest.fixture
 def folder(run):
     """Of a run that has begun, with two lines in its log."""
-    folder = RunFolder(run)
-    folder.claim(overwrite=False)
-    with folder.locked():
-        folder.begin(config(run))
-        folder.log({"step": 3, "epoch": 0, "loss": 2.5})
-        folder.log({"step": 6, "epoch": 1, "train_loss": 2.0})
-    return folder
+    return begun(run, {"step": 3, "epoch": 0, "loss": 2.5}, {"step": 6, "epoch": 1, "train_loss": 2.0})
 
 
 class TestTaking:

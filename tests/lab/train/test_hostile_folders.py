@@ -16,7 +16,7 @@ from pfb.lab.train import early
 from pfb.lab.train.loop import train
 from pfb.lab.train.output.extension import extended
 from pfb.lab.train.output.folder import RunFolder
-from tests.lab.train.runs import config, content, file_size_limit, image_folder, interrupt_evaluation
+from tests.lab.train.runs import begun, config, content, file_size_limit, image_folder, interrupt_evaluation
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -27,12 +27,7 @@ pytestmark = [
 @pytest.fixture
 def folder(run):
     """Of a run that has begun, with a line in its log."""
-    folder = RunFolder(run)
-    folder.claim(overwrite=False)
-    with folder.locked():
-        folder.begin(config(run))
-        folder.log({"step": 6, "epoch": 1, "train_loss": 2.0})
-    return folder
+    return begun(run, {"step": 6, "epoch": 1, "train_loss": 2.0})
 
 
 class TestOfAStranger:
