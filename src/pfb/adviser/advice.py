@@ -12,6 +12,7 @@ from pfb.adviser.near_copies import DEFAULT_MEMORY, NearCopies
 from pfb.adviser.overlap import Overlap
 from pfb.adviser.shares import Shares
 from pfb.adviser.step_time import WORTH_TIME, StepTime
+from pfb.copies.acting import kept, weights
 
 Kind = Literal["prune", "draw", "remove", "random", "fix-data", "nothing"]
 
@@ -92,19 +93,14 @@ class Advice:
     @property
     def keep(self) -> list[int]:
         """Indices of all other samples of the data set, ascending, for ``Subset``."""
-        drop = set(self.to_drop)
-        return [i for i in range(self._size) if i not in drop]
+        return kept(self.copies.parts, self._size).tolist()
 
     @property
     def weights(self) -> list[float]:
         """For each sample of the data set 1 / (how many of its group have its label), for
         ``WeightedRandomSampler``.
         """
-        weights = [1.0] * self._size
-        for part in self.copies.parts:
-            for i in part:
-                weights[i] = 1 / len(part)
-        return weights
+        return weights(self.copies.parts, self._size).tolist()
 
     @property
     def test_repeats_itself(self) -> bool:

@@ -19,13 +19,13 @@ from pfb.density.kernels import COPY, Collects, checked_width
 from pfb.density.memory_state import NAMES, tensors_of
 from pfb.density.search import in_deviations, to_nearest, to_those_before, usual_distance
 from pfb.utils import distributed as sync
+from pfb.utils.moments import may_wait
 
 MOST_PER_STEP = 2048  # rows of one rank
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
 LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
-FIRST_CHECK = 64  # step
 NEARLY_ALL = 0.9
 
 
@@ -320,7 +320,7 @@ class NeighbourMemory:
 
     def _tell_if_too_long(self) -> None:
         """At steps 64, 128, 256, ..., the only ones at which the host waits."""
-        if self._told or self._pending is None or self.updates < FIRST_CHECK or self.updates & (self.updates - 1):
+        if self._told or self._pending is None or not may_wait(self.updates):
             return
         latest_PD = self._pending[-LOOK:]  # of a long memory, all distances of all rows would fill a device
         given_P = latest_PD[:, -1] > 0

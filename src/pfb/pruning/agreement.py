@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pfb.utils import distributed as sync
+from pfb.utils.moments import may_wait
 
 if TYPE_CHECKING:
     from pfb.pruning.batch_pruner import BatchPruner
@@ -43,7 +44,7 @@ class Agreement:
         first = self._number is None
         if self._number is None:
             self._number = next(_pruners)
-        if not (first or (call >= 64 and call & (call - 1) == 0)):
+        if not (first or may_wait(call)):
             return
         batch = _digest(features_ND)
         if first:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfb.utils.moments import may_wait
+
 CLASSES = 65_536  # counted; labels beyond, and negative ones, are not
-FIRST_CHECK = 64  # call; and 128, 256, ...: the host waits there only
 LEAST_MET = 64  # samples of a class, before it is called starved
 LEAST_KEPT = 32  # that would be kept of it at the mean share, so that it is not by chance
 STARVED = 1 / 3  # of the mean share kept
@@ -51,8 +52,7 @@ class Counts:
         if log_weights_N is not None:
             near_N = log_weights_N < COPY
             self._copies = torch.stack([near_N.sum(), near_N.new_full((), len(near_N), dtype=torch.int64)])
-        called = step + 1
-        if not self._warned and self._by_class is not None and called >= FIRST_CHECK and called & (called - 1) == 0:
+        if not self._warned and self._by_class is not None and may_wait(step + 1):
             self._warn_if_starved()
 
     def shares(self) -> dict[int, tuple[int, int]]:

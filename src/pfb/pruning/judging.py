@@ -69,16 +69,16 @@ class Judge:
         return found
 
     def _rows(self, path: str, value: Any) -> int:
-        x = next((x for x in leaves(value) if x.dim() > 0), None)
+        x = _first_batched(value)
         if are_images(value) or x is None:
             return len(value)
         return x.size(self.declared.dims.get(key_of(path), 0))
 
     def _found(self, batch: Any) -> tuple[str, Any, Tensor]:
         found = self._candidates(batch)
-        known = next((one for one in places(batch) if one[0] == self.judged_by != "batch"), None)
-        if known is not None and self.judged_by not in dict(found):  # of three samples it may look like images
-            found = [known]
+        # Of three samples the part that was judged before may look like images.
+        if self.judged_by not in (None, "batch", *(path for path, _ in found)):
+            found = [one for one in places(batch) if one[0] == self.judged_by][:1] or found
         if not found:
             raise TypeError(f"samples of this batch cannot be judged: {self.features.refusal(batch)}")
         path, value = next((one for one in found if one[0] == self.judged_by), found[0])
@@ -105,7 +105,7 @@ class Judge:
 
     def _read(self, value: Any, path: str) -> Tensor:
         if self.reads == "nothing":
-            x = next((x for x in leaves(value) if x.dim() > 0), None)
+            x = _first_batched(value)
             return torch.zeros(self._rows(path, value), 1, device="cpu" if x is None else x.device)
         features = self.features(self._samples_first(value, path))
         if features.dim() != 2:
@@ -139,3 +139,8 @@ class Judge:
             )
         flat.refuse(batch, path, value, n, self.declared)
         self._looked = True
+
+
+def _first_batched(value: Any) -> Tensor | None:
+    """The first tensor in it that may have one row per sample."""
+    return next((x for x in leaves(value) if x.dim() > 0), None)

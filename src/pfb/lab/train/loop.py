@@ -20,7 +20,7 @@ from pfb.lab.train.batches.augment import mix
 from pfb.lab.train.batches.loaders import Waiting
 from pfb.lab.train.data import Batch, Source, labels_of
 from pfb.lab.train.evaluation import evaluate
-from pfb.lab.train.methods import unused
+from pfb.lab.train.methods import paused, unused
 from pfb.lab.train.nets import optim
 from pfb.lab.train.options.config import TrainConfig
 from pfb.lab.train.output import checkpoint, tracking
@@ -64,7 +64,7 @@ def dry_run(config: TrainConfig) -> None:
     training.sampler.set_epoch(0)
     training.model.train()
     with compiling.in_one_line(config):
-        with training.paused():
+        with paused(training.pruner, training.blocker):
             training.step(training.prune(next(iter(training.train_loader))))
         batch = next(iter(training.train_loader))
         trained = training.step(training.prune(batch))[1]

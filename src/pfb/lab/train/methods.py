@@ -4,13 +4,14 @@ model, what the loop does differently, and which settings it reads.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -239,6 +240,16 @@ def unused(config: TrainConfig) -> list[str]:
     reads = {"method", *method_of(config.method).reads} | (set() if config.method == "full" else SHARE)
     pruning = {f.name for f in fields(PruningSettings)}
     return [name for name in config.changed() if name in pruning - reads]
+
+
+@contextlib.contextmanager
+def paused(*tools: pfb.BatchPruner | pfb.Blocker | None) -> Iterator[None]:
+    """Inside, none of these leaves anything out: all samples train."""
+    with contextlib.ExitStack() as stack:
+        for tool in tools:
+            if tool is not None:
+                stack.enter_context(tool.paused())
+        yield
 
 
 def check(model: nn.Module, tools: tuple[Any, Any], x: Tensor, config: TrainConfig) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -139,15 +137,6 @@ class Setup:
     def cut(self) -> str | None:
         """The layer whose output samples are judged by."""
         return getattr(self.blocker, "cut", None) or getattr(getattr(self.pruner, "features", None), "cut", None)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, all samples train."""
-        with contextlib.ExitStack() as stack:
-            for tool in (self.pruner, self.blocker):
-                if tool is not None:
-                    stack.enter_context(tool.paused())
-            yield
 
     def two_samples(self) -> Tensor:
         """The first two training samples as the model takes them, without augmentation."""

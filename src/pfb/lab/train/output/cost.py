@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from pfb.lab.train import task
 from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Batch
-from pfb.lab.train.methods import Method
+from pfb.lab.train.methods import Method, paused
 from pfb.lab.train.nets import optim
 from pfb.model.cost import shallow_share
 from pfb.utils.timing import Spread, count_saved_bytes, interleaved_seconds
@@ -106,12 +106,13 @@ class _Copy:
         self._learn(loss)
 
     def full_step(self) -> None:
-        with self._paused():
+        with paused(self.pruner, self.blocker):
             self._learn(self._loss()[0])
 
     def saved_bytes(self, pruned: bool) -> int:
         """What a forward keeps for its backward."""
-        with contextlib.nullcontext() if pruned else self._paused(), count_saved_bytes() as saved:
+        whole = contextlib.nullcontext() if pruned else paused(self.pruner, self.blocker)
+        with whole, count_saved_bytes() as saved:
             self._loss()
         return saved.total
 
@@ -139,11 +140,3 @@ class _Copy:
         self.optimizer.zero_grad()
         if self.blocker is not None:
             self.blocker.step()
-
-    @contextlib.contextmanager
-    def _paused(self) -> Any:
-        with contextlib.ExitStack() as stack:
-            for tool in (self.pruner, self.blocker):
-                if tool is not None:
-                    stack.enter_context(tool.paused())
-            yield
