@@ -203,6 +203,7 @@ METHODS: dict[str, Method] = {
     ),
     "paper": Inside(lambda config: pfb.RareFirst(config.alpha)),
     "paper-before": PaperBefore(),
+    "uniform-inside": Inside(lambda config: pfb.Uniform(), AT_A_CUT - {"alpha", "beta", "n_centers"}),
     "uniform": Before(lambda config: pfb.Uniform(), frozenset({"fill"})),
     "full": Method(),
     "release": Inside(lambda config: Release(), AT_A_CUT - {"alpha"} | {"feature_dim"}),

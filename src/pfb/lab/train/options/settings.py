@@ -87,10 +87,10 @@ class PruningSettings:
     method: str = "copies"
     """What decides which samples are left out. copies: near-duplicates of samples seen lately,
     before the model. paper: Partial Forward Blocking, inside the model. paper-before: its rule,
-    before the model. uniform: random samples, the baseline to beat. full: none. release: as in the
-    code of the paper's authors. infobatch, orderdp, selective-backprop: other published methods.
-    MODULE:NAME: a rule of your own for pfb.BatchPruner, a function of features [N, D] (and the
-    density).
+    before the model. uniform: random samples, the baseline to beat. uniform-inside: the same where
+    and when paper does. full: none. release: as in the code of the paper's authors. infobatch,
+    orderdp, selective-backprop: other published methods. MODULE:NAME: a rule of your own for
+    pfb.BatchPruner, a function of features [N, D] (and the density).
     """
     prune: float = 0.4
     """Share of every batch that is left out, in [0, 1)."""
