@@ -90,7 +90,7 @@ class WholeConfig:
 
 
 def run(config: WholeConfig) -> Path:
-    """Do what is missing, stage by stage and seed by seed, then write the table; returns its path."""
+    """Do what is missing, stage by stage, seed by seed, and write the table; returns its path."""
     torch.set_num_threads(1)
     place = config.out / "whole.jsonl"
     source = load(config.config_of("full", 0, 1))

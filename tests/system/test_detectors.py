@@ -1,9 +1,18 @@
 """torchvision's detectors: images of different sizes in a list, and one dict of boxes for each."""
 
 import copy
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.detection import FasterRCNN, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -11,6 +20,9 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import pfb
+from tests.system.test_distributed import on_two_ranks
+
+EXAMPLE = Path(__file__).parents[2] / "examples/torchvision_detection.py"
 
 
 def faster_rcnn():
@@ -82,3 +94,77 @@ def test_inside_the_model_their_targets_bypass_the_cut():
         pytest.raises(ValueError, match="takes 'targets' beside 'images'.*BatchPruner"),
     ):
         model(*batch(5, same_size=False))
+
+
+@pytest.fixture
+def _fresh_accelerate():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def weights(folder):
+    return load_file(sorted(folder.glob("epoch*"))[-1] / "model.safetensors")
+
+
+@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("tool", ["copies", "paper"])
+def test_the_example_learns_from_cocos_format_and_is_resumed(tmp_path, tool):
+    """With 30 % pruned, by either tool, to its end; stopped in its third epoch, it ends as if it
+    had not been.
+    """
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    history, pruner = main(["--tool", tool, "--out", str(tmp_path / "straight")])
+    assert history[-1] < 0.8 * history[0]
+    assert pruner.steps == pruner.total_steps == 16
+    assert pruner.stats["pruned_share"] == 0.0, "the window is over"
+    save, calls = Accelerator.save_state, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return save(*arguments)
+
+    with mock.patch.object(Accelerator, "save_state", stopping), pytest.raises(KeyboardInterrupt):
+        main(["--tool", tool, "--out", str(tmp_path / "broken")])
+    again, _ = main(["--tool", tool, "--out", str(tmp_path / "broken")])
+    assert again == history[2:]
+    straight, broken = weights(tmp_path / "straight"), weights(tmp_path / "broken")
+    assert all(torch.equal(broken[name], value) for name, value in straight.items())
+
+
+def _rank_of_the_example(rank, tool, out):
+    AcceleratorState._reset_state(True)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    history, pruner = runpy.run_path(str(EXAMPLE))["main"](["--tool", tool, "--epochs", "2", "--out", str(out)])
+    assert len(history) == 2
+    assert pruner.steps == 4, "of four images on each rank"
+
+
+@pytest.mark.parametrize("tool", ["copies", "paper"])
+def test_the_example_runs_on_two_ranks(tmp_path, tool):
+    on_two_ranks(_rank_of_the_example, tool, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch000", "epoch001"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["copies", "paper"])
+def test_the_example_is_launched_and_resumed_by_accelerate(tmp_path, tool):
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(EXAMPLE)]
+    launch += ["--tool", tool, "--epochs", "2", "--out", str(tmp_path)]
+    for epochs in (["epoch 1 of 2", "epoch 2 of 2"], ["epoch 2 of 2"]):
+        ended = subprocess.run(launch, check=True, timeout=600, capture_output=True, text=True)
+        assert [line.split(":")[0] for line in ended.stdout.splitlines() if line.startswith("epoch")] == epochs
+        (tmp_path / "epoch001").rename(tmp_path / "draft")  # as if it had been stopped there

@@ -101,12 +101,6 @@ def test_timm_script():
     assert pruner.steps == pruner.total_steps == 32
 
 
-def test_torchvision_detection():
-    first, last, pruner = example("torchvision_detection").main(steps=15)
-    assert last < 0.8 * first
-    assert pruner.selection.indices.numel() == 6
-
-
 @pytest.mark.parametrize("reader", ["tarfile", "webdataset"])
 def test_webdataset_shards(reader):
     if reader == "webdataset":

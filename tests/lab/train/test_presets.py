@@ -1,9 +1,5 @@
 """Every preset to its end, on made data of its shapes and few steps."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -15,6 +11,7 @@ from pfb.lab.train.options.config import TrainConfig
 from pfb.lab.train.options.presets import PRESETS
 from pfb.lab.train.output.folder import RunFolder
 from tests.lab.train.runs import end_of, image_folder, interrupt_evaluation
+from tests.launching import accelerate_launch
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -45,24 +42,20 @@ def test_a_preset_runs_to_its_end_and_is_resumed(tmp_path, monkeypatch, preset):
     assert end_of(tmp_path / "broken") == end_of(tmp_path / "straight")
 
 
-@pytest.mark.slow
-def test_a_preset_runs_on_two_processes_of_accelerate(tmp_path):
-    folder, run = image_folder(tmp_path / "data", side=32, train=16, test=2), tmp_path / "run"
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "pfb", "train"]
-    launch += ["--preset", "cifar10", "--data", f"imagefolder:{folder}", *FEW, "--out", str(run)]
-    subprocess.run(launch, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+ON_TWO = {"imagenet-r50": ("--batch-size", "4"), "imagenet-swin-t": ("--batch-size", "4", "--accumulate", "2")}
+
+
+@pytest.mark.parametrize("preset", [pytest.param(name, marks=pytest.mark.slow) for name in SIDES])
+def test_a_preset_runs_and_is_resumed_on_two_processes_of_accelerate(tmp_path, preset):
+    """``--minutes`` ends the first command after an epoch; the second one ends the run."""
+    folder, run = image_folder(tmp_path / "data", side=SIDES[preset], train=16, test=2), tmp_path / "run"
+    flags = ("--preset", preset, "--data", f"imagefolder:{folder}", *FEW, *ON_TWO.get(preset, ()))
+    for command in ((*flags, "--out", run, "--minutes", "0.0001"), ("--resume", run)):
+        assert not (run / "summary.json").exists()
+        accelerate_launch("-m", "pfb", "train", *command)
     summary = RunFolder(run).summary()
-    assert summary["processes"] == 2
+    assert [line["epoch"] for line in RunFolder(run).epochs()] == [1, 2]
+    assert (summary["processes"], summary["config"]["method"]) == (2, "paper")
     assert 0 < summary["trained_samples"] < summary["samples"]
 
 
