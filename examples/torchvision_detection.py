@@ -32,7 +32,7 @@ SMALL = {"min_size": 64, "max_size": 96, "rpn_pre_nms_top_n_train": 100, "rpn_po
 
 
 class Coco(Dataset[tuple[Tensor, Target]]):
-    """Images ``[3, H, W]`` in [0, 1], and their boxes ``[B, 4]`` and labels ``[B]``, 0 is ground."""
+    """Images ``[3, H, W]`` in [0, 1], and their boxes ``[B, 4]`` and labels ``[B]`` from 1."""
 
     def __init__(self, images: Path, annotations: Path) -> None:
         content = json.loads(annotations.read_text())
@@ -75,14 +75,19 @@ class Blocked(nn.Module):
         return losses | detector.roi_heads(maps, proposals, sizes, targets)[1]  # type: ignore[no-any-return]
 
 
-def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, batch_size: int) -> tuple[list[float], Any]:
+def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """Images differ in size, so they are not stacked."""
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, **loading: int) -> tuple[list[float], Any]:
     """Train to the end, from the start or from what lies in ``out``.
 
     Returns:
         The mean losses of the epochs that this call did, and the pruner or blocker.
     """
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
-    loader: Any = DataLoader(data, batch_size, shuffle=True, drop_last=True, collate_fn=lambda b: tuple(zip(*b)))
+    loader: Any = DataLoader(data, shuffle=True, drop_last=True, collate_fn=collate, **loading)  # type: ignore[arg-type]
     loader = accelerator.prepare(loader)
     steps = epochs * len(loader)
     if tool == "paper":
@@ -94,7 +99,7 @@ def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, batch_size:
         loader = pfb.prune_batches(loader, pfb.window(0.3), total_steps=steps, density=memory)  # pfb
         pruner = loader.pruner
         accelerator.register_for_checkpointing(loader)
-    lr = 0.02 * batch_size * accelerator.num_processes / 16
+    lr = 0.02 * loading["batch_size"] * accelerator.num_processes / 16
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
     warmup, tenths = min(1000, len(loader)), (steps * 16 // 26, steps * 22 // 26)
     rates = torch.optim.lr_scheduler.LambdaLR(
@@ -110,7 +115,7 @@ def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, batch_size:
         model.train()
         total = 0.0
         for images, targets in loader:
-            loss = torch.stack(list(model(list(images), list(targets)).values())).sum()
+            loss = torch.stack(list(model(images, targets).values())).sum()
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -165,7 +170,8 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], Any]:
     parser.add_argument("--backbone", help="weights of torchvision, such as DEFAULT")
     parser.add_argument("--tool", choices=("copies", "paper"), default="copies")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     set_seed(0)
@@ -176,7 +182,8 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], Any]:
         name = "fasterrcnn_mobilenet_v3_large_fpn" if made else given.model
         kinds, small = len(data.labels) + 1, SMALL if made else {}
         model = get_model(name, weights=None, weights_backbone=given.backbone, num_classes=kinds, **small)
-        return train(data, model, given.tool, out, given.epochs or (4 if made else 26), given.batch_size or 4)
+        loading = {"batch_size": given.batch_size, "num_workers": given.workers}
+        return train(data, model, given.tool, out, given.epochs or (4 if made else 26), **loading)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import copy
 import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +18,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import pfb
+from tests.launching import accelerate_launch
 from tests.system.test_distributed import on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "examples/torchvision_detection.py"
@@ -96,13 +95,6 @@ def test_inside_the_model_their_targets_bypass_the_cut():
         model(*batch(5, same_size=False))
 
 
-@pytest.fixture
-def _fresh_accelerate():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
 def weights(folder):
     return load_file(sorted(folder.glob("epoch*"))[-1] / "model.safetensors")
 
@@ -152,19 +144,8 @@ def test_the_example_runs_on_two_ranks(tmp_path, tool):
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["copies", "paper"])
 def test_the_example_is_launched_and_resumed_by_accelerate(tmp_path, tool):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(EXAMPLE)]
-    launch += ["--tool", tool, "--epochs", "2", "--out", str(tmp_path)]
+    command = (EXAMPLE, "--tool", tool, "--epochs", "2", "--out", tmp_path)
     for epochs in (["epoch 1 of 2", "epoch 2 of 2"], ["epoch 2 of 2"]):
-        ended = subprocess.run(launch, check=True, timeout=600, capture_output=True, text=True)
-        assert [line.split(":")[0] for line in ended.stdout.splitlines() if line.startswith("epoch")] == epochs
+        said = accelerate_launch(*command).splitlines()
+        assert [line.split(":")[0] for line in said if line.startswith("epoch")] == epochs
         (tmp_path / "epoch001").rename(tmp_path / "draft")  # as if it had been stopped there
