@@ -53,7 +53,7 @@ class TestRun:
     @pytest.mark.parametrize(
         "method",
         [
-            *("copies", "paper-before", "uniform", "full"),
+            *("copies", "paper-before", "uniform", "uniform-inside", "full"),
             *("release", "infobatch", "orderdp", "selective-backprop"),
         ],
     )
