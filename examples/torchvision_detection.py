@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import get_model
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.functional import pil_to_tensor
 
 import pfb
 
 Target = dict[str, Tensor]
-SMALL = {"min_size": 64, "max_size": 96, "rpn_pre_nms_top_n_train": 100, "rpn_post_nms_top_n_train": 50}
 
 
 class Coco(Dataset[tuple[Tensor, Target]]):
@@ -127,7 +128,7 @@ def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, **loading: 
         accelerator.save_state(str(out / "draft"))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (out / "draft").rename(out / f"epoch{epoch:03}")  # a whole one, whenever the machine stops
+            (out / "draft").rename(out / f"epoch{epoch:03}")  # which are whole, whenever the machine stops
         accelerator.wait_for_everyone()
         accelerator.print(f"epoch {epoch + 1} of {epochs}: loss {history[-1]:.3f}")
     accelerator.free_memory()
@@ -162,6 +163,13 @@ def write_scenes(folder: Path, count: int = 16) -> tuple[Path, Path]:
     return folder / "images", folder / "instances.json"
 
 
+def small() -> dict[str, Any]:
+    """Settings of a Faster R-CNN for few pictures."""
+    pool, head = MultiScaleRoIAlign(["0", "1"], 2, 2), TwoMLPHead(256 * 2 * 2, 1024)
+    few = {"rpn_pre_nms_top_n_train": 100, "rpn_post_nms_top_n_train": 50}
+    return {"min_size": 64, "max_size": 96, "box_roi_pool": pool, "box_head": head, **few}
+
+
 def main(arguments: list[str] | None = None) -> tuple[list[float], Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=Path)
@@ -180,10 +188,10 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], Any]:
         places = write_scenes(Path(folder)) if made else (given.images, given.annotations)
         data = Coco(*places)
         name = "fasterrcnn_mobilenet_v3_large_fpn" if made else given.model
-        kinds, small = len(data.labels) + 1, SMALL if made else {}
-        model = get_model(name, weights=None, weights_backbone=given.backbone, num_classes=kinds, **small)
+        kinds, sizes = len(data.labels) + 1, small() if made else {}
+        model = get_model(name, weights=None, weights_backbone=given.backbone, num_classes=kinds, **sizes)
         loading = {"batch_size": given.batch_size, "num_workers": given.workers}
-        return train(data, model, given.tool, out, given.epochs or (4 if made else 26), **loading)
+        return train(data, model, given.tool, out, given.epochs or (3 if made else 26), **loading)
 
 
 if __name__ == "__main__":

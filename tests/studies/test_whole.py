@@ -7,8 +7,14 @@ import pytest
 from studies import whole
 from studies.grid import read
 from studies.whole import ARMS, WholeConfig
+from tests.lab.train.runs import shorten
 
-pytestmark = pytest.mark.usefixtures("_fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("_fresh_accelerate", "_small")
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    shorten(monkeypatch.setattr)
 
 
 def config(tmp_path, **changes):
