@@ -1,6 +1,6 @@
 """Detection in COCO's format with torchvision's Faster R-CNN, at 30 %, by either tool.
 
-    accelerate launch --num_processes 2 examples/torchvision_detection.py --tool copies
+    accelerate launch --multi_gpu --num_processes 2 examples/torchvision_detection.py --tool copies
         --images train2017 --annotations instances_train2017.json --out runs/coco
 
 ``--tool copies`` prunes lists of images and of boxes before the model, ``--tool paper`` runs the
@@ -87,7 +87,8 @@ def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, **loading: 
     Returns:
         The mean losses of the epochs that this call did, and the pruner or blocker.
     """
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    in_known_order = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), dataloader_config=in_known_order)
     loader: Any = DataLoader(data, shuffle=True, drop_last=True, collate_fn=collate, **loading)  # type: ignore[arg-type]
     loader = accelerator.prepare(loader)
     steps = epochs * len(loader)

@@ -1,10 +1,22 @@
-"""A command on two processes of the CPU, as people start it."""
+"""A command on two processes of the CPU, as people start it. ``accelerate launch --cpu`` would start
+one, whatever ``--num_processes`` says; the command itself has to stay on the CPU.
+"""
 
 import os
 import subprocess
 import sys
 
-ON_TWO = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+ON_TWO = (
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+)
 
 
 def accelerate_launch(*command):

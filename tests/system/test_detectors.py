@@ -138,7 +138,6 @@ def test_the_example_learns_from_cocos_format_and_is_resumed(tmp_path, tool):
 
 def _rank_of_the_example(rank, tool, out):
     AcceleratorState._reset_state(True)
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # as accelerate launch --cpu
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     history, pruner = runpy.run_path(str(EXAMPLE))["main"](["--tool", tool, "--epochs", "2", "--out", str(out)])
     assert len(history) == 2

@@ -192,7 +192,8 @@ def check_origin(place: Path, found: dict[str, Any], of: dict[str, Any], but: tu
                 f"{here.get(name)} in this run's config.json"
             )
     if (processes := found.get("processes")) != of["processes"]:
+        launch = "" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes} -m "
         raise RunError(
             f"{place} needs as many processes as wrote it, {processes} (got {of['processes']}): "
-            f"accelerate launch --num_processes {processes} -m pfb train --resume ..."
+            f"{launch}pfb train --resume ..."
         )
