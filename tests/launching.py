@@ -1,5 +1,5 @@
-"""A command on two processes of the CPU, as people start it. ``accelerate launch --cpu`` would start
-one, whatever ``--num_processes`` says; the command itself has to stay on the CPU.
+"""A command on two processes of the CPU, as people start it. ``accelerate launch --cpu`` would
+start one, whatever ``--num_processes`` says; the command itself has to stay on the CPU.
 """
 
 import os
