@@ -98,7 +98,7 @@ def train(data: Coco, model: Any, tool: str, out: Path, epochs: int, **loading: 
         accelerator.register_for_checkpointing(pruner)
     else:
         memory = pfb.NeighbourMemory(max(2, min(4096, len(data) // 3)))
-        loader = pfb.prune_batches(loader, pfb.window(0.3), total_steps=steps, density=memory)  # pfb
+        loader = pfb.prune_batches(loader, pfb.window(0.3, stop=0.875), total_steps=steps, density=memory)  # pfb
         pruner = loader.pruner
         accelerator.register_for_checkpointing(loader)
     lr = 0.02 * loading["batch_size"] * accelerator.num_processes / 16
