@@ -73,7 +73,7 @@ class Blocked(nn.Module):
         pixels, sizes, targets = self.blocker.select(batch.tensors, batch.image_sizes, targets)  # pfb
         batch = ImageList(pixels, sizes)
         proposals, losses = detector.rpn(batch, maps, targets)
-        return losses | detector.roi_heads(maps, proposals, sizes, targets)[1]  # type: ignore[no-any-return]
+        return losses | detector.roi_heads(maps, proposals, sizes, targets)[1]
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
