@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from pfb.density.kernels import full_precision
 
 GROUPS = 1024  # so many tell what is usual
+COUNTED = 1024  # groups of rows at most among which near ones are counted
+COPY_AT, ALONE_AT = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 PIECE = 2048  # rows at once, so that their squares stay in a processor's cache
 LARGE_PIECE = 65_536  # on other devices, where a call costs more than a cache gives
 PIECES = 32  # at most
@@ -83,8 +85,9 @@ def to_nearest(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tensor, 
     return squares_Ng.masked_fill_(place_Ng >= filled, math.inf).amin(1).sqrt()
 
 
-def to_those_before(z_ND: Tensor) -> Tensor:
-    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
+def to_those_before(z_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance ``[N]`` of each row to the nearest before it, infinite for the first, and the
+    squares of the distances to all before it, ``[N, N + 1]``, infinite for others. Rows that are
     not finite are nobody's neighbours.
     """
     with full_precision(z_ND.device):
@@ -92,11 +95,41 @@ def to_those_before(z_ND: Tensor) -> Tensor:
         safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
         place_N = torch.arange(len(z_ND), device=z_ND.device)
         later_NN = (place_N[:, None] <= place_N) | ~finite_N
-        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
+        own_N = safe_ND.square().sum(1)
+        squares_NN = torch.addmm(own_N, safe_ND, safe_ND.T, alpha=-2.0)
         squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
         nearest_ND = F.pad(safe_ND, (0, 0, 0, 1)).index_select(0, squares_NN.argmin(1))
         distance_N = (z_ND - nearest_ND).square_().sum(1).sqrt()
-        return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+        distance_N = torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+        return distance_N, squares_NN + own_N[:, None]
+
+
+def nearness(part: Tensor) -> Tensor:
+    """1 where a distance is at most 0.2 of the usual one, 0 from 0.6 on; in between it falls with
+    the third power, so that many samples that are barely near do not add up to a copy.
+
+    Example:
+        >>> nearness(torch.tensor([0.1, 0.2, 0.4, 0.6, 3.0]))
+        tensor([1.0000, 1.0000, 0.1250, 0.0000, 0.0000])
+    """
+    return ((ALONE_AT - part) / (ALONE_AT - COPY_AT)).clamp(0.0, 1.0).pow(3)
+
+
+def near_ones(squares_NG: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor:
+    """How many are near, each by its :func:`nearness`, ``[N]``.
+
+    Args:
+        squares_NG: squares of distances, of the least of each group of rows, by products of
+            matrices: not exact where rows lie far out. More than 1,024 groups are united to as many.
+        distance_N: the exact distance to the nearest of all, as near as which none counts.
+        usual_N: usual distance.
+    """
+    if squares_NG.size(1) > COUNTED:
+        squares_NG = least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED))
+    nearest_N = nearness(distance_N / usual_N)
+    part_NG = squares_NG.clamp_min(0.0).sqrt_().div_(usual_N[:, None])
+    near_NG = torch.minimum(nearness(part_NG), nearest_N[:, None])
+    return torch.maximum(near_NG.sum(1), nearest_N)
 
 
 def usual_distance(
