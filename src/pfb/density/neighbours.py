@@ -17,7 +17,7 @@ from pfb.density import epochs
 from pfb.density.frame import LOOK, frame_of
 from pfb.density.kernels import COPY, Collects, checked_width
 from pfb.density.memory_state import NAMES, tensors_of
-from pfb.density.search import in_deviations, near_ones, to_nearest, to_those_before, usual_distance
+from pfb.density.search import counted, in_deviations, near_ones, to_nearest, to_those_before, usual_distance
 from pfb.utils import distributed as sync
 from pfb.utils.moments import may_wait
 
@@ -26,6 +26,7 @@ STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, fl
 GROUP = 4  # rows whose nearest is the usual neighbour
 OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
 NEARLY_ALL = 0.9
+SETTLED, EVERY = 64, 4  # updates; later the units are measured, and epochs looked for, every fourth time
 
 
 class NeighbourMemory:
@@ -144,7 +145,8 @@ class NeighbourMemory:
             usual_N = torch.where(moved_N.isfinite(), torch.minimum(usual_N, OWN_VIEWS * moved_N), usual_N)
         usual_N = usual_N.clamp_min(COPY)
         before_N, squares_NN = to_those_before(z_ND)
-        found_N = near_ones(squares_NG, distance_N, usual_N) + near_ones(squares_NN, before_N, usual_N)
+        squares_NC = torch.cat([counted(squares_NG), squares_NN], 1)
+        found_N = near_ones(squares_NC, torch.minimum(distance_N, before_N), usual_N)
         return torch.where(self._counts[1] > 0, found_N, 0.0)
 
     @torch.no_grad()
@@ -217,7 +219,8 @@ class NeighbourMemory:
         self._rows.index_copy_(0, place_R, written_RD)
         self._counts.copy_(torch.stack([(head + n) % self._limit, (filled + n).clamp_max(self._limit)]))
         self._pending.zero_()
-        self._frame.copy_(frame_of(self._rows, self._counts[1]))
+        if self.updates <= SETTLED or self.updates % EVERY == 0:
+            self._frame.copy_(frame_of(self._rows, self._counts[1]))
 
     def summary(self) -> dict[str, float]:
         """Numbers to log; synchronises the device."""
@@ -286,7 +289,8 @@ class NeighbourMemory:
             return
         limit = self._limit if self.epoch is None else min(self._limit, max(2, self.epoch // epochs.PART))
         if self.epoch is None:
-            self._note()
+            if self.updates <= SETTLED or self.updates % EVERY == 0:
+                self._note()
             if epochs.is_looked_at(self.updates):
                 sync.sum_over_ranks(self._noted)  # or they would remember differently long
                 found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))

@@ -115,21 +115,24 @@ def nearness(part: Tensor) -> Tensor:
     return ((ALONE_AT - part) / (ALONE_AT - COPY_AT)).clamp(0.0, 1.0).pow(3)
 
 
-def near_ones(squares_NG: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor:
+def near_ones(squares_NC: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor:
     """How many are near, each by its :func:`nearness`, ``[N]``.
 
     Args:
-        squares_NG: squares of distances, of the least of each group of rows, by products of
-            matrices: not exact where rows lie far out. More than 1,024 groups are united to as many.
-        distance_N: the exact distance to the nearest of all, as near as which none counts.
+        squares_NC: squares of the distances to those that are counted, by products of matrices: not
+            exact where rows lie far out.
+        distance_N: the exact distance to the nearest of all; none counts for more than it.
         usual_N: usual distance.
     """
-    if squares_NG.size(1) > COUNTED:
-        squares_NG = least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED))
     nearest_N = nearness(distance_N / usual_N)
-    part_NG = squares_NG.clamp_min(0.0).sqrt_().div_(usual_N[:, None])
-    near_NG = torch.minimum(nearness(part_NG), nearest_N[:, None])
-    return torch.maximum(near_NG.sum(1), nearest_N)
+    part_NC = squares_NC.clamp_min(0.0).sqrt_().div_(usual_N[:, None])
+    near_NC = torch.minimum(nearness(part_NC), nearest_N[:, None])
+    return torch.maximum(near_NC.sum(1), nearest_N)
+
+
+def counted(squares_NG: Tensor) -> Tensor:
+    """The least of neighbouring groups, so that there are 1,024 at most."""
+    return least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED)) if squares_NG.size(1) > COUNTED else squares_NG
 
 
 def usual_distance(
@@ -140,32 +143,33 @@ def usual_distance(
     """
     least_NG = least_squares(z_ND, rows_MD, frame_2D, filled, group)
     squares_N = z_ND.square().sum(1)
-    usual_N = usual_square(least_NG, filled, group) + squares_N
+    of_four_N = usual_square(least_NG, filled, group) + squares_N
     apart = 2.0 * (frame_2D[1] > 0).sum()  # mean square distance of two samples
-    usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-    d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
+    usual_N = torch.maximum(of_four_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+    d = dimension(least_NG, of_four_N, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
     d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
     return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
 
 
-def dimension(least_NG: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:
+def dimension(least_NG: Tensor, of_four_N: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:
     """In how many dimensions the rows seem to lie, ``[1]``: the distance that is usual to the
     nearest of g rows falls to that of 4 g as ``4 ** (-1 / d)``. The middle of all samples; infinite
     if none tells.
 
     Args:
         least_NG: see :func:`least_squares`.
+        of_four_N: square of the distance that is usual to the nearest of g rows.
         squares_N: ``|z|`` squared, which they lack.
         filled, group: as there.
 
     Example:
         >>> rows = torch.rand(4096, 2)
         >>> z, frame, there = rows[:99], torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor(4096)
-        >>> least = least_squares(z, rows, frame, there, group=4)
-        >>> bool((dimension(least, z.square().sum(1), there, group=4) - 2).abs() < 0.5)
+        >>> least, squares = least_squares(z, rows, frame, there, group=4), z.square().sum(1)
+        >>> of_four = usual_square(least, there, group=4) + squares
+        >>> bool((dimension(least, of_four, squares, there, group=4) - 2).abs() < 0.5)
         True
     """
-    of_four_N = usual_square(least_NG, filled, group) + squares_N
     of_all_N = usual_square(least_of_groups(least_NG, 4), filled, 4 * group) + squares_N
     fall_N = F.pad(0.5 * (of_four_N / of_all_N.clamp_min(1e-30)).log(), (0, 1))  # of none, too
     return math.log(4) / median_of_positive(torch.where(fall_N.isfinite(), fall_N, 0.0))
