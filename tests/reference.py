@@ -177,7 +177,8 @@ class Memory:
             if own is not None:
                 usual = min(usual, 3 * self.to_each(row, [own[place].double().tolist()])[0])
             parts = [distance / max(usual, 1e-3) for distance in found[place]]
-            result.append(math.fsum(min(max((0.6 - part) / 0.4, 0.0), 1.0) ** 3 for part in parts))
+            near = [min(max((0.6 - part) / 0.4, 0.0), 1.0) for part in parts]
+            result.append(math.fsum(near) * max(near))
         return torch.tensor(result)
 
     @staticmethod

@@ -106,7 +106,8 @@ class NeighbourMemory:
         is near, common or extreme. Reads only. All 0 while none is remembered.
 
         A row counts by its distance as a part of the distance that is usual around there: 1 up to
-        0.2 of it, 0 from 0.6 on, and ``((0.6 - part) / 0.4) ** 3`` in between. Of every four rows
+        0.2 of it, 0 from 0.6 on, straight in between; the sum is multiplied by what the nearest
+        counts for, so that many that are barely near do not add up to a copy. Of every four rows
         (of more in a memory of more than 4,096) the nearest counts. Usual for a memory of M is the
         distance to the nearest of four rows (that of nine in ten such groups, so that copies are
         seen even if they are two in five of all samples), or three tenths of the mean distance
@@ -252,9 +253,9 @@ class NeighbourMemory:
     # Inside
 
     def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features in deviations ``[N, D]``, the square of their distance to the nearest row of each
-        group ``[N, G]``, the distance to the nearest of all ``[N]``, and what is usual around there
-        ``[N]``.
+        """Features in deviations ``[N, D]``, the square of their distance to the nearest row of
+        each group ``[N, G]``, the distance to the nearest of all ``[N]``, and what is usual around
+        there ``[N]``.
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
         filled, z_ND = self._counts[1], in_deviations(x_ND, self._frame)

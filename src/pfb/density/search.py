@@ -105,18 +105,18 @@ def to_those_before(z_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearness(part: Tensor) -> Tensor:
-    """1 where a distance is at most 0.2 of the usual one, 0 from 0.6 on; in between it falls with
-    the third power, so that many samples that are barely near do not add up to a copy.
+    """1 where a distance is at most 0.2 of the usual one, 0 from 0.6 on, and straight in between.
 
     Example:
         >>> nearness(torch.tensor([0.1, 0.2, 0.4, 0.6, 3.0]))
-        tensor([1.0000, 1.0000, 0.1250, 0.0000, 0.0000])
+        tensor([1.0000, 1.0000, 0.5000, 0.0000, 0.0000])
     """
-    return ((ALONE_AT - part) / (ALONE_AT - COPY_AT)).clamp(0.0, 1.0).pow(3)
+    return ((ALONE_AT - part) / (ALONE_AT - COPY_AT)).clamp(0.0, 1.0)
 
 
 def near_ones(squares_NC: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor:
-    """How many are near, each by its :func:`nearness`, ``[N]``.
+    """How many are near, each by its :func:`nearness`, times that of the nearest, so that many that
+    are barely near do not add up to a copy, ``[N]``.
 
     Args:
         squares_NC: squares of the distances to those that are counted, by products of matrices: not
@@ -127,12 +127,14 @@ def near_ones(squares_NC: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor
     nearest_N = nearness(distance_N / usual_N)
     part_NC = squares_NC.clamp_min(0.0).sqrt_().div_(usual_N[:, None])
     near_NC = torch.minimum(nearness(part_NC), nearest_N[:, None])
-    return torch.maximum(near_NC.sum(1), nearest_N)
+    return torch.maximum(near_NC.sum(1), nearest_N) * nearest_N
 
 
 def counted(squares_NG: Tensor) -> Tensor:
     """The least of neighbouring groups, so that there are 1,024 at most."""
-    return least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED)) if squares_NG.size(1) > COUNTED else squares_NG
+    return (
+        least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED)) if squares_NG.size(1) > COUNTED else squares_NG
+    )
 
 
 def usual_distance(

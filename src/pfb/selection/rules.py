@@ -65,10 +65,10 @@ class InverseDensity:
     repeats itself.
 
     f is the number of near-copies of a sample that a :class:`pfb.NeighbourMemory` remembers. This
-    is the paper's importance with a density that is local, drawn instead of ranked: a group comes by
-    about as often as another one, whatever their sizes, if both are in the memory, no sample
-    vanishes, and where none is another's copy the draw is uniform. Returns the logarithms of the
-    weights plus Gumbel noise, whose largest are such a draw.
+    is the paper's importance with a density that is local, drawn instead of ranked: of two groups
+    that are in the memory, one comes by about as often as the other, whatever their sizes; no
+    sample vanishes, and where none is another's copy the draw is uniform. Returns the logarithms of
+    the weights plus Gumbel noise, whose largest are such a draw.
 
     Attributes:
         r: what a sample counts for by itself: one with a single near-copy in the memory has weight
@@ -81,17 +81,17 @@ class InverseDensity:
         >>> memory.accumulate(torch.randn(64, 8)); memory.apply()
         >>> copy, new = memory.state_dict()["rows"][:1], torch.full((1, 8), 3.0)
         >>> InverseDensity().log_weights(torch.cat([copy, new]), memory).exp()
-        tensor([0.0476, 1.0000])
+        tensor([0.0909, 1.0000])
     """
 
-    r: float = 0.05
+    r: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.r < float("inf"):
-            raise ValueError(f"`r` must be a finite number > 0 (got {self.r!r}); the default is 0.05")
+            raise ValueError(f"`r` must be a finite number > 0 (got {self.r!r}); the default is 0.1")
 
     def log_weights(self, features: Tensor, density: NeighbourMemory, own: Tensor | None = None) -> Tensor:
-        """``log (r / (f + r))``, ``[N]``: what the draw is in proportion to, 0 for a sample alone."""
+        """``log (r / (f + r))``, ``[N]``: what the draw is in proportion to, 0 for one alone."""
         return -torch.log1p(density.near_copies(features, own) / self.r)
 
     def __call__(
