@@ -77,6 +77,29 @@ def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_none():
     assert distances[200:].median() > 3 * distances[:200].median(), "though far from everything"
 
 
+def test_a_long_memory_counts_in_larger_groups():
+    torch.manual_seed(2)
+    few, many = torch.randn(2, 1, 8)
+    rows = torch.cat([few.repeat(6, 1), many.repeat(4000, 1), torch.randn(8186, 8)])
+    memory = remembering(rows[torch.randperm(len(rows))], 12_192, batch=508)
+    found = memory.near_copies(torch.cat([few, many]))
+    assert 5.9 <= found[0] < 7
+    assert 900 < found[1] <= 1025
+
+
+def test_many_that_are_barely_near_are_no_copy():
+    usual = torch.ones(3)
+    distances = torch.tensor([[0.55] * 25, [0.1] + [9.0] * 24, [0.1] * 25])
+    found = nearest.near_ones(distances.square(), distances.amin(1), usual)
+    torch.testing.assert_close(found, torch.tensor([25 * 0.125**2, 1.0, 25.0]))
+
+
+def test_far_out_products_of_matrices_count_nobody_who_is_not_near():
+    """Where rows lie at 1e4 deviations, squares by products are off by more than the distances."""
+    wrong, right = torch.zeros(1, 30), torch.tensor([2.0])
+    assert nearest.near_ones(wrong, right, torch.ones(1)) == 0
+
+
 def test_of_copies_within_a_batch_the_first_counts_in_full():
     memory = remembering(torch.randn(400, 6), 256)
     single = 4 * torch.randn(3, 6)
