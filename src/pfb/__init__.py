@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pfb.adviser.advice import Advice
     from pfb.adviser.advise import advise
-    from pfb.adviser.planner import Plan, plan
     from pfb.blocking.attach import attach
     from pfb.blocking.blocker import Blocker
     from pfb.blocking.paper import paper
@@ -39,7 +38,6 @@ __all__ = [
     "InverseDensity",
     "MovingCenters",
     "NeighbourMemory",
-    "Plan",
     "PrunedLoader",
     "RareFirst",
     "Schedule",
@@ -53,7 +51,6 @@ __all__ = [
     "batch_size_for",
     "find_copies",
     "paper",
-    "plan",
     "prune_batches",
     "read_groups",
     "window",
@@ -62,10 +59,6 @@ __all__ = [
 _PLACES = {
     "adviser.advice": ("Advice",),
     "adviser.advise": ("advise",),
-    "adviser.planner": (
-        "Plan",
-        "plan",
-    ),
     "blocking.attach": ("attach",),
     "blocking.blocker": ("Blocker",),
     "blocking.paper": ("paper",),
@@ -100,8 +93,10 @@ _PLACES = {
 _MOVED = {
     "DensityEstimator": "pfb.MovingCenters",
     "Originals": "`pruner(x, y, by=originals)` of pfb.BatchPruner",
+    "Plan": "pfb.Advice",
     "Recompute": "pfb.BatchPruner(features=pfb.Shallow(model), rule=pfb.RareFirst())",
     "Reuse": "pfb.attach(model), which always reuses the shallow part",
+    "plan": "pfb.advise(model, loader), or the command pfb bench speed",
 }
 """Names of before 0.2, and what replaces them."""
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+MOST_NAMED = 12
+
 
 def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Module]:
     """Name and module of the cut.
@@ -67,20 +69,6 @@ def find_first_stage(model: nn.Module) -> str:
         if chosen is not None and not _is_decoder_of_two(model, chosen):
             return _last_called(chosen, model.get_submodule(chosen))
     raise ValueError(f"cannot tell the first stage of {type(model).__name__}: pass `cut=`. {_say_candidates(model)}")
-
-
-def candidates(model: nn.Module, limit: int = 12) -> list[str]:
-    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with
-    parameters.
-    """
-    names: list[str] = []
-    for prefix, module in model.named_modules():
-        for run in _runs(module, prefix):
-            if _layers_of([m for _, m in run]) > 0.2 * _layers_of([model]):
-                names += [name for name, m in run if _layers_of([m]) > 1 and name not in names]
-    if not names:
-        names = [name for name, m in model.named_modules() if name and "." not in name and _layers_of([m])]
-    return names[:limit]
 
 
 def _trunk(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:
@@ -156,7 +144,15 @@ def _not_the_model(model: nn.Module, name: str) -> str:
 
 
 def _say_candidates(model: nn.Module) -> str:
-    names = candidates(model)
+    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with
+    parameters.
+    """
+    names: list[str] = []
+    for prefix, module in model.named_modules():
+        for run in _runs(module, prefix):
+            if _layers_of([m for _, m in run]) > 0.2 * _layers_of([model]):
+                names += [name for name, m in run if _layers_of([m]) > 1 and name not in names]
+    names = names or [name for name, m in model.named_modules() if name and "." not in name and _layers_of([m])]
     if names:
-        return f"Candidates: {', '.join(names)}."
+        return f"Candidates: {', '.join(names[:MOST_NAMED])}."
     return "It has no layers to choose from: prune before it, pfb.BatchPruner(), which needs none."

@@ -93,7 +93,7 @@ class Bars:
             yield
 
     @contextlib.contextmanager
-    def task(self, name: str, total: int, completed: int = 0, unit: str = "") -> Iterator[Callable[[int], None]]:
+    def task(self, name: str, total: int, completed: int = 0) -> Iterator[Callable[[int], None]]:
         """A bar of its own until the block ends; yields what is told how much is done."""
         task, said = self._progress.add_task(name, total=total, completed=completed), time.monotonic()
 
@@ -102,7 +102,7 @@ class Bars:
             self._progress.update(task, completed=count)
             if self._lines and count < total and time.monotonic() - said >= SECONDS_PER_LINE:
                 said = time.monotonic()
-                self.console.print(f"{name}: {count:,} of {total:,}{unit}", highlight=False)
+                self.console.print(f"{name}: {count:,} of {total:,}", highlight=False)
 
         yield done
         self._progress.remove_task(task)
