@@ -11,7 +11,7 @@ import torchvision
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import memory, profile, speed
+from pfb.lab.bench import memory, speed
 from pfb.lab.train.options.config import TrainConfig
 from studies import deviations, grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
@@ -96,7 +96,7 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, profile, scale, speed, tools)}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, scale, speed, tools)}
 RENDERERS = {"stream": stream.render, "runs": saturated.render}
 
 

@@ -34,7 +34,7 @@ from pfb.lab.train.options.settings import (
     RunSettings,
 )
 
-BENCHMARKS = ("speed", "memory", "profile")
+BENCHMARKS = ("speed", "memory")
 
 app = tyro.extras.SubcommandApp()
 
@@ -105,12 +105,11 @@ def report(
     densities, and the samples kept most and least.
 
     Args:
-        runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
-            time saved is drawn against the share pruned.
+        runs: folders of runs, or that hold runs.
         out: the page, .html or .png; by default report.html beside the first.
         show: open the page in a browser.
     """
-    for place in (place for place in runs if place.suffix != ".json"):
+    for place in runs:
         early.folders_of_runs(place)
     if out is not None:
         early.check_output("out", out, (".html", ".png"))
@@ -184,7 +183,7 @@ def advise(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: speed, memory, profile; see pfb bench --help."""
+    """Benchmarks: speed, memory; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
 
 
