@@ -161,7 +161,7 @@ class TestNothingIsLoadedForARefusal:
     def test_a_report_of_nothing(self, capsys, tmp_path, loads_nothing):
         assert "there is no run" in refused(capsys, "report", tmp_path)
         (tmp_path / "config.json").write_text("{}")
-        assert "end in .html or .png" in refused(capsys, "report", tmp_path, "--out", "x.pdf")
+        assert "must end in .html" in refused(capsys, "report", tmp_path, "--out", "x.pdf")
 
     def test_an_advice_that_cannot_be_written(self, capsys, tmp_path, loads_nothing):
         assert "must end in .html" in refused(capsys, "advise", "--out", tmp_path / "x.pdf")

@@ -166,5 +166,6 @@ def rounds(
     one = sum(values[0] for values in first.values())
     count = min(MOST, max(FEWEST, int(SECONDS / max(one, 1e-9))))
     done = itertools.count(1)
+    progress("timing steps", 0, count)
     on_round = lambda: progress("timing steps", next(done), count)  # noqa: E731
     return interleaved_seconds(steps, device, repeats=count, warmup=0, clock=clock, on_round=on_round)

@@ -106,13 +106,13 @@ def report(
 
     Args:
         runs: folders of runs, or that hold runs.
-        out: the page, .html or .png; by default report.html beside the first.
+        out: the page, .html; by default report.html beside the first.
         show: open the page in a browser.
     """
     for place in runs:
         early.folders_of_runs(place)
     if out is not None:
-        early.check_output("out", out, (".html", ".png"))
+        early.check_output("out", out, (".html",))
     from pfb.lab.report import write
 
     page = write(list(runs), out)

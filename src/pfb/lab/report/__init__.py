@@ -14,7 +14,7 @@ from matplotlib import font_manager
 
 from pfb.lab import files
 from pfb.lab.errors import RunError
-from pfb.lab.report import copies, figures, page, samples
+from pfb.lab.report import figures, page, samples
 from pfb.lab.report.page import Section
 from pfb.lab.report.run import Run, by_settings
 from pfb.lab.train import early
@@ -37,8 +37,7 @@ def write(places: list[Path], out: Path | None = None) -> Path:
     Args:
         places: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got, and
             the twins of ``--control`` come with their run; and folders that hold such.
-        out: ``.html`` for a page in one file, ``.png`` for the figures in one picture; by default
-            ``report.html`` in the first folder.
+        out: the page, ``.html``; by default ``report.html`` in the first folder.
 
     Raises:
         RunError: no runs, a folder that holds none or a damaged one, another ending, or a place
@@ -48,20 +47,13 @@ def write(places: list[Path], out: Path | None = None) -> Path:
         raise RunError("pfb report needs at least one run folder")
     folders = run_folders(places)
     out = out or places[0] / "report.html"
-    early.check_output("out", out, (".html", ".png"))  # before all is drawn
+    early.check_output("out", out, (".html",))  # before all is drawn
     runs = [Run(folder) for folder in folders]
     try:
         installed = set(font_manager.get_font_names())
         with mpl.rc_context({**STYLE, "font.family": [font for font in FONTS if font in installed]}), _without_glyphs():
-            sections = _sections(runs)
-            drawn = [section.figure for section in sections if section.figure is not None]
-            content = (
-                page.png(drawn)
-                if out.suffix == ".png"
-                else page.html(runs, sections).encode("utf-8", "backslashreplace")
-            )
-        with files.replacing(out) as file:
-            file.write(content)
+            text = page.html(runs, _sections(runs))
+        files.write_text(out, text)
     except OSError as error:
         raise RunError(f"--out {out} cannot be written ({error.strerror or error})") from error
     return out
@@ -88,9 +80,7 @@ def _sections(runs: list[Run]) -> list[Section]:
     pruned = [group[0] for group in by_settings(pruned)]
     if pruned:
         found.append(Section("What was pruned", figures.pruning(pruned), PRUNED))
-    for run in pruned:
-        found += [samples.section(run), *copies.sections(run)]
-    return found
+    return [*found, *map(samples.section, pruned)]
 
 
 @contextlib.contextmanager
