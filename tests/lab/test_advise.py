@@ -47,7 +47,7 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", page, "--export", table)
     assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
     assert "Recommended: prune in the batch." in shown
-    assert "2 samples in 1 group equal to the last bit" in shown
+    assert "0.3% because they are equal to others to the last bit" in shown
     assert "of 4 samples 0.0% have a near-copy in training; 0.0% there or in the test" in shown
     assert "does not repeat itself as much" in shown
     assert re.search(r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method copies --control short", shown)

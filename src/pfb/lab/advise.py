@@ -54,7 +54,7 @@ def advise(
         total = length(source.train)
         listed = as_text(export.name, found.copies.parts, total, source.names)
         files.write_text(export, listed, "surrogateescape")
-        near, drop = sum(map(len, found.groups)), len(found.to_drop)
+        near, drop = sum(map(len, found.groups)), sum(len(part) - 1 for part in found.copies.parts)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
         if config.split == "groups":
             print("  the samples that --split groups set aside to test on are not in the list: keep them as well")
