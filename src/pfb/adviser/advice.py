@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,15 +21,6 @@ WORTH_REMOVING = 0.05
 MOSTLY = 0.5  # of what could be spared: then copies are equal, not near
 USUAL_PRUNE, MOST_PRUNED = 0.5, 0.5  # of a batch; beyond, copies are not all that is left out
 PARTS = 0.05  # shares are recommended in steps of this
-
-RECOMMENDED = {
-    "prune": "prune in the batch",
-    "draw": "draw copies less often",
-    "remove": "remove these copies once",
-    "random": "leave samples out at random",
-    "fix-data": "repair the data first",
-    "nothing": "nothing to spare",
-}
 
 
 @dataclass(frozen=True)
@@ -172,29 +164,21 @@ class Advice:
     @property
     def recommended(self) -> str:
         """The recommendation in words."""
-        return RECOMMENDED[self.recommendation]
+        return RECOMMENDED[self.recommendation][0]
 
     @property
     def reason(self) -> str:
         """Why, and what to do."""
-        return {
-            "prune": self._prune,
-            "draw": self._draw,
-            "remove": self._remove,
-            "random": self._random,
-            "fix-data": self._fix,
-            "nothing": self._nothing,
-        }[self.recommendation]()
+        return RECOMMENDED[self.recommendation][1](self)
 
     @property
     def others(self) -> tuple[tuple[str, str], ...]:
         """The other ways to act on the same copies, with the line of each."""
         if self.recommendation not in ("prune", "draw", "remove"):
             return ()
-        ways = ("prune", "draw", "remove")
-        return tuple(
-            (RECOMMENDED[way], self.codes[way]) for way in ways if way != self.recommendation and way in self.codes
-        )
+        ways: tuple[Kind, ...] = ("prune", "draw", "remove")
+        others = (way for way in ways if way != self.recommendation and way in self.codes)
+        return tuple((RECOMMENDED[way][0], self.codes[way]) for way in others)
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows) + 2
@@ -289,6 +273,17 @@ class Advice:
             " The loader shuffles, so that indices only count its order: look again with shuffle=False, or return the "
             "index of each sample from `prepare=`, to be told which."
         )
+
+
+RECOMMENDED: dict[Kind, tuple[str, Callable[[Advice], str]]] = {
+    "prune": ("prune in the batch", Advice._prune),
+    "draw": ("draw copies less often", Advice._draw),
+    "remove": ("remove these copies once", Advice._remove),
+    "random": ("leave samples out at random", Advice._random),
+    "fix-data": ("repair the data first", Advice._fix),
+    "nothing": ("nothing to spare", Advice._nothing),
+}
+"""What to do, in words, and why."""
 
 
 def share_to_prune(seen: float) -> float:

@@ -129,15 +129,15 @@ def scan(
         view = judge.features.own_view(judged, generator)
         if view is not None and n < FEWEST_ROWS:
             view = torch.full_like(view, torch.nan)  # so few do not tell by how much columns vary
-        rows.append(features_ND.detach().float().cpu())
-        own.append(None if view is None else view.detach().float().cpu())
-        labels.append(y.detach().cpu() if _are_classes(y, n) else None)
-        first = len(found)
-        found.not_finite += [first + i for i in _not_finite((x, y), n)]
-        found.index += [int(i) for i in index] if index is not None else range(first, first + n)
+        first, taken = len(found), min(n, samples - len(found))  # of the last batch not all
+        rows.append(features_ND[:taken].detach().float().cpu())
+        own.append(None if view is None else view[:taken].detach().float().cpu())
+        labels.append(y[:taken].detach().cpu() if _are_classes(y, n) else None)
+        found.not_finite += [first + i for i in _not_finite((x, y), n) if i < taken]
+        found.index += [int(i) for i in index[:taken]] if index is not None else range(first, first + taken)
         found.known_indices |= index is not None
-        found.digests += digests(judged)
-        progress("reading samples", min(len(found), samples), of)
+        found.digests += digests(judged[:taken])
+        progress("reading samples", len(found), of)
     if not len(found):
         raise ValueError("`loader` gave no samples: is the data set empty, or a generator that was used up before?")
     if len(set(found.index)) < len(found.index):
@@ -147,7 +147,7 @@ def scan(
         found.labels = None
     if getattr(loader, "num_workers", 0) == 0 and len(seconds) > 1:
         found.load_seconds = sum(seconds[1:]) / (len(seconds) - 1)
-    return _cut_to(found, samples)
+    return found
 
 
 @contextlib.contextmanager
@@ -242,15 +242,6 @@ def _is_augmented(dataset: Any) -> bool:
             if any(not torch.equal(a, b) for a, b in pairs):
                 return True
     return False
-
-
-def _cut_to(found: Scan, samples: int) -> Scan:
-    """Without what the last batch held too much."""
-    for name in ("features", "own", "labels", "digests", "index"):
-        value = getattr(found, name)
-        setattr(found, name, None if value is None else value[:samples])
-    found.not_finite = [i for i in found.not_finite if i < samples]
-    return found
 
 
 def _named(x: Any) -> str:
