@@ -10,7 +10,7 @@ from pfb.lab import cli
 from pfb.lab.bench import memory, output, speed
 from pfb.lab.bench.setup import VARIANTS, Device, Step
 from pfb.lab.errors import RunError
-from pfb.lab.train.paired.pairs import paired_difference
+from pfb.lab.train.paired.twins import paired_difference
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
