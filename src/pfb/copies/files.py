@@ -13,7 +13,6 @@ from pfb.copies.groups import led
 
 Member = int | str
 """An index, or the name of a file."""
-ENDINGS = "keep.txt, copies.csv or weights.csv"
 PAIRS = (("from", "to"), ("filename_from", "filename_to"), ("img_filename_from", "img_filename_to"))
 """Columns of fastdup's similarity.csv, by its versions."""
 FILES, NUMBERS = ("file", "filename", "img_filename"), ("index", "fastdup_id", "__id", "instance_id")
@@ -42,7 +41,8 @@ def as_text(name: str, groups: Sequence[Sequence[int]], n: int, names: Sequence[
         b.png
         c.png
     """
-    check_ending(name)
+    if not name.endswith((".txt", ".csv")):
+        raise ValueError(f"a list must end in .txt or .csv, such as keep.txt, copies.csv or weights.csv (got {name})")
     if names is not None and len(names) != n:
         raise ValueError(f"`names` must be one for each of the {n:,} samples (got {len(names):,})")
     if name.endswith(".txt"):
@@ -60,16 +60,6 @@ def as_text(name: str, groups: Sequence[Sequence[int]], n: int, names: Sequence[
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
     return table.getvalue()
-
-
-def check_ending(name: str) -> None:
-    """Whether a file of this name is one of the lists.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not name.endswith((".txt", ".csv")):
-        raise ValueError(f"a list must end in .txt or .csv, such as {ENDINGS} (got {name})")
 
 
 def read_groups(place: str | Path) -> tuple[tuple[Member, ...], ...]:
