@@ -156,20 +156,15 @@ def random_states_kept(loader: Any, device: torch.device) -> Iterator[None]:
     Python, NumPy if it is loaded, and the loader's own generators.
     """
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    generators = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
-    states = [g.get_state() for g in generators]
-    numpy = sys.modules.get("numpy")
-    plain, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
-    devices = [] if device.type == "cpu" else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            yield
-    finally:
-        random.setstate(plain)
-        if numpy:
-            numpy.random.set_state(of_numpy)
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with contextlib.ExitStack() as after, torch.random.fork_rng(devices, device_type=kind):
+        after.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            after.callback(numpy.random.set_state, numpy.random.get_state())
+        for owner in owners:
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                after.callback(generator.set_state, generator.get_state())
+        yield
 
 
 def _in_order(loader: Any) -> bool:

@@ -18,10 +18,10 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
         TypeError: neither a name nor a module.
         ValueError: unknown name, foreign module, the model itself, or no first stage to be found.
     """
-    if cut is None:
-        name = find_first_stage(model)
-        return name, model.get_submodule(name)
-    name, module = _named(model, cut)
+    name = find_first_stage(model) if cut is None else _named(model, cut)
+    if not name:
+        raise ValueError(f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}")
+    module = model.get_submodule(name)
     if not _runs_itself(module):
         raise ValueError(
             f"`cut` is {name!r}, a {type(module).__name__}, which holds layers but never runs itself. Cut after its "
@@ -30,20 +30,19 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
     return name, module
 
 
-def _named(model: nn.Module, cut: str | nn.Module) -> tuple[str, nn.Module]:
+def _named(model: nn.Module, cut: str | nn.Module) -> str:
+    names: dict[str, nn.Module] = dict(model.named_modules())
     if isinstance(cut, nn.Module):
-        for name, module in model.named_modules():
-            if module is cut:
-                return _not_the_model(model, name), cut
+        if (name := next((name for name, module in names.items() if module is cut), None)) is not None:
+            return name
         raise ValueError(f"`cut` is a {type(cut).__name__} that is not part of the model. {_say_candidates(model)}")
     if not isinstance(cut, str):
         raise TypeError(f"`cut` must be a layer's name, a module of the model or None (got {type(cut).__name__})")
-    names = dict(model.named_modules())
     if cut not in names:
         near = difflib.get_close_matches(cut, names, n=3)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(f"`cut` must name a layer of the model (got {cut!r}). {hint}{_say_candidates(model)}")
-    return _not_the_model(model, cut), names[cut]
+    return cut
 
 
 def find_first_stage(model: nn.Module) -> str:
@@ -135,12 +134,6 @@ def _is_decoder_of_two(model: nn.Module, name: str) -> bool:
 def _layers_of(modules: list[nn.Module]) -> int:
     """How many modules own parameters themselves."""
     return sum(1 for root in modules for m in root.modules() if next(m.parameters(recurse=False), None) is not None)
-
-
-def _not_the_model(model: nn.Module, name: str) -> str:
-    if not name:
-        raise ValueError(f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}")
-    return name
 
 
 def _say_candidates(model: nn.Module) -> str:
