@@ -339,6 +339,8 @@ def test_features_of_ones_own_are_in_the_line():
 def test_only_so_many_samples_are_looked_at_and_what_that_hides_is_said():
     advice = look(torch.randn(300, 16), samples=100)
     assert (advice.samples, advice.total) == (100, 300)
+    part = look(torch.randn(300, 16), samples=70)  # a batch and a part of one
+    assert part.samples == len(part.copies.distances) == 70
     assert "groups of fewer than about 9 are mostly not seen" in str(advice)
 
 

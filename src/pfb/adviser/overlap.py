@@ -37,7 +37,7 @@ class Overlap:
     @property
     def is_whole(self) -> bool:
         """Whether all of it was looked at."""
-        return self.samples == (self.total or self.samples)
+        return self.samples >= (self.total or 0)
 
 
 def find(seen: Scan, test: Scan, progress: Progress) -> Overlap:
