@@ -11,7 +11,7 @@ import torchvision
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import memory, profile, speed
+from pfb.lab.bench import memory, speed
 from pfb.lab.train.options.config import TrainConfig
 from studies import deviations, grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
@@ -78,7 +78,7 @@ def test_links_to_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_flag_of_a_shown_command_exists(page, capsys):
     text = page.read_text()
-    for command in re.findall(r"pfb (train|report|plan|advise|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
+    for command in re.findall(r"pfb (train|report|advise|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
         words, flags = command[0].split(), re.findall(r"--[\w.-]+", command[1])
         with pytest.raises(SystemExit) as stopped:
             cli.main([*words, "--help"])
@@ -96,7 +96,7 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, profile, scale, speed, tools)}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, scale, speed, tools)}
 RENDERERS = {"stream": stream.render, "runs": saturated.render}
 
 
