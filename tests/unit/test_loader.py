@@ -171,9 +171,44 @@ class TestResume:
             pfb.prune_batches(DataLoader(data()), fill=True).load_state_dict(loader.state_dict())
 
     def test_a_damaged_pool(self):
-        for held in ({"size": 3}, {"size": 3, "held": -1, "rest": None}, {"size": 3, "held": 2, "rest": None}):
-            with pytest.raises(ValueError, match="held"):
-                Pool(Declared()).load_state_dict(held)
+        rest = (torch.zeros(2, 3), ["a", "b"])
+        wrong_rests = [{"rest": None}, {"rest": torch.zeros(1)}]
+        for changed in ({"held": -1}, {"held": 3}, {"size": "3"}, {"size": None}, *wrong_rests):
+            with pytest.raises(ValueError, match="held|rest"):
+                Pool(Declared()).load_state_dict({"size": 3, "held": 2, "rest": rest} | changed)
+        with pytest.raises(ValueError, match="held"):
+            Pool(Declared()).load_state_dict({"size": 3})
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda s: s["pruner"].update(step=-1),
+            lambda s: s["held"].update(held=-1),
+            lambda s: s["held"].update(rest=(torch.zeros(1, 3), torch.zeros(1))),
+            lambda s: s.update(loader={"nothing": 0}),
+        ],
+    )
+    def test_a_state_that_is_refused_changes_nothing(self, spoil):
+        class Resumable(DataLoader):
+            at = 0
+
+            def state_dict(self):
+                return {"at": self.at}
+
+            def load_state_dict(self, state):
+                self.at = state["at"]
+
+        made = [pfb.prune_batches(Resumable(data(), batch_size=10), 0.3, fill=True) for _ in range(3)]
+        first, ours, untouched = made
+        next(iter(first))
+        for loader in (ours, untouched):
+            list(loader)
+        state = copy.deepcopy(first.state_dict())
+        spoil(state)
+        with pytest.raises((ValueError, KeyError)):
+            ours.load_state_dict(state)
+        assert ours.pruner.steps == 10
+        assert [y.tolist() for _, y in ours] == [y.tolist() for _, y in untouched]
 
 
 class TestFullBatchesOfLists:

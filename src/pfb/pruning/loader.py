@@ -98,8 +98,8 @@ class PrunedLoader:
         had been given are skipped.
 
         Raises:
-            ValueError: not a state of a pruned loader, or with another ``fill``. Nothing is changed
-                then.
+            ValueError: not a state of a pruned loader, with another ``fill``, or damaged. Nothing
+                is changed then, nor if the loader refuses its own part.
         """
         if not isinstance(state, dict) or not state.keys() >= {"pruner", "batches", "held", "loader"}:
             raise ValueError("this is not a state of pfb.prune_batches: pass what its `state_dict()` returned")
@@ -109,14 +109,19 @@ class PrunedLoader:
             )
         if type(state["batches"]) is not int or state["batches"] < 0:
             raise ValueError(f"the state's `batches` must be a whole number >= 0 (got {state['batches']!r})")
+        pool = None if self._pool is None else Pool(self.pruner.declared, self.pruner._lists)
+        loads = state["loader"] is not None and hasattr(self.loader, "load_state_dict")
+        before = self.pruner.state_dict()
         self.pruner.load_state_dict(state["pruner"])
-        if self._pool is not None:
-            self._pool.load_state_dict(state["held"])
-        if state["loader"] is not None and hasattr(self.loader, "load_state_dict"):
-            self.loader.load_state_dict(state["loader"])
-            self._skip = 0
-        else:
-            self._skip = state["batches"]
+        try:
+            if pool is not None:
+                pool.load_state_dict(state["held"])
+            if loads:
+                self.loader.load_state_dict(state["loader"])
+        except Exception:
+            self.pruner.load_state_dict(before)
+            raise
+        self._pool, self._skip = pool, 0 if loads else state["batches"]
 
     def __repr__(self) -> str:
         return f"PrunedLoader({type(self.loader).__name__}, {self.pruner!r}, fill={self._pool is not None})"
