@@ -63,6 +63,25 @@ class TestAsTheLoaderItWraps:
         loader = pfb.prune_batches(DataLoader(data(20), batch_size=10), 0.5, device="cpu")
         assert len(next(iter(loader))[0]) == 5
 
+    def test_what_has_a_method_to_is_moved_and_what_cannot_be_copied_is_refused(self):
+        class Own:
+            at = "cpu"
+
+            def to(self, device):
+                moved = Own()
+                moved.at = str(device)
+                return moved
+
+        class Kept(dict):
+            def __setitem__(self, key, value):
+                raise RuntimeError("frozen")
+
+        packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)] * 4)
+        (batch,) = pfb.prune_batches([{"own": Own(), "in": (packed, torch.zeros(4))}], 0.0, device="meta")
+        assert (batch["own"].at, batch["in"][0].data.device.type, batch["in"][1].device.type) == ("meta",) * 3
+        with pytest.raises(TypeError, match=r"`batch\['x'\]` is a Kept that cannot be copied.*Pass a plain dict"):
+            next(iter(pfb.prune_batches([{"x": Kept(a=torch.zeros(4))}], 0.0, device="meta")))
+
     def test_a_pruner_of_ones_own(self):
         pruner = pfb.BatchPruner(0.25)
         loader = pfb.prune_batches(DataLoader(data(), batch_size=8), pruner=pruner)
@@ -84,6 +103,17 @@ class TestAsTheLoaderItWraps:
         loader = pfb.prune_batches(DataLoader(data(), batch_size=10))
         assert loader.pruner.density.epoch == 100
         assert pfb.prune_batches(DataLoader(data(), batch_size=30, drop_last=True)).pruner.density.epoch == 90
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_accelerates_shards_and_splits(self, split, monkeypatch):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        monkeypatch.setattr(pfb.BatchPruner, "ranks", 2)
+        plain = DataLoader(data(), batch_size=10, shuffle=True)
+        loader = data_loader.prepare_data_loader(plain, num_processes=2, split_batches=split, put_on_device=False)
+        pruned = pfb.prune_batches(loader, fill=True)
+        assert pruned.pruner.density.epoch == 100
+        assert len(list(loader.batch_sampler)) == len(loader) == (10 if split else 5)
+        assert len(pruned) == (6 if split else 2), "3 of each 5 are kept, or 5 of each 10"
 
 
 class TestFullBatches:

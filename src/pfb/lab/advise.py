@@ -47,6 +47,12 @@ def advise(
     source = load(config)
     found = _look(config, source, samples)
     print(found)
+    if config.split == "groups":
+        print(
+            f"  test: the {length(source.test):,} samples that --split groups sets aside are drawn from the same data, "
+            "so they repeat themselves as these do and do not decide; measured by them, leaving samples out at random "
+            "may do as well"
+        )
     _say_how_to_go_on(found, config, export)
     files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
     print(f"wrote {out}: open it in a browser")
@@ -73,7 +79,14 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
 
     with progress_bar(console, console.is_terminal) as bar:
         try:
-            return pfb.advise(model, loader, prepare=prepare, samples=samples, test=test, progress=_teller(bar))
+            return pfb.advise(
+                model,
+                loader,
+                prepare=prepare,
+                samples=samples,
+                test=None if config.split == "groups" else test,  # drawn from these data: by chance, of which groups
+                progress=_teller(bar),
+            )
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error
 

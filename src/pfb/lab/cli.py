@@ -34,6 +34,7 @@ from pfb.lab.train.options.settings import (
     PruningSettings,
     RunSettings,
 )
+from pfb.utils.errors import RuleError
 
 BENCHMARKS = ("speed", "memory", "profile")
 PLANNED_AT_MOST = 10**5
@@ -291,7 +292,7 @@ def exit_codes() -> Iterator[None]:
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
-    except RunError as error:
+    except (RunError, RuleError) as error:
         _leave(str(error))
     except KeyboardInterrupt as interrupt:
         _leave(str(interrupt) if interrupt.args else "interrupted", 130)

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pfb.pruning.batch_pruner import BatchPruner
 from pfb.pruning.filling import Pool
-from pfb.selection.nested import copied
+from pfb.selection.nested import DESCEND, children, mapped
 from pfb.selection.schedule import Schedule
+from pfb.selection.select import is_tensordict
 from pfb.selection.selection import keep_count
 
 
@@ -38,7 +40,7 @@ class PrunedLoader:
         for batch in itertools.islice(batches, skip, None):
             self._given += 1
             if self._device is not None:
-                batch = copied(batch, lambda x: x.to(self._device, non_blocking=True))
+                batch = mapped(batch, self._moved)
             if self._pool is None:
                 yield self.pruner(batch)
             else:
@@ -46,6 +48,13 @@ class PrunedLoader:
                 n, k = self.pruner.latest_sizes(batch)
                 yield from self._pool.add(kept, k, n)
         self._given = 0
+
+    def _moved(self, x: Any, path: str) -> Any:
+        if isinstance(x, Tensor):
+            return x.to(self._device, non_blocking=True)
+        if children(x) is not None and not is_tensordict(x):
+            return DESCEND
+        return x.to(self._device) if callable(getattr(x, "to", None)) else x
 
     def __len__(self) -> int:
         """Batches of the coming epoch; with ``fill`` those that will be full, exactly.
@@ -146,7 +155,8 @@ def prune_batches(
         fill: gather what is kept until a batch has its full size again: constant batches and cost
             of a step, ``1 - prune`` times as many steps, as many on all ranks. What does not fill a
             batch at an epoch's end opens the next epoch.
-        device: move each batch there before it is judged.
+        device: move each batch there before it is judged: tensors in tuples, lists, dicts and
+            dataclasses, and what else has a method ``to``.
         pruner: a :class:`pfb.BatchPruner` of your own, in place of ``prune`` and its settings.
         settings: of :class:`pfb.BatchPruner`: ``rule``, ``features``, ``density``, ``total_steps``,
             ``views``, ``seed``, ``group``, ``shared``, ``items``, ``dims``, ``on_left_out``.
@@ -191,7 +201,7 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
     Raises:
         TypeError: that cannot be told.
     """
-    sampler = getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(loader, "batch_sampler", None)
     size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
     order = getattr(sampler, "sampler", None) or getattr(loader, "sampler", None)
     drops = getattr(sampler, "drop_last", getattr(loader, "drop_last", False))
@@ -204,6 +214,8 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
             "the length with `fill=True` needs a loader that knows its data set and batch size: leave `fill` out, or "
             "count the batches of an epoch yourself"
         )
+    if getattr(sampler, "split_batches", False) and getattr(sampler, "even_batches", False):  # Accelerate's
+        return [size // sampler.num_processes] * batches
     if drops:
         return [size] * batches
     return [min(size, max(0, samples - i * size)) or size for i in range(batches)]

@@ -15,6 +15,7 @@ from pfb.selection.rules import RuleCall
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count_of_parts, keep_largest
 from pfb.selection.views import Views
+from pfb.utils.errors import RuleError, first_line
 
 
 class Choice(NamedTuple):
@@ -51,19 +52,52 @@ def choose(
         generator: for a rule that draws; without one from the global stream.
 
     Raises:
-        ValueError: the rule returns no value per sample, or the rows are no whole number of groups.
+        ValueError: the rows are no whole number of groups.
+        RuleError: a rule of the user's fails, or returns no value per sample.
     """
     features_GD = views.pooled(features_ND)
     own_GD = None if own_ND is None else views.pooled(own_ND)
+    given = features_GD, rule, density, own_GD, generator
+    k = keep_count_of_parts(len(features_GD), pruned_parts)
+    if torch.compiler.is_compiling():
+        importance_G, log_weights_G = _weighed(*given)
+        return Choice(views.rows(keep_largest(importance_G, k), len(features_ND)), log_weights_G)
+    try:
+        importance_G, log_weights_G = _weighed(*given)
+        groups_K = keep_largest(importance_G, k)
+    except Exception as error:
+        place = str(getattr(rule.rule, "__module__", ""))
+        if place.startswith("pfb.") or isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        name = getattr(rule.rule, "__qualname__", type(rule.rule).__qualname__)
+        said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise RuleError(
+            f"the rule {place}.{name}, given features {tuple(features_GD.shape)}: {said}{first_line(error)}"
+        ) from error
+    return Choice(views.rows(groups_K, len(features_ND)), log_weights_G)
+
+
+def _weighed(
+    features_GD: Tensor,
+    rule: RuleCall,
+    density: Density,
+    own_GD: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Importance ``[G]``, and the weights by which a drawing rule drew."""
     log_weights_G = rule.log_weights(features_GD, density, own_GD)
     if log_weights_G is None:
         importance_G = rule(features_GD, density, own_GD, generator)
-    else:
+    elif log_weights_G.shape == features_GD.shape[:1]:
         importance_G = drawn(log_weights_G, generator)
+    else:
+        raise ValueError(
+            f"`log_weights` must return one value per sample, shape ({len(features_GD)},) (got "
+            f"{tuple(log_weights_G.shape)})"
+        )
     if rule.reads != "nothing":
         importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
-    groups_K = keep_largest(importance_G, keep_count_of_parts(len(features_GD), pruned_parts))
-    return Choice(views.rows(groups_K, len(features_ND)), log_weights_G)
+    return importance_G, log_weights_G
 
 
 def collect(features_ND: Tensor, indices_K: Tensor, rule: RuleCall, density: Density, views: Views) -> None:
