@@ -219,6 +219,12 @@ class TestPlacesThatCannotBeTold:
     def test_ordinary_first_batches_pass(self, batch):
         pfb.BatchPruner(0.5)(batch)
 
+    def test_what_all_share_is_refused_once_a_batch_has_another_size(self):
+        pruner, anchors = pfb.BatchPruner(0.5), torch.rand(N, 2)
+        assert len(pruner({"image": images(), "anchors": anchors})["anchors"]) == 6
+        with pytest.raises(ValueError, match=r"`batch\['anchors'\]`.*`shared=\('anchors',\)`"):
+            pruner({"image": images(10), "anchors": anchors})
+
     def test_labels_may_be_sorted(self):
         pruner = pfb.BatchPruner(0.5)
         pruner({"image": images(), "label": rows() // 3})
