@@ -48,10 +48,9 @@ def advise(
     found = _look(config, source, samples)
     print(found)
     if config.split == "groups":
+        apart = f"{length(source.test):,} samples that --split groups sets aside are drawn from the same data: they"
         print(
-            f"  test: the {length(source.test):,} samples that --split groups sets aside are drawn from the same data, "
-            "so they repeat themselves as these do and do not decide; measured by them, leaving samples out at random "
-            "may do as well"
+            f"  The {apart} repeat themselves as these do, decide nothing here, and are in no list: keep them as well."
         )
     _say_how_to_go_on(found, config, export)
     files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
@@ -62,8 +61,6 @@ def advise(
         files.write_text(export, listed, "surrogateescape")
         near, drop = sum(map(len, found.groups)), len(found.to_drop)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
-        if config.split == "groups":
-            print("  the samples that --split groups set aside to test on are not in the list: keep them as well")
     return found
 
 
@@ -71,6 +68,7 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
     available = torch.accelerator.is_available() and not config.cpu
     device = torch.accelerator.current_accelerator() if available else torch.device("cpu")
     loader, test = (_shuffled(data, config, source, samples) for data in (source.train, source.test))
+    tested = None if config.split == "groups" else test  # that is by chance of some groups, and decides nothing
     torch.manual_seed(config.seed)
     model = build_for(source, config.model).to(device)
 
@@ -79,14 +77,7 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
 
     with progress_bar(console, console.is_terminal) as bar:
         try:
-            return pfb.advise(
-                model,
-                loader,
-                prepare=prepare,
-                samples=samples,
-                test=None if config.split == "groups" else test,  # drawn from these data: by chance, of which groups
-                progress=_teller(bar),
-            )
+            return pfb.advise(model, loader, prepare=prepare, samples=samples, test=tested, progress=_teller(bar))
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error
 

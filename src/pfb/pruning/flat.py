@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfb.features.judged import as_tensor
 from pfb.model.inputs import LABELS
-from pfb.selection.nested import key_of, places
+from pfb.selection.nested import is_list, key_of, places
 from pfb.selection.select import Declared, is_array
 
 LEAST = 4  # rows; of fewer it cannot be told whether they count samples
@@ -49,10 +49,10 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
                 f"`{path}` counts the whole batch, and what is divided by it would be too small once samples are left "
                 f"out: count after pruning; or, if that is meant, say so: `shared=({name!r},)`."
             )
-        x = _as_tensor(x, name)
+        x = as_tensor(x) if is_array(x) or (name in COUNTERS and is_list(x)) else x
         if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided or x.dim() == 0:
             continue
-        counts = name in COUNTERS and x.dim() == 1 and _is_below(x, n)
+        counts = name in COUNTERS and x.dim() == 1 and len(x) > 0 and bool((x >= 0).all() and (x < n).all())
         may_be_flat = x.dim() > 1 or (are_points and len(x) == n and name not in LABELS)
         if counts or (may_be_flat and looks_flat(x, n)):
             raise ValueError(
@@ -68,16 +68,6 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
                 "(partners for mixup), which point to other rows, or none, once samples are left out. Draw them after "
                 f"pruning; or, if they are something else, say so: `items=({name!r},)`."
             )
-
-
-def _as_tensor(x: Any, name: str) -> Any:
-    """An array, or a list that counts samples by its name, as a tensor."""
-    return as_tensor(x) if is_array(x) or (name in COUNTERS and isinstance(x, (tuple, list))) else x
-
-
-def _is_below(x: Tensor, n: int) -> bool:
-    """Whether there are numbers and all of them could count n samples."""
-    return x.numel() > 0 and bool((x >= 0).all() and (x < n).all())
 
 
 def looks_flat(x: Tensor, n: int) -> bool:

@@ -79,14 +79,12 @@ class PrunedLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader, or its sampler or data set, which epoch begins."""
-        for place in (self.loader, *(getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))):
+        batches, samples, data = (getattr(self.loader, name, None) for name in ("batch_sampler", "sampler", "dataset"))
+        places: tuple[Any, ...] = (self.loader, batches, samples, getattr(batches, "sampler", None), data)
+        for place in places:
             if hasattr(place, "set_epoch"):
                 place.set_epoch(epoch)
                 return
-        inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
-        place = next((x for x in (inner, getattr(self.loader, "dataset", None)) if hasattr(x, "set_epoch")), None)
-        if place is not None:
-            place.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how

@@ -78,23 +78,18 @@ def choose(
 
 
 def _weighed(
-    features_GD: Tensor,
-    rule: RuleCall,
-    density: Density,
-    own_GD: Tensor | None,
-    generator: torch.Generator | None,
+    features_GD: Tensor, rule: RuleCall, density: Density, own_GD: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor | None]:
     """Importance ``[G]``, and the weights by which a drawing rule drew."""
     log_weights_G = rule.log_weights(features_GD, density, own_GD)
+    n = len(features_GD)
     if log_weights_G is None:
         importance_G = rule(features_GD, density, own_GD, generator)
-    elif log_weights_G.shape == features_GD.shape[:1]:
+    elif log_weights_G.shape == (n,):
         importance_G = drawn(log_weights_G, generator)
     else:
-        raise ValueError(
-            f"`log_weights` must return one value per sample, shape ({len(features_GD)},) (got "
-            f"{tuple(log_weights_G.shape)})"
-        )
+        got = tuple(log_weights_G.shape)
+        raise ValueError(f"`log_weights` must return one value per sample, shape ({n},) (got {got})")
     if rule.reads != "nothing":
         importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
     return importance_G, log_weights_G

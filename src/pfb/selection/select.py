@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from pfb.selection.nested import DESCEND, children, is_list, key_of, leaves, mapped
 
@@ -312,15 +311,3 @@ def _remember(seen: dict[str, bool], what: str, value: bool) -> None:
     """For good: the first batch that tells decides."""
     if not torch.compiler.is_compiling():
         seen.setdefault(what, value)
-
-
-def check_is_batch(node: Any, path: str) -> None:
-    """Refuse what no selection can be made from, whatever its size.
-
-    Raises:
-        TypeError: a packed or nested tensor.
-    """
-    if isinstance(node, PackedSequence):
-        raise TypeError(
-            f"`{path}` is a PackedSequence, whose rows are steps of several samples: pack it after the selection"
-        )
