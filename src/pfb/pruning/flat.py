@@ -21,10 +21,11 @@ LEAST = 4  # rows; of fewer it cannot be told whether they count samples
 LEAST_PERMUTED = 16  # rows; so many are hit once each by no accident
 COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
 """Names by which libraries call the sample that each row belongs to."""
-PACKED = ("cu_seqlens", "cu_seq_lens")
-"""What the names begin with of where each text begins in a row of several."""
-OF_ALL = ("num_items_in_batch", "ntokens", "nsentences")
-"""Names by which libraries call counts of the whole batch, by which a loss is divided."""
+PACKED = "says where texts begin in rows of several, which cannot be left out: prune before the texts are packed"
+COUNTED = "counts the whole batch, and what is divided by it comes out too small: count after pruning"
+BY_NAME = {"cu_seqlens": PACKED, "cu_seq_lens": PACKED}
+BY_NAME |= dict.fromkeys(("num_items_in_batch", "ntokens", "nsentences"), COUNTED)
+"""Names that begin so are what libraries call things that no sample is left out of."""
 
 
 def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> None:
@@ -39,16 +40,8 @@ def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> N
         name = key_of(path)
         if name in declared.names or path == judged:
             continue
-        if name.startswith(PACKED):
-            raise ValueError(
-                f"`{path}` says where texts begin in rows of several, of which a part cannot be left out: prune before "
-                f"the texts are packed. If it is something else, say so: `shared=({name!r},)` or `items=({name!r},)`."
-            )
-        if name in OF_ALL:
-            raise ValueError(
-                f"`{path}` counts the whole batch, and what is divided by it would be too small once samples are left "
-                f"out: count after pruning; or, if that is meant, say so: `shared=({name!r},)`."
-            )
+        if why := next((why for begins, why in BY_NAME.items() if name.startswith(begins)), ""):
+            raise ValueError(f"`{path}` {why}. If it is something else, say so: `shared=({name!r},)`.")
         x = as_tensor(x) if is_array(x) or (name in COUNTERS and is_list(x)) else x
         if not isinstance(x, Tensor) or x.is_nested or x.layout != torch.strided or x.dim() == 0:
             continue
