@@ -85,7 +85,7 @@ def test_which_groups_a_split_sets_aside_decides_nothing(folder, tmp_path, capsy
         args = ["--data", f"imagefolder:{root}", "--split", "groups", "--batch-size", 16, "--overwrite"]
         shown = run(capsys, *args, "--out", tmp_path / "a.html")
         told |= set(re.findall("Recommended: (.*?)\\.", shown))
-        assert "are drawn from the same data" in shown
+        assert "samples set aside of the same data decide nothing" in shown
         assert "near-copy in training" not in shown
     assert told == {"prune in the batch"}
 

@@ -48,10 +48,7 @@ def advise(
     found = _look(config, source, samples)
     print(found)
     if config.split == "groups":
-        apart = f"{length(source.test):,} samples that --split groups sets aside are drawn from the same data: they"
-        print(
-            f"  The {apart} repeat themselves as these do, decide nothing here, and are in no list: keep them as well."
-        )
+        print(f"  {length(source.test):,} samples set aside of the same data decide nothing; in no list, they are kept")
     _say_how_to_go_on(found, config, export)
     files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
     print(f"wrote {out}: open it in a browser")

@@ -20,12 +20,12 @@ from pfb.selection.select import Declared, is_array
 LEAST = 4  # rows; of fewer it cannot be told whether they count samples
 LEAST_PERMUTED = 16  # rows; so many are hit once each by no accident
 COUNTERS = ("batch", "batch_idx", "batch_index", "image_idx", "img_idx", "ptr")
-"""Names by which libraries call the sample that each row belongs to."""
+# Names by which libraries call the sample that each row belongs to.
 PACKED = "says where texts begin in rows of several, which cannot be left out: prune before the texts are packed"
 COUNTED = "counts the whole batch, and what is divided by it comes out too small: count after pruning"
 BY_NAME = {"cu_seqlens": PACKED, "cu_seq_lens": PACKED}
 BY_NAME |= dict.fromkeys(("num_items_in_batch", "ntokens", "nsentences"), COUNTED)
-"""Names that begin so are what libraries call things that no sample is left out of."""
+# Names that begin so are what libraries call things that no sample is left out of.
 
 
 def refuse(batch: Any, judged: str, value: Any, n: int, declared: Declared) -> None:

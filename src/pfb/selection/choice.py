@@ -5,7 +5,7 @@ Shape suffixes: N samples, G groups of rows that go on together, K kept rows, D 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,14 +57,11 @@ def choose(
     """
     features_GD = views.pooled(features_ND)
     own_GD = None if own_ND is None else views.pooled(own_ND)
-    given = features_GD, rule, density, own_GD, generator
-    k = keep_count_of_parts(len(features_GD), pruned_parts)
+    given = features_GD, own_GD, rule, density, views, pruned_parts, generator
     if torch.compiler.is_compiling():
-        importance_G, log_weights_G = _weighed(*given)
-        return Choice(views.rows(keep_largest(importance_G, k), len(features_ND)), log_weights_G)
+        return _chosen(*given)
     try:
-        importance_G, log_weights_G = _weighed(*given)
-        groups_K = keep_largest(importance_G, k)
+        return _chosen(*given)
     except Exception as error:
         place = str(getattr(rule.rule, "__module__", ""))
         if place.startswith("pfb.") or isinstance(error, MemoryError) or "memory" in str(error):
@@ -74,25 +71,24 @@ def choose(
         raise RuleError(
             f"the rule {place}.{name}, given features {tuple(features_GD.shape)}: {said}{first_line(error)}"
         ) from error
-    return Choice(views.rows(groups_K, len(features_ND)), log_weights_G)
 
 
-def _weighed(
-    features_GD: Tensor, rule: RuleCall, density: Density, own_GD: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor | None]:
-    """Importance ``[G]``, and the weights by which a drawing rule drew."""
+def _chosen(
+    features_GD: Tensor, own_GD: Tensor | None, rule: RuleCall, density: Density, views: Views, parts: int, random: Any
+) -> Choice:
     log_weights_G = rule.log_weights(features_GD, density, own_GD)
     n = len(features_GD)
     if log_weights_G is None:
-        importance_G = rule(features_GD, density, own_GD, generator)
+        importance_G = rule(features_GD, density, own_GD, random)
     elif log_weights_G.shape == (n,):
-        importance_G = drawn(log_weights_G, generator)
+        importance_G = drawn(log_weights_G, random)
     else:
         got = tuple(log_weights_G.shape)
         raise ValueError(f"`log_weights` must return one value per sample, shape ({n},) (got {got})")
     if rule.reads != "nothing":
         importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
-    return importance_G, log_weights_G
+    groups_K = keep_largest(importance_G, keep_count_of_parts(n, parts))
+    return Choice(views.rows(groups_K, n * views.count), log_weights_G)
 
 
 def collect(features_ND: Tensor, indices_K: Tensor, rule: RuleCall, density: Density, views: Views) -> None:

@@ -28,8 +28,7 @@ class Loop:
 
     needs_one_process = False
     """Whether its state lies in one process, so that several would disagree."""
-    saved: tuple[str, ...] = ()
-    """Names of its tensors."""
+    saved: tuple[str, ...] = ()  # names of its tensors
 
     def load(self, share: float, generator: Any) -> Tensor | None:
         """Indices of the samples that the epoch which begins loads, in any order; ``None``
