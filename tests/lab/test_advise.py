@@ -77,6 +77,20 @@ def test_the_command_that_is_printed_can_be_run(folder, tmp_path, capsys):
     cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
 
 
+def test_which_groups_a_split_sets_aside_decides_nothing(folder, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "unsplit"
+    shutil.copytree(folder / "train", root, ignore=shutil.ignore_patterns("again*"))
+    told = set()
+    for seed in range(4):
+        monkeypatch.setattr("pfb.lab.train.data.split.SEED", seed)
+        args = ["--data", f"imagefolder:{root}", "--split", "groups", "--batch-size", 16, "--overwrite"]
+        shown = run(capsys, *args, "--out", tmp_path / "a.html")
+        told |= set(re.findall("Recommended: (.*?)\\.", shown))
+        assert "samples set aside of the same data decide nothing" in shown
+        assert "near-copy in training" not in shown
+    assert told == {"prune in the batch"}
+
+
 def test_copies_that_are_equal_are_to_be_dropped_by_the_list(folder, tmp_path, capsys):
     root = tmp_path / "twice"
     shutil.copytree(folder, root, ignore=shutil.ignore_patterns("scene*", "again*"))

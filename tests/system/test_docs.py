@@ -12,7 +12,7 @@ import torchvision
 import pfb
 from pfb.lab import cli
 from pfb.lab.bench import memory, speed
-from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.train.options.config import TrainConfig, settings_in
 from studies import deviations, grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
 from studies.gpu import table as gpu
@@ -92,7 +92,7 @@ def test_every_flag_of_a_shown_command_exists(page, capsys):
 def test_configuration_files_are_valid(page, tmp_path):
     for block in blocks(page, "toml"):
         (tmp_path / "run.toml").write_text(block)
-        TrainConfig.from_file(tmp_path / "run.toml")
+        TrainConfig(**settings_in(tmp_path / "run.toml"))
 
 
 RESULTS = ROOT / "results"

@@ -43,6 +43,8 @@ def advise(
     source = load(config)
     found = _look(config, source, samples)
     print(found)
+    if config.split == "groups":
+        print(f"  {length(source.test):,} samples set aside of the same data decide nothing; in no list, they are kept")
     _say_how_to_go_on(found, config, export)
     files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
     print(f"wrote {out}: open it in a browser")
@@ -52,8 +54,6 @@ def advise(
         files.write_text(export, listed, "surrogateescape")
         near, drop = sum(map(len, found.groups)), sum(len(part) - 1 for part in found.copies.parts)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
-        if config.split == "groups":
-            print("  the samples that --split groups set aside to test on are not in the list: keep them as well")
     return found
 
 
@@ -61,6 +61,7 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
     available = torch.accelerator.is_available() and not config.cpu
     device = torch.accelerator.current_accelerator() if available else torch.device("cpu")
     loader, test = (_shuffled(data, config, source, samples) for data in (source.train, source.test))
+    tested = None if config.split == "groups" else test  # that is by chance of some groups, and decides nothing
     torch.manual_seed(config.seed)
     model = build_for(source, config.model).to(device)
 
@@ -71,7 +72,7 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
     with bars.shown(), contextlib.ExitStack() as open_one:
         try:
             return pfb.advise(
-                model, loader, prepare=prepare, samples=samples, test=test, progress=_teller(bars, open_one)
+                model, loader, prepare=prepare, samples=samples, test=tested, progress=_teller(bars, open_one)
             )
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error

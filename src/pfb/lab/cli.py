@@ -33,6 +33,7 @@ from pfb.lab.train.options.settings import (
     PruningSettings,
     RunSettings,
 )
+from pfb.utils.errors import RuleError
 
 BENCHMARKS = ("speed", "memory")
 
@@ -239,7 +240,7 @@ def exit_codes() -> Iterator[None]:
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
-    except RunError as error:
+    except (RunError, RuleError) as error:
         _leave(str(error))
     except KeyboardInterrupt as interrupt:
         _leave(str(interrupt) if interrupt.args else "interrupted", 130)
