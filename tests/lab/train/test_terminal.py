@@ -66,7 +66,7 @@ class TestBars:
             for count in range(0, 2001, 200):
                 done(count)
         said = place.file.getvalue().splitlines()
-        assert said[0] == "train: 200 of 2,000"
+        assert said[0] == "train: 200 of 2,000, about 360 s left"
         assert 3 < len(said) < 8, "not one for each, and none at the end, which is told anyway"
 
     def test_on_a_terminal_a_bar_is_drawn_and_removed(self):
@@ -107,12 +107,12 @@ def test_waiting_is_what_the_loader_takes_and_not_the_step():
     ("settings", "unused"),
     [
         ({"method": "infobatch", "prune": 0.3, "ramp": 2}, set()),
-        ({"method": "orderdp", "cut": "layer1", "gamma": 3.0}, {"cut", "gamma"}),
+        ({"method": "orderdp", "cut": "layer1", "memory": 30}, {"cut", "memory"}),
         ({"method": "full", "prune": 0.3, "start": 0.2, "cut": "layer1"}, {"prune", "start", "cut"}),
         ({"method": "uniform", "memory": 100, "cut": "layer1"}, {"memory", "cut"}),
         ({"method": "copies", "cut": "layer1", "memory": 100, "fill": True}, {"cut"}),
-        ({"method": "copies", "gamma": 3.0, "n_centers": 16, "alpha": 0.1}, {"n_centers", "alpha"}),
-        ({"method": "paper", "alpha": 0.1, "gamma": 3.0, "n_centers": 16, "feature_dim": 8}, {"gamma"}),
+        ({"method": "copies", "memory": 30, "n_centers": 16, "alpha": 0.1}, {"n_centers", "alpha"}),
+        ({"method": "paper", "alpha": 0.1, "memory": 30, "n_centers": 16, "feature_dim": 8}, {"memory"}),
         ({"method": "paper-before", "cut": "layer1", "feature_dim": 8}, {"feature_dim"}),
         ({"method": "release", "alpha": 0.1, "beta": 0.1}, {"alpha"}),
         ({"method": "paper", "start": 0.05, "stop": 0.875, "ramp": 0}, set()),

@@ -88,7 +88,6 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
             self.schedule()
             pfb.RareFirst(self.alpha)
             pfb.MovingCenters(self.n_centers, self.beta)
-            pfb.InverseDensity(self.gamma)
         except ValueError as error:
             raise in_flags(error) from error
 
@@ -109,13 +108,6 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
-
-    @classmethod
-    def from_file(cls, path: Path) -> TrainConfig:
-        """The settings of :func:`settings_in`; those that the file does not name keep their
-        defaults.
-        """
-        return cls(**settings_in(path))
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
