@@ -5,6 +5,7 @@ import torch
 
 from studies.group_data import GROUPS
 from studies.groups import SCALES, shares, stream
+from tests.unit.test_neighbours import chances_of
 
 OWN = list(SCALES)[1]
 
@@ -17,7 +18,9 @@ def kept(name, pictures, samples=1536):
     return shares(data, told[OWN], generator)
 
 
-@pytest.mark.parametrize("name", ["cluster", "sky", "night", "site", "rare level", "fraud", "faults", "chirps"])
+@pytest.mark.parametrize(
+    "name", ["cluster", "sky", "night", "site", "rare level", "fraud", "faults", "chirps", "chats"]
+)
 def test_a_group_without_copies_is_not_starved(name, pictures):
     assert kept(name, pictures)["group"] > LIMITS.get(name, 0.4)
 
@@ -41,3 +44,14 @@ def test_copies_are_told_from_singles(name, auc, pictures):
 
 def test_no_class_of_distinct_pictures_is_starved(pictures):
     assert kept("distinct", pictures)["group"] > 0.4
+
+
+@pytest.mark.parametrize(("share", "is_seen"), [(0.5, True), (0.9, False)])
+def test_a_state_that_is_nearly_all_is_taken_for_what_is_usual(share, is_seen):
+    """A limit: of a sensor that is idle nine tenths of the time, idle and active go on alike."""
+    torch.manual_seed(0)
+    idle = int(2500 * share)
+    x = torch.randn(2500, 12)
+    x[:idle] = x[:1] + 0.05 * x[:idle]
+    stopped, active = chances_of(x, (torch.arange(idle), torch.arange(idle, 2500)))
+    assert (stopped < 0.6 * active) is is_seen
