@@ -31,8 +31,6 @@ OLD = "copies-no-views"
 ARMS = ("full", "uniform", "short", "copies", OLD)
 OWN = "copies"
 RECIPE = sets.Recipe(6, 64, 0.1, "accuracy", "")
-CAMERA = {"clips": 100, "frames": 40, "singles": 2000}
-TINY = {"clips": 10, "frames": 10, "singles": 100}
 NIGHT, DIM = 0.05, 10
 SKY, KINDS = 0.3, 4
 
@@ -104,7 +102,7 @@ class Claim:
 
 LEAST_LOSS = 1.5
 CLAIMS = (
-    Claim("night", "uniform", "group"),
+    Claim("night", "uniform", "group", above=True),
     Claim("night", "uniform", "rest", above=True),
     Claim("night", "short", "rest", above=True),
     Claim("sky", "uniform", "group"),
@@ -162,7 +160,7 @@ def make(name: SetName, images: str, seed: int, tiny: bool = False) -> Judged:
         seen = {"prepare": _curved(task.prepare), "augment": _curved(task.augment)}
         task = dataclasses.replace(task, x=x, x_test=both, y_test=task.y_test.repeat(2), **seen)
         return Judged(task, train, torch.cat([test, ~test]))
-    source, groups = Clips(images, **(TINY if tiny else CAMERA), seed=seed).distinct.source()
+    source, groups = Clips(images, clips=0, singles=len(task.y), seed=seed).source()
     given: Any = source.train
     task = dataclasses.replace(task, x=given.images, y=given.labels, groups=groups)
     if name == "distinct":
