@@ -157,8 +157,9 @@ def make(name: SetName, images: str, seed: int, tiny: bool = False) -> Judged:
         train[(task.sizes == 1).nonzero()[: round(NIGHT * len(task.y)), 0]] = True
         x = torch.where(train[:, None, None, None], by_night(task.x), task.x)
         both = torch.cat([task.x_test, by_night(task.x_test)])
-        seen = {"prepare": _curved(task.prepare), "augment": _curved(task.augment)}
-        task = dataclasses.replace(task, x=x, x_test=both, y_test=task.y_test.repeat(2), **seen)
+        prepare, augment = curved(task.prepare), curved(task.augment)
+        task = dataclasses.replace(task, x=x, prepare=prepare, augment=augment)
+        task = dataclasses.replace(task, x_test=both, y_test=task.y_test.repeat(2))
         return Judged(task, train, torch.cat([test, ~test]))
     source, groups = Clips(images, clips=0, singles=len(task.y), seed=seed).source()
     given: Any = source.train
@@ -187,7 +188,7 @@ def by_night(images: Tensor) -> Tensor:
     return (images.float() / DIM).round().to(torch.uint8)
 
 
-def _curved(made: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def curved(made: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Pictures from -1 to 1 with the root of their light: of a tenth of it, so small a network
     would learn nothing.
     """
