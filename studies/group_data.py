@@ -75,6 +75,7 @@ class Pictures:
         return len(self.images)
 
 
+BRIGHTER = 0.05  # of the whole light: the band of a kind of sky
 ALONE = Goal(group=0.40)  # of a group without copies: random keeps 0.50
 COPIES = Goal(auc=0.98, most=0.28, rest=0.96)
 """40 frames of a clip: 0.26 / 0.98 is what the first scale that was tried kept."""
@@ -117,11 +118,22 @@ def clips(n: int, pictures: Pictures, g: Generator) -> Grouped:
 def sky(n: int, pictures: Pictures, g: Generator) -> Grouped:
     """30 % smooth pictures in shades of blue, none a copy, beside street."""
     some = n * 3 // 10
-    side = pictures.images.size(-1)
-    shade = torch.tensor([0.3, 0.5, 0.8])[: pictures.images.size(1), None, None]
-    light = shade + 0.5 * (_smooth(some, len(shade), side, 4, g) - 0.5)
+    seen, _ = skies(some, pictures.images.size(1), pictures.images.size(-1), 1, g)
+    return _images(seen, pictures.some(n - some, g), ALONE)
+
+
+def skies(n: int, channels: int, side: int, kinds: int, g: Generator) -> tuple[Tensor, Tensor]:
+    """Smooth pictures in shades of blue ``[n, C, side, side]`` uint8, and their kinds ``[n]``, of
+    which each is brighter at a height of its own; one kind alone is not.
+    """
+    shade = torch.tensor([0.3, 0.5, 0.8])[:channels, None, None]
+    light = shade + 0.5 * (_smooth(n, channels, side, 4, g) - 0.5)
     grain = 0.01 * torch.randn(light.shape, generator=g)
-    return _images(_bytes(light + grain), pictures.some(n - some, g), ALONE)
+    kind = torch.randint(kinds, (n,), generator=g) if kinds > 1 else torch.zeros(n, dtype=torch.int64)
+    if kinds > 1:
+        height = torch.arange(side) * kinds // side
+        light = light + BRIGHTER * (height == kind[:, None])[:, None, :, None]
+    return _bytes(light + grain), kind
 
 
 def night(n: int, pictures: Pictures, g: Generator) -> Grouped:
@@ -251,10 +263,19 @@ def templates(n: int, pictures: Pictures, g: Generator) -> Grouped:
     return Grouped(*_beside(x, rest), Goal(auc=0.98, most=0.28), copies=True)
 
 
+def chats(n: int, pictures: Pictures, g: Generator) -> Grouped:
+    """Texts of 140 tokens, all different but for the first 100 of one in ten: a shared prompt."""
+    x = torch.randint(5000, (n, 140), generator=g)
+    x[: n // 10, :100] = torch.randint(5000, (100,), generator=g)
+    groups = torch.zeros(n, dtype=torch.int64)
+    groups[: n // 10] = 1
+    return Grouped(x, groups, ALONE)
+
+
 GROUPS: dict[str, Callable[[int, Pictures, Generator], Grouped]] = {
     made.__name__.replace("_", " "): made
     for made in (
-        *(clips, far_clusters, templates, cluster, sky, night, site),
+        *(clips, far_clusters, templates, chats, cluster, sky, night, site),
         *(faults, chirps, rare_level, fraud, events, defects, distinct),
     )
 }

@@ -13,7 +13,7 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import memory, speed
 from pfb.lab.train.options.config import TrainConfig, settings_in
-from studies import deviations, grid, groups, saturated, scale, sets, stream, tools, whole
+from studies import deviations, grid, groups, saturated, scale, sets, starved, stream, tools, whole
 from studies.gpu import scheduler
 from studies.gpu import table as gpu
 
@@ -24,7 +24,7 @@ SHOWN = {
     "docs/paper.md": ["saturated-cpu/table.md", "cifar-cpu/whole.md", "deviations-cpu/deviations.md"],
     "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
-    "docs/method.md": ["groups-cpu/groups.md"],
+    "docs/method.md": ["groups-cpu/groups.md", "groups-cpu/starved.md"],
 }
 """Result tables that stand on a page word by word, if they are there."""
 PAGES = [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,7 +97,7 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 RESULTS = ROOT / "results"
 BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (deviations, groups, memory, scale, speed, tools)}
-RENDERERS = {"stream": stream.render, "runs": saturated.render, "whole": whole.render}
+RENDERERS = {"stream": stream.render, "starved": starved.render, "runs": saturated.render, "whole": whole.render}
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda f: f"{f.parent.name}/{f.stem}")
