@@ -47,9 +47,10 @@ class Looking(pfb.Schedule):
 class CopyBatches(Sampler[list[int]]):
     """Indices of batches, for ``DataLoader(dataset, batch_sampler=...)``. In the first epoch
     batches come whole and are pruned by this object's call, which notes what each sample was drawn
-    by; from the second on an epoch holds as many batches of the size that pruning leaves, drawn
-    without replacement by those weights. So copies are no longer loaded, and every batch has the
-    samples that it would have had after pruning.
+    by; from the second on an epoch holds as many batches of the size that pruning leaves, drawn by
+    those weights: in rounds, without replacement, each of as many samples as the weights add up to
+    (a sample that is alone counts 1, a copy about 1/80). So copies are hardly loaded, no batch
+    changes its size, and no sample is judged again.
 
     Weights are those of the first epoch until the end: an epoch's order depends on seed, epoch and
     weights alone. Samples that no batch held (the rest of ``samples / batch_size``) count in full.
@@ -124,18 +125,23 @@ class CopyBatches(Sampler[list[int]]):
             )
         ranks, rank = sync.world_size(), sync.rank()
         generator = generator_of(torch.device("cpu"), self.seed, self.epoch)
-        rest_N = torch.randperm(self.samples, generator=generator)
-        sizes, pruned = self._sizes()
-        of_draw = ranks * sum(size for size, is_pruned in zip(sizes, pruned, strict=True) if is_pruned)
-        drawn_K = drawn(self.log_weights, generator).topk(of_draw).indices
-        drawn_K = drawn_K[torch.randperm(of_draw, generator=generator)]
-        for size, is_pruned in zip(sizes, pruned, strict=True):
-            order = drawn_K if is_pruned else rest_N
+        all_N = torch.randperm(self.samples, generator=generator)
+        drawn_K = torch.empty(0, dtype=torch.int64)
+        for size, is_drawn in zip(*self._sizes(), strict=True):
+            while is_drawn and len(drawn_K) < ranks * size:
+                drawn_K = torch.cat([drawn_K, self._round(generator)])
+            order = drawn_K if is_drawn else all_N
             yield order[rank * size : (rank + 1) * size].tolist()
-            if is_pruned:
+            if is_drawn:
                 drawn_K = drawn_K[ranks * size :]
             else:
-                rest_N = rest_N[ranks * size :]
+                all_N = all_N[ranks * size :]
+
+    def _round(self, generator: torch.Generator) -> Tensor:
+        """As many indices as the weights add up to, in random order, none twice."""
+        number = max(1, round(float(self.log_weights.double().exp().sum())))
+        drawn_K = drawn(self.log_weights, generator).topk(number).indices
+        return drawn_K[torch.randperm(number, generator=generator)]
 
     def _sizes(self) -> tuple[list[int], list[bool]]:
         """Of each batch of the epoch its samples, and whether they are drawn by weight."""

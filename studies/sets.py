@@ -255,7 +255,7 @@ def _code(generator: torch.Generator, train: int, test: int) -> Task:
         prepare=Tensor.long,
         augment=Tensor.long,
         model=source_code.NextByte,
-        cut="",
+        cut="embed",
         images=False,
         is_new=source_code.is_new(x_test, x),
     )

@@ -24,6 +24,7 @@ LENGTH = 128  # bytes of a sample
 BYTES = 128  # what is not ASCII counts as one of them
 HELD_OUT = 0.15  # of the models
 BEGINS = b"def ", b"class "
+APART = 1, 4, 16  # bytes between those that a stage of the network looks at
 
 
 def version() -> str:
@@ -103,14 +104,14 @@ class NextByte(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, 32)
-        wide = [(32, 1), (width, 4), (width, 16)]
+        wide = zip((32, width, width), APART, strict=True)
         self.stages = nn.ModuleList(nn.Conv1d(inside, width, 3, dilation=apart) for inside, apart in wide)
         self.head = nn.Conv1d(width, BYTES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Bytes ``[N, T]`` int64 to logits ``[N, 128, T]`` of the byte that follows each."""
         deep = self.embed(x).transpose(1, 2)
-        for stage in self.stages:
-            new = F.relu(stage(F.pad(deep, (2 * stage.dilation[0], 0))))
+        for stage, apart in zip(self.stages, APART, strict=True):
+            new = F.relu(stage(F.pad(deep, (2 * apart, 0))))
             deep = new if new.size(1) != deep.size(1) else deep + new
         return self.head(deep)  # type: ignore[no-any-return]
