@@ -15,7 +15,7 @@ from torch.utils.data import Sampler, get_worker_info
 import pfb
 from pfb.selection.sampling import drawn, generator_of
 from pfb.selection.schedule import Progress
-from pfb.selection.selection import PRECISION, keep_count
+from pfb.selection.selection import keep_count
 from pfb.utils import distributed as sync
 
 VERSION = 1
@@ -38,10 +38,10 @@ class Noting(pfb.InverseDensity):
 
 @dataclass(frozen=True)
 class Looking(pfb.Schedule):
-    """A schedule under which every batch is judged, also one of which nothing is left out."""
+    """A schedule under which every batch is judged, also one that is to be trained on whole."""
 
     def share(self, step: int, total_steps: int | None) -> float:
-        return max(super().share(step, total_steps), 1 / PRECISION)
+        return super().share(step, total_steps) or self.prune
 
 
 class CopyBatches(Sampler[list[int]]):
@@ -94,6 +94,8 @@ class CopyBatches(Sampler[list[int]]):
                 f"`samples` must be at least one batch of each rank, {batch_size} x {sync.world_size()} (got {samples})"
             )
         self._plan = Progress(prune, total_steps)
+        if self._plan.schedule.prune == 0:
+            raise ValueError("`prune` must be above 0 (got 0), or nothing is drawn: use a DataLoader's own sampler")
         if not self._plan.is_known:
             raise ValueError("`total_steps` is needed by `pfb.window`: pass len(batches) * epochs (got None)")
         asked = self._plan.schedule
@@ -176,13 +178,17 @@ class CopyBatches(Sampler[list[int]]):
                 f"`index` must be in [0, {self.samples}), the samples of the data set (got {worst}). It must not grow: "
                 "make new CopyBatches for a larger one"
             )
+        is_pruned = self._plan.share_after(self.pruner.steps) > 0
         kept = self.pruner(*batch)
         weights_N = self._rule.latest
         if len(weights_N) != len(index_N):
             raise ValueError(f"`index` must be one for each of the {len(weights_N)} samples (got {len(index_N)})")
         both_R2 = sync.concatenated(torch.stack([index_N.to(weights_N.device).double(), weights_N.double()], 1)).cpu()
-        self.log_weights[both_R2[:, 0].long()] = both_R2[:, 1].float()
-        return kept
+        # A sample whose features are not finite comes by in full, so that the loss shows it.
+        self.log_weights[both_R2[:, 0].long()] = both_R2[:, 1].float().nan_to_num(0.0, 0.0, 0.0)
+        if is_pruned:
+            return kept
+        return batch[0] if len(batch) == 1 else batch
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, equal on all ranks but for counts; the epoch is told by

@@ -78,6 +78,16 @@ def test_a_window_begins_and_ends_on_whole_batches_of_all_samples():
     assert share_of_singles(torch.tensor([i for indices in batches for i in indices])) == pytest.approx(1 / 3)
 
 
+def test_a_damaged_sample_comes_by_in_full():
+    batches = CopyBatches(600, SIZE)
+    x = data().tensors[0].clone()
+    x[3] = torch.nan
+    for indices in batches:
+        batches(torch.tensor(indices), x[indices])
+    assert batches.log_weights[3] == 0
+    assert batches.log_weights.isfinite().all()
+
+
 @pytest.mark.parametrize("stop", [7, 20, 33])
 def test_a_resumed_run_loads_and_keeps_what_it_would_have(stop):
     whole = CopyBatches(COPIES + SINGLES, SIZE, seed=3)
@@ -130,6 +140,8 @@ def test_what_cannot_be_right_is_refused():
         batches.load_state_dict({"version": 1})
     with pytest.raises(ValueError, match="at least one batch"):
         CopyBatches(20, SIZE)
+    with pytest.raises(ValueError, match="above 0"):
+        CopyBatches(600, SIZE, 0.0)
     with pytest.raises(ValueError, match="total_steps"):
         CopyBatches(600, SIZE, pfb.window(0.5, 0.1))
     later = CopyBatches(600, SIZE)
