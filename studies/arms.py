@@ -22,7 +22,6 @@ from pfb.lab.errors import RunError
 from pfb.model.cost import shallow_share, step_cost
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
-from studies.hybrid import CopyBatches
 from studies.sets import Recipe, Task
 
 ARMS = (
@@ -37,7 +36,7 @@ ARMS = (
 ``paper``: ``pfb.attach``; ``paper-before``: its rule before the model. ``copies``: near-duplicates
 pruned in the batch, ``pfb.BatchPruner`` as it comes; ``copies-fill``: the same, gathered to full
 batches; ``hybrid``: the same in the first epoch, and later epochs are drawn before loading by the
-weights that it found (``studies/hybrid.py``). ``oracle``: drawn in the batch with weight 1 / size
+weights that it found, ``pfb.CopyBatchSampler``. ``oracle``: drawn in the batch with weight 1 / size
 of the group. ``removed``: one of each group stays, as ``find_copies`` tells; ``-exact``: as
 equality tells; ``-true``: as the known groups tell; ``-at-random``: as many as ``-true`` leave.
 ``sampler``: loaded with weight 1 / size of the group, and ``-found`` as ``find_copies`` tells.
@@ -227,12 +226,12 @@ class Run:
 
     def _drawn_before(self) -> Iterator[Batch]:
         share, total, n = pfb.window(PRUNE, START, STOP), self.sizes.loads, len(self.task.y)
-        drawn_batches = CopyBatches(n, self.sizes.batch_size, share, total_steps=total, seed=self.seed)
+        sampler = pfb.CopyBatchSampler(n, self.sizes.batch_size, share, total_steps=total, seed=self.seed)
         for epoch in itertools.count():
-            drawn_batches.set_epoch(epoch)
-            for indices in drawn_batches:
+            sampler.set_epoch(epoch)
+            for indices in sampler:
                 batch = self._load(torch.tensor(indices))
-                yield drawn_batches(batch[2], *batch)
+                yield sampler(batch[2], *batch)
 
     def _load(self, indices: Tensor) -> Batch:
         self.loaded += len(indices)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pfb.blocking.blocker import Blocker
     from pfb.blocking.paper import paper
     from pfb.copies.acting import Copies
+    from pfb.copies.batch_sampler import CopyBatchSampler
     from pfb.copies.files import read_groups
     from pfb.copies.near_duplicates import find_copies
     from pfb.density.moving_centers import MovingCenters
@@ -36,6 +37,7 @@ __all__ = [
     "BatchPruner",
     "Blocker",
     "Copies",
+    "CopyBatchSampler",
     "InverseDensity",
     "MovingCenters",
     "NeighbourMemory",
@@ -70,6 +72,7 @@ _PLACES = {
     "blocking.blocker": ("Blocker",),
     "blocking.paper": ("paper",),
     "copies.acting": ("Copies",),
+    "copies.batch_sampler": ("CopyBatchSampler",),
     "copies.files": ("read_groups",),
     "copies.near_duplicates": ("find_copies",),
     "density.moving_centers": ("MovingCenters",),

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import pfb
-from studies import hybrid
-from studies.hybrid import CopyBatches
+from pfb.copies import batch_sampler
+from pfb.copies.batch_sampler import CopyBatchSampler
 from tests.system.test_distributed import gathered, on_two_ranks
 
 COPIES, SINGLES, SIZE = 400, 200, 30
@@ -39,7 +39,7 @@ def share_of_singles(index):
 
 
 def test_the_first_epoch_is_loaded_whole_and_later_ones_without_copies():
-    batches = CopyBatches(COPIES + SINGLES, SIZE)
+    batches = CopyBatchSampler(COPIES + SINGLES, SIZE)
     loaded, trained = epoch(batches, 0)
     assert sorted(loaded.tolist()) == list(range(600))
     assert len(trained) == 300
@@ -55,7 +55,7 @@ def test_the_first_epoch_is_loaded_whole_and_later_ones_without_copies():
 def test_distinct_samples_are_drawn_evenly():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 8, generator=generator)
-    batches = CopyBatches(600, SIZE)
+    batches = CopyBatchSampler(600, SIZE)
     for indices in batches:
         batches(torch.tensor(indices), x[indices])
     times = torch.zeros(600)
@@ -68,7 +68,7 @@ def test_distinct_samples_are_drawn_evenly():
 
 
 def test_a_window_begins_and_ends_on_whole_batches_of_all_samples():
-    batches = CopyBatches(COPIES + SINGLES, SIZE, pfb.window(0.5, 0.1, 0.75), total_steps=80)
+    batches = CopyBatchSampler(COPIES + SINGLES, SIZE, pfb.window(0.5, 0.1, 0.75), total_steps=80)
     batches.set_epoch(0)
     kept = [len(batches(torch.tensor(i), data().tensors[0][i])) for i in batches]
     assert kept == [30] * 8 + [15] * 12
@@ -79,7 +79,7 @@ def test_a_window_begins_and_ends_on_whole_batches_of_all_samples():
 
 
 def test_a_damaged_sample_comes_by_in_full():
-    batches = CopyBatches(600, SIZE)
+    batches = CopyBatchSampler(600, SIZE)
     x = data().tensors[0].clone()
     x[3] = torch.nan
     for indices in batches:
@@ -90,9 +90,9 @@ def test_a_damaged_sample_comes_by_in_full():
 
 @pytest.mark.parametrize("stop", [7, 20, 33])
 def test_a_resumed_run_loads_and_keeps_what_it_would_have(stop):
-    whole = CopyBatches(COPIES + SINGLES, SIZE, seed=3)
+    whole = CopyBatchSampler(COPIES + SINGLES, SIZE, seed=3)
     expected = [epoch(whole, number) for number in range(3)]
-    first = CopyBatches(COPIES + SINGLES, SIZE, seed=3)
+    first = CopyBatchSampler(COPIES + SINGLES, SIZE, seed=3)
     begun = [(number, i) for number in range(2) for i in range(20)][:stop]
     x = data().tensors[0]
     for number, i in begun:
@@ -100,7 +100,7 @@ def test_a_resumed_run_loads_and_keeps_what_it_would_have(stop):
         indices = list(first)[i]
         first(torch.tensor(indices), x[indices])
     state = {name: value if name == "version" else _copied(value) for name, value in first.state_dict().items()}
-    again = CopyBatches(COPIES + SINGLES, SIZE, seed=3)
+    again = CopyBatchSampler(COPIES + SINGLES, SIZE, seed=3)
     again.load_state_dict(state)
     for number in range(stop // 20, 3):
         skip = stop % 20 if number == stop // 20 else 0
@@ -116,7 +116,7 @@ def _copied(value):
 
 
 def test_workers_load_and_the_loop_notes():
-    with_workers, without = CopyBatches(600, SIZE), CopyBatches(600, SIZE)
+    with_workers, without = CopyBatchSampler(600, SIZE), CopyBatchSampler(600, SIZE)
     for number in range(2):
         a, b = epoch(with_workers, number, workers=2), epoch(without, number)
         assert torch.equal(a[0], b[0])
@@ -124,31 +124,31 @@ def test_workers_load_and_the_loop_notes():
 
 
 def test_what_cannot_be_right_is_refused():
-    batches = CopyBatches(600, SIZE)
+    batches = CopyBatchSampler(600, SIZE)
     x = torch.randn(4, 8)
-    with pytest.raises(ValueError, match=r"\[0, 600\).*got 600.*must not grow"):
+    with pytest.raises(ValueError, match=r"\[0, 600\).*got 600.*grows, make a new"):
         batches(torch.tensor([0, 1, 2, 600]), x)
     with pytest.raises(ValueError, match=r"got -1"):
         batches(torch.tensor([0, 1, 2, -1]), x)
-    with pytest.raises(ValueError, match=r"one for each of the 4 samples \(got 3\)"):
+    with pytest.raises(ValueError, match=r"one for each of 4 samples \(got 3\)"):
         batches(torch.tensor([0, 1, 2]), x)
     with pytest.raises(ValueError, match="whole numbers"):
         batches(torch.rand(4), x)
-    with pytest.raises(ValueError, match="600 samples"):
-        batches.load_state_dict(CopyBatches(601, SIZE).state_dict())
+    with pytest.raises(ValueError, match="this has 600"):
+        batches.load_state_dict(CopyBatchSampler(601, SIZE).state_dict())
     with pytest.raises(ValueError, match="not a state"):
         batches.load_state_dict({"version": 1})
-    with pytest.raises(ValueError, match="at least one batch"):
-        CopyBatches(20, SIZE)
+    with pytest.raises(ValueError, match="at least a batch of 30"):
+        CopyBatchSampler(20, SIZE)
     with pytest.raises(ValueError, match="above 0"):
-        CopyBatches(600, SIZE, 0.0)
-    with pytest.raises(ValueError, match="total_steps"):
-        CopyBatches(600, SIZE, pfb.window(0.5, 0.1))
-    later = CopyBatches(600, SIZE)
+        CopyBatchSampler(600, SIZE, 0.0)
+    with pytest.raises(ValueError, match="total_steps=None"):
+        CopyBatchSampler(600, SIZE, pfb.window(0.5, 0.1))
+    later = CopyBatchSampler(600, SIZE)
     later.set_epoch(1)
-    with pytest.raises(RuntimeError, match="begin with set_epoch"):
+    with pytest.raises(RuntimeError, match=r"0 of 20 batches were seen: set_epoch\(0\)"):
         next(iter(later))
-    few = CopyBatches(60, SIZE)
+    few = CopyBatchSampler(60, SIZE)
     for indices in [*few, *few][:2]:
         few(torch.tensor(indices), torch.randn(30, 8))
     with pytest.raises(RuntimeError, match=r"set_epoch\(1\)"):
@@ -169,13 +169,13 @@ class Calling(torch.utils.data.Dataset):
 
 
 def test_a_worker_that_notes_is_refused():
-    batches = CopyBatches(600, SIZE)
+    batches = CopyBatchSampler(600, SIZE)
     with pytest.raises(RuntimeError, match="not in a worker"):
         next(iter(DataLoader(Calling(batches), batch_sampler=batches, num_workers=1)))
 
 
 def _on_ranks(rank):
-    batches = CopyBatches(600, 16)
+    batches = CopyBatchSampler(600, 16)
     assert len(batches) == 18
     first = gathered(epoch(batches, 0)[0])
     assert len(torch.cat(first).unique()) == 18 * 32
@@ -183,9 +183,9 @@ def _on_ranks(rank):
     assert torch.equal(weights[0], weights[1])
     assert (weights[0] < -1).sum() > 200
     of_each = gathered(epoch(batches, 1)[0].view(18, 8))
-    alone = CopyBatches.__new__(CopyBatches)
+    alone = CopyBatchSampler.__new__(CopyBatchSampler)
     alone.__dict__ |= batches.__dict__ | {"batch_size": 32}
-    with mock.patch.multiple(hybrid.sync, world_size=lambda: 1, rank=lambda: 0):
+    with mock.patch.multiple(batch_sampler.sync, world_size=lambda: 1, rank=lambda: 0):
         assert torch.equal(torch.cat(of_each, 1), torch.tensor(list(alone)))
     assert share_of_singles(torch.cat(of_each)) > 0.6
 
