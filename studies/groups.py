@@ -234,8 +234,8 @@ def _cost(config: GroupsConfig, device: torch.device) -> dict[str, float]:
         memory.accumulate(sketch(torch.randn_like(x)))
         memory.apply()
     timed = {
-        "without own views": lambda: memory.isolation(sketch(x)),
-        "by own views": lambda: memory.isolation(sketch(x), sketch.own_view(x)),
+        "without own views": lambda: memory.near_copies(sketch(x)),
+        "by own views": lambda: memory.near_copies(sketch(x), sketch.own_view(x)),
     }
     seconds = interleaved_seconds(timed, device, config.repeats, 1, clock_of(config.on.clock))
     return {scale: statistics.median(taken) for scale, taken in seconds.items()}

@@ -206,7 +206,7 @@ def _filtered(task: sets.Task, places: Tensor) -> Iterator[tuple[int, Tensor]]:
     for i, index in enumerate(torch.split(places, BATCH), 1):
         x = task.prepare(task.x[index])
         features = sketch(x)
-        is_copy = memory.looks_like_copy(features, sketch.own_view(x, generator))
+        is_copy = memory.near_copies(features, sketch.own_view(x, generator)) >= 1
         waiting = torch.cat([waiting, index[~is_copy]])
         memory.accumulate(features)
         memory.apply()

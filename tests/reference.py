@@ -157,14 +157,15 @@ class Memory:
     def distance(self, x: Tensor) -> Tensor:
         return torch.tensor([min(self.to_each(row)) for row in x.double().tolist()], dtype=torch.float64)
 
-    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+    def near_copies(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         group, alive = min(4, max(1, self.size // 8)), sum(s > 0 for s in self.deviations())
-        queries, nearest, of_four, falls = x.double().tolist(), [], [], []
+        queries, found, of_four, falls = x.double().tolist(), [], [], []
         for place, row in enumerate(queries):
             far = self.to_each(row)
             least = self.usual(far, group)
             of_four.append(max(least, 0.3 * math.sqrt(2 * alive)))
-            nearest.append(min(far + self.to_each(row, queries[:place])))
+            least_of_each = [min(far[i : i + group]) for i in range(0, len(far), group)]
+            found.append(least_of_each + self.to_each(row, queries[:place]))
             if (of_all := self.usual(far, 4 * group)) > 0 and least > of_all:
                 falls.append(math.log(least / of_all))
         dimension = 8.0
@@ -175,7 +176,9 @@ class Memory:
             usual = of_four[place] * min(1.0, group / len(far)) ** (1 / dimension)
             if own is not None:
                 usual = min(usual, 3 * self.to_each(row, [own[place].double().tolist()])[0])
-            result.append(min(max(nearest[place] / max(usual, 1e-3), 0.2), 0.6) / 0.6)
+            parts = [distance / max(usual, 1e-3) for distance in found[place]]
+            near = [min(max((0.6 - part) / 0.4, 0.0), 1.0) for part in parts]
+            result.append(math.fsum(near) * max(near))
         return torch.tensor(result)
 
     @staticmethod

@@ -29,7 +29,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "run.toml"
-    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\ngamma = 1.5\nmethod = "uniform"\n')
+    place.write_text('epochs = 2\ntrain-samples = 256\naugment = false\nalpha = 1.5\nmethod = "uniform"\n')
     return place
 
 
@@ -94,7 +94,7 @@ class TestConfigFile:
     @pytest.mark.parametrize("form", [lambda file: [f"--config={file}"], lambda file: ["--config", str(file)]])
     def test_flags_win_over_the_file_wherever_they_stand(self, trained, file, form):
         cli.main(["train", "--epochs", "1", *form(file), "--augment", "--lr=0.5"])
-        expected = TrainConfig(epochs=1, train_samples=256, gamma=1.5, method="uniform", augment=True, lr=0.5)
+        expected = TrainConfig(epochs=1, train_samples=256, alpha=1.5, method="uniform", augment=True, lr=0.5)
         assert trained == [(expected, False)]
         cli.main(["train", *form(file)])
         assert not trained[-1][0].augment

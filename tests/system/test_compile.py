@@ -77,7 +77,7 @@ def test_a_memory_is_equal_to_eager_without_graph_breaks(features):
             backend,
             features=features,
             density=pfb.NeighbourMemory(64),
-            rule=lambda x, density: density.isolation(x),
+            rule=lambda x, density: -density.near_copies(x),
         )
 
     expected, expected_choice = run(None)

@@ -39,12 +39,12 @@ def test_equals_the_literal_form(rows, size, piece, monkeypatch):
     for part in rows.split(8):
         literal.add(part[-size:])
     queries = torch.cat([rows[-3:] + 0.01, rows[:5], rows.mean(0, keepdim=True), rows[:2] + 0.03])
-    for name in ("distance", "isolation", "log_density"):
+    for name in ("distance", "near_copies", "log_density"):
         got, expected = getattr(memory, name)(queries), getattr(literal, name)(queries)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected.double(), rtol=2e-3, atol=2e-3)
     own = queries + 0.1 * torch.randn(queries.shape) * rows[:-1].std(0)
-    got, expected = memory.isolation(queries, own), literal.isolation(queries, own)
+    got, expected = memory.near_copies(queries, own), literal.near_copies(queries, own)
     torch.testing.assert_close(got.double(), expected.double(), rtol=2e-3, atol=2e-3)
 
 
@@ -68,30 +68,54 @@ def test_a_copy_is_seen_however_many_there_are_and_an_outlier_is_none():
     copies = copies + 0.01 * torch.randn_like(copies)
     rows = torch.cat([copies, single])[torch.randperm(3606)]
     memory = remembering(rows, 4096, batch=64)
-    isolation = memory.isolation(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
-    assert isolation[:2].tolist() == pytest.approx([1 / 3, 1 / 3])
-    assert isolation[2:202].mean() > 0.9
-    assert isolation[202:].mean() > 0.9
+    found = memory.near_copies(torch.cat([few, many, torch.randn(200, 8), 3 * torch.randn(200, 8)]))
+    assert 6 <= found[0] < 7
+    assert found[1] > 600  # of 1,200 in groups of four
+    assert found[2:202].mean() < 0.2
+    assert found[202:].mean() < 0.2
     distances = memory.distance(torch.cat([torch.randn(200, 8), 3 * torch.randn(200, 8)]))
     assert distances[200:].median() > 3 * distances[:200].median(), "though far from everything"
+
+
+def test_a_long_memory_counts_in_larger_groups():
+    torch.manual_seed(2)
+    few, many = torch.randn(2, 1, 8)
+    rows = torch.cat([few.repeat(6, 1), many.repeat(4000, 1), torch.randn(8186, 8)])
+    memory = remembering(rows[torch.randperm(len(rows))], 12_192, batch=508)
+    found = memory.near_copies(torch.cat([few, many]))
+    assert 5.9 <= found[0] < 7
+    assert 900 < found[1] <= 1025
+
+
+def test_many_that_are_barely_near_are_no_copy():
+    usual = torch.ones(3)
+    distances = torch.tensor([[0.55] * 25, [0.1] + [9.0] * 24, [0.1] * 25])
+    found = nearest.near_ones(distances.square(), distances.amin(1), usual)
+    torch.testing.assert_close(found, torch.tensor([25 * 0.125**2, 1.0, 25.0]))
+
+
+def test_far_out_products_of_matrices_count_nobody_who_is_not_near():
+    """Where rows lie at 1e4 deviations, squares by products are off by more than the distances."""
+    wrong, right = torch.zeros(1, 30), torch.tensor([2.0])
+    assert nearest.near_ones(wrong, right, torch.ones(1)) == 0
 
 
 def test_of_copies_within_a_batch_the_first_counts_in_full():
     memory = remembering(torch.randn(400, 6), 256)
     single = 4 * torch.randn(3, 6)
-    assert memory.isolation(single).tolist() == [1, 1, 1]
+    assert memory.near_copies(single).tolist() == [0, 0, 0]
     broken = torch.full((1, 6), torch.nan)
-    isolation = memory.isolation(torch.cat([broken, single[:2], single + 1e-3, single[:1]]))
-    assert isolation[0].isnan()
-    assert isolation[1:].tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 1, 1 / 3])
-    assert memory.isolation(single[:0]).shape == (0,)
+    found = memory.near_copies(torch.cat([broken, single[:2], single + 1e-3, single[:1]]))
+    assert found[0].isnan()
+    assert found[1:].tolist() == pytest.approx([0, 0, 1, 1, 0, 2])
+    assert memory.near_copies(single[:0]).shape == (0,)
 
 
 def test_where_nothing_is_a_copy_a_memory_of_any_size_finds_few():
     torch.manual_seed(0)
     for size in (64, 1024, 16384):
         memory = remembering(torch.randn(size, 8), size, batch=1024)
-        assert memory.isolation(torch.randn(256, 8)).mean() > 0.9
+        assert memory.near_copies(torch.randn(256, 8)).mean() < 0.2
 
 
 def test_no_sample_is_its_own_neighbour_before_apply():
@@ -109,7 +133,8 @@ def test_until_anything_is_remembered_all_are_alike():
     x = torch.randn(3, 2)
     memory.apply()
     for _ in range(2):
-        assert memory.distance(x).tolist() == memory.isolation(x).tolist() == [1, 1, 1]
+        assert memory.distance(x).tolist() == [1, 1, 1]
+        assert memory.near_copies(x).tolist() == [0, 0, 0]
         assert len(set(memory.log_density(x).tolist())) == 1
         memory.accumulate(torch.full((3, 2), torch.nan))
         memory.apply()
@@ -129,7 +154,7 @@ def test_broken_rows_are_left_out_and_a_broken_query_says_so():
 def test_reading_changes_nothing():
     memory = remembering(torch.randn(40, 3))
     before = {k: v.clone() for k, v in memory.state_dict().items() if isinstance(v, torch.Tensor)}
-    memory.distance(torch.randn(9, 3)), memory.isolation(torch.randn(9, 3)), memory.log_density(torch.randn(9, 3))
+    memory.distance(torch.randn(9, 3)), memory.near_copies(torch.randn(9, 3)), memory.log_density(torch.randn(9, 3))
     assert all(torch.equal(memory.state_dict()[k], v) for k, v in before.items())
 
 
@@ -162,11 +187,11 @@ def epochs_of(x, size, epochs, batch=32, told=None):
     for epoch in range(epochs):
         for rows in torch.randperm(len(x), generator=order_of).split(batch):
             if epoch >= epochs - 2:
-                found.append(memory.isolation(x[rows]))
+                found.append(pfb.InverseDensity().log_weights(x[rows], memory))
                 seen.append(rows)
             memory.accumulate(x[rows])
             memory.apply()
-    kept, order = chances(4 * torch.cat(found).log(), 0.6), torch.cat(seen)
+    kept, order = chances(torch.cat(found), 0.6), torch.cat(seen)
     return float(kept[order < len(x) // 2].mean()), float(kept[order >= len(x) // 2].mean()), memory
 
 
@@ -215,14 +240,11 @@ def test_a_copy_is_what_is_nearer_than_the_samples_own_views():
     torch.manual_seed(0)
     memory = remembering(torch.cat([torch.randn(240, 8), 3 + 0.1 * torch.randn(16, 8)]), 256)
     alike = 3 + 0.1 * torch.randn(9, 8)
-    assert memory.isolation(alike).max() < 0.6
-    assert memory.looks_like_copy(alike).float().mean() > 0.3
+    assert memory.near_copies(alike).min() > 0.5
     own = alike + 0.02 * torch.randn(9, 8)
-    assert memory.isolation(alike, own).min() > 0.9
-    assert not memory.looks_like_copy(alike, own).any()
+    assert memory.near_copies(alike, own).max() < 0.1
     equal = torch.cat([alike[:1], alike[:1] + 1e-4])
-    assert memory.looks_like_copy(equal, equal + 0.02).tolist() == [False, True]
-    assert not pfb.NeighbourMemory().looks_like_copy(alike).any()
+    assert memory.near_copies(equal, equal + 0.02).round().tolist() == [0, 1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -231,11 +253,11 @@ def test_own_views_make_nobody_less_alone_and_near_ones_never_count_for_more(see
     generator = torch.Generator().manual_seed(seed)
     rows, x, way = (torch.randn(n, 5, generator=generator) for n in (64, 9, 9))
     memory = remembering(rows, 64)
-    plain, near, far = (memory.isolation(x, own) for own in (None, x + size * way, x + (size + 1) * way))
-    assert (near >= plain).all()
-    assert (far <= near + 1e-6).all()
+    plain, near, far = (memory.near_copies(x, own) for own in (None, x + size * way, x + (size + 1) * way))
+    assert (near <= plain + 1e-6).all()
+    assert (far >= near - 1e-6).all()
     broken = x + torch.nan
-    assert torch.equal(memory.isolation(x, broken), plain)
+    assert torch.equal(memory.near_copies(x, broken), plain)
 
 
 def test_a_state_goes_on_bit_by_bit_also_within_a_step():
@@ -247,7 +269,7 @@ def test_a_state_goes_on_bit_by_bit_also_within_a_step():
     for memory in (straight, resumed):
         memory.accumulate(rows[50:60])
         memory.apply()
-    assert torch.equal(straight.isolation(rows[60:]), resumed.isolation(rows[60:]))
+    assert torch.equal(straight.near_copies(rows[60:]), resumed.near_copies(rows[60:]))
     for name, value in straight.state_dict().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed.state_dict()[name])), name
 
@@ -289,7 +311,7 @@ def test_wrong_settings_and_widths_are_refused():
             pfb.NeighbourMemory(size)
     memory = remembering(torch.randn(8, 3))
     with pytest.raises(ValueError, match="`own` must have the shape"):
-        memory.isolation(torch.randn(2, 3), torch.randn(1, 3))
+        memory.near_copies(torch.randn(2, 3), torch.randn(1, 3))
     with pytest.raises(ValueError, match="4 dimensions, the density was built on 3"):
         memory.distance(torch.randn(2, 4))
     with pytest.raises(ValueError, match=r"\[N, D\]"):
@@ -323,11 +345,11 @@ def chances_of(x, groups, size=512, batch=64):
     order, changes = torch.randperm(len(x)), torch.Generator().manual_seed(0)
     for rows in order.split(batch):
         features = sketch(x[rows])
-        found.append(memory.isolation(features, sketch.own_view(x[rows], changes)))
+        found.append(pfb.InverseDensity().log_weights(features, memory, sketch.own_view(x[rows], changes)))
         memory.accumulate(features)
         memory.apply()
     seen = order[size:]
-    kept = chances(4 * torch.cat(found)[size:].log(), 0.5)
+    kept = chances(torch.cat(found)[size:], 0.5)
     return [float(kept[torch.isin(seen, group)].mean()) for group in groups]
 
 

@@ -25,7 +25,7 @@ LEAST_BATCH = 32
 STARVED = 0.7  # of the mean share kept: a class below it is told
 DEVIATIONS = 3.0  # that it must be beyond chance
 SIZES = (("single", 1, 1), ("of 2 to 5", 2, 5), ("of 6 to 20", 6, 20), ("of more", 21, math.inf))
-LIKE_A_COPY = math.log(1 / 16)  # of the weight of a lone sample
+LIKE_A_COPY = math.log(1 / 8)  # of the weight of a lone sample
 WORTH_TELLING = 0.01  # of the samples
 SHOWN = 24  # samples without copies that are kept least often
 FEW_CLASSES = 6  # of more, the least kept are told
@@ -44,7 +44,7 @@ class Shares:
         starved: classes of which less than 0.7 of the mean is kept, beyond chance, the least kept
             first, and what share of each are near-copies.
         mistaken: share of the samples that have no near-copy, but that the default takes for copies
-            (it draws them a sixteenth as often as a lone one or less).
+            (it draws them an eighth as often as a lone one or less).
         least_kept: indices of these, those with the least weight first, 24 at most.
     """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 FIRST_LOOK = 32  # step
-PROBES = 32  # rows of each step that are looked for; 2,000 by the second check
+PROBES = 128  # rows of a step that are looked for
 NEAR = 0.4  # of the usual distance: half way between a copy and none
 FIRST_ROWS = 256  # remembered, of fewer halves tell nothing
 COUNTED = 16  # groups near a probe

@@ -34,11 +34,6 @@ class Density(Protocol):
     def log_density(self, x: Tensor) -> Tensor:
         """``log f``, ``[N]``, of features ``[N, D]``; reads only."""
 
-    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """Relative nearest-neighbour distance of each sample, ``[N]``; reads only. ``own``:
-        features ``[N, D]`` of each sample's own, slightly changed view.
-        """
-
     def accumulate(self, x: Tensor) -> None:
         """Collect features for the next ``apply``."""
 

@@ -117,13 +117,6 @@ class MovingCenters:
         with full_precision(x_ND.device):
             return self._centers.log_density(x_ND)
 
-    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """``f(x_i) ** (-1 / D)`` of features ``[N, D]``, ``[N]``: in proportion to the distance at
-        which one neighbour alone would make the density what it is. Reads only; ``own`` views make
-        no difference to it.
-        """
-        return torch.exp(-self.log_density(x) / x.size(1))
-
     def summary(self) -> dict[str, float]:
         """``centers_in_use``: those that more samples went to than the one they came from;
         synchronises the device.

@@ -17,16 +17,16 @@ from pfb.density import epochs
 from pfb.density.frame import LOOK, frame_of
 from pfb.density.kernels import COPY, Collects, checked_width
 from pfb.density.memory_state import NAMES, tensors_of
-from pfb.density.search import in_deviations, to_nearest, to_those_before, usual_distance
+from pfb.density.search import counted, in_deviations, near_ones, to_nearest, to_those_before, usual_distance
 from pfb.utils import distributed as sync
 from pfb.utils.moments import may_wait
 
 MOST_PER_STEP = 2048  # rows of one rank
 STEPS_APART = 2**20  # ranks that are so many steps apart look alike; beyond, float32 does not count by ones
 GROUP = 4  # rows whose nearest is the usual neighbour
-LEAST, MOST = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 OWN_VIEWS = 3.0  # times the distance to its own view a sample must be from others to be alone at 0.6 of it; swept
 NEARLY_ALL = 0.9
+SETTLED, EVERY = 64, 4  # updates; later the units are measured, and epochs looked for, every fourth time
 
 
 class NeighbourMemory:
@@ -35,7 +35,7 @@ class NeighbourMemory:
 
     Distances are in units of the remembered features' standard deviations. Unlike a bandwidth, d
     fits every place: it is small within a group of near-equal samples, however many others there
-    are. It is large for the extreme ones, too, which is not what matters; :meth:`isolation`
+    are. It is large for the extreme ones, too, which is not what matters; :meth:`near_copies`
     therefore puts it in proportion to what is usual around there.
 
     **How large?** A group of c copies among S samples leaves ``c size / S`` rows in the memory. It
@@ -97,18 +97,20 @@ class NeighbourMemory:
             ValueError: another feature width than that of the remembered ones.
         """
         x_ND = self._checked(x)
-        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[1]
+        return x_ND.new_ones(x_ND.size(0)) if self._frame is None else self._look(x_ND)[2]
 
     @torch.no_grad()
-    def isolation(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """How alone each row of ``x`` is, ``[N]`` float32: 1 where nothing is near, common or
-        extreme, down to 1/3 for a copy. Reads only. All 1 while none is remembered.
+    def near_copies(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+        """How many near-copies of each row of ``x`` are remembered, or come before it in ``x``, so
+        that of copies within one batch the first counts as alone: ``[N]`` float32, 0 where nothing
+        is near, common or extreme. Reads only. All 0 while none is remembered.
 
-        The distance to the nearest row that is remembered or comes before it in ``x``, so that of
-        copies within one batch the first counts in full, as a part of the distance that is usual
-        around there; at least 0.2 and at most 0.6 of that, divided by 0.6. Usual for a memory of M
-        is the distance to the nearest of four rows (that of nine in ten such groups, so that copies
-        are seen even if they are two in five of all samples), or three tenths of the mean distance
+        A row counts by its distance as a part of the distance that is usual around there: 1 up to
+        0.2 of it, 0 from 0.6 on, straight in between; the sum is multiplied by what the nearest
+        counts for, so that many that are barely near do not add up to a copy. Of every four rows
+        (of more in a memory of more than 4,096) the nearest counts. Usual for a memory of M is the
+        distance to the nearest of four rows (that of nine in ten such groups, so that copies are
+        seen even if they are two in five of all samples), or three tenths of the mean distance
         between two samples if that is more, times ``(4 / M) ** (1 / d)``. d is the dimension that
         the rows around the samples seem to have, from 8, as of images, to 64, as of text.
 
@@ -130,17 +132,23 @@ class NeighbourMemory:
             >>> memory, alike = NeighbourMemory(200), torch.zeros(1, 8)
             >>> memory.accumulate(torch.cat([torch.randn(180, 8), 0.1 * torch.randn(20, 8)]))
             >>> memory.apply()
-            >>> memory.isolation(alike), memory.isolation(alike, own=alike + 0.01)
-            (tensor([0.3333]), tensor([1.]))
+            >>> memory.near_copies(alike) > 2, memory.near_copies(alike, own=alike + 0.01)
+            (tensor([True]), tensor([0.]))
         """
-        return self._part(x, own) / MOST
-
-    @torch.no_grad()
-    def looks_like_copy(self, x: Tensor, own: Tensor | None = None) -> Tensor:
-        """Whether each row of ``x`` counts in full as a copy, ``[N]`` bool: its isolation is the
-        least there is. Reads only, arguments and errors as of :meth:`isolation`.
-        """
-        return self._part(x, own) <= LEAST
+        x_ND = self._checked(x)
+        if own is not None and own.shape != x.shape:
+            raise ValueError(f"`own` must have the shape of the features {tuple(x.shape)} (got {tuple(own.shape)})")
+        if self._counts is None or self._frame is None:
+            return x_ND.new_zeros(x_ND.size(0))
+        z_ND, squares_NG, distance_N, usual_N = self._look(x_ND)
+        if own is not None:
+            moved_N = in_deviations(own.detach().float(), self._frame).sub_(z_ND).square_().sum(1).sqrt()
+            usual_N = torch.where(moved_N.isfinite(), torch.minimum(usual_N, OWN_VIEWS * moved_N), usual_N)
+        usual_N = usual_N.clamp_min(COPY)
+        before_N, squares_NN = to_those_before(z_ND)
+        squares_NC = torch.cat([counted(squares_NG), squares_NN], 1)
+        found_N = near_ones(squares_NC, torch.minimum(distance_N, before_N), usual_N)
+        return torch.where(self._counts[1] > 0, found_N, 0.0)
 
     @torch.no_grad()
     def log_density(self, x: Tensor) -> Tensor:
@@ -212,7 +220,8 @@ class NeighbourMemory:
         self._rows.index_copy_(0, place_R, written_RD)
         self._counts.copy_(torch.stack([(head + n) % self._limit, (filled + n).clamp_max(self._limit)]))
         self._pending.zero_()
-        self._frame.copy_(frame_of(self._rows, self._counts[1]))
+        if self.updates <= SETTLED or self.updates % EVERY == 0:
+            self._frame.copy_(frame_of(self._rows, self._counts[1]))
 
     def summary(self) -> dict[str, float]:
         """Numbers to log; synchronises the device."""
@@ -243,31 +252,18 @@ class NeighbourMemory:
 
     # Inside
 
-    def _part(self, x: Tensor, own: Tensor | None) -> Tensor:
-        """The distance to the nearest as a part of the usual one, from 0.2 to 0.6, ``[N]``."""
-        x_ND = self._checked(x)
-        if own is not None and own.shape != x.shape:
-            raise ValueError(f"`own` must have the shape of the features {tuple(x.shape)} (got {tuple(own.shape)})")
-        if self._counts is None or self._frame is None:
-            return x_ND.new_full((x_ND.size(0),), MOST)
-        z_ND, distance_N, usual_N = self._look(x_ND)
-        if own is not None:
-            moved_N = in_deviations(own.detach().float(), self._frame).sub_(z_ND).square_().sum(1).sqrt()
-            usual_N = torch.where(moved_N.isfinite(), torch.minimum(usual_N, OWN_VIEWS * moved_N), usual_N)
-        nearest_N = torch.minimum(distance_N, to_those_before(z_ND))
-        part_N = (nearest_N / usual_N.clamp_min(COPY)).clamp(LEAST, MOST)
-        return torch.where(self._counts[1] > 0, part_N, MOST)
-
-    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features in deviations ``[N, D]``, their distance to the nearest row ``[N]``, and what is
-        usual around there ``[N]``.
+    def _look(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features in deviations ``[N, D]``, the square of their distance to the nearest row of
+        each group ``[N, G]``, the distance to the nearest of all ``[N]``, and what is usual around
+        there ``[N]``.
         """
         assert self._rows is not None and self._counts is not None and self._frame is not None
         filled, z_ND = self._counts[1], in_deviations(x_ND, self._frame)
         least_NG, usual_N = self._usual(z_ND)
         distance_N = to_nearest(z_ND, self._rows, self._frame, filled, least_NG, self._group)
         none = filled == 0
-        return z_ND, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
+        squares_NG = least_NG + z_ND.square().sum(1, keepdim=True)
+        return z_ND, squares_NG, torch.where(none, 1.0, distance_N), torch.where(none, 1.0, usual_N)
 
     def _usual(self, z_ND: Tensor) -> tuple[Tensor, Tensor]:
         assert self._rows is not None and self._counts is not None and self._frame is not None
@@ -294,7 +290,8 @@ class NeighbourMemory:
             return
         limit = self._limit if self.epoch is None else min(self._limit, max(2, self.epoch // epochs.PART))
         if self.epoch is None:
-            self._note()
+            if self.updates <= SETTLED or self.updates % EVERY == 0:
+                self._note()
             if epochs.is_looked_at(self.updates):
                 sync.sum_over_ranks(self._noted)  # or they would remember differently long
                 found = epochs.shorter(self._noted.tolist(), int(self._counts[1]))

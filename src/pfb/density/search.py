@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from pfb.density.kernels import full_precision
 
 GROUPS = 1024  # so many tell what is usual
+COUNTED = 1024  # groups of rows at most among which near ones are counted
+COPY_AT, ALONE_AT = 0.2, 0.6  # of the usual distance: nearer is a copy all the same, farther is none
 PIECE = 2048  # rows at once, so that their squares stay in a processor's cache
 LARGE_PIECE = 65_536  # on other devices, where a call costs more than a cache gives
 PIECES = 32  # at most
@@ -83,8 +85,9 @@ def to_nearest(z_ND: Tensor, rows_MD: Tensor, frame_2D: Tensor, filled: Tensor, 
     return squares_Ng.masked_fill_(place_Ng >= filled, math.inf).amin(1).sqrt()
 
 
-def to_those_before(z_ND: Tensor) -> Tensor:
-    """Distance ``[N]`` of each row to the nearest before it; infinite for the first. Rows that are
+def to_those_before(z_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance ``[N]`` of each row to the nearest before it, infinite for the first, and the
+    squares of the distances to all before it, ``[N, N + 1]``, infinite for others. Rows that are
     not finite are nobody's neighbours.
     """
     with full_precision(z_ND.device):
@@ -92,11 +95,46 @@ def to_those_before(z_ND: Tensor) -> Tensor:
         safe_ND = torch.where(finite_N[:, None], z_ND, 0.0)
         place_N = torch.arange(len(z_ND), device=z_ND.device)
         later_NN = (place_N[:, None] <= place_N) | ~finite_N
-        squares_NN = torch.addmm(safe_ND.square().sum(1), safe_ND, safe_ND.T, alpha=-2.0)
+        own_N = safe_ND.square().sum(1)
+        squares_NN = torch.addmm(own_N, safe_ND, safe_ND.T, alpha=-2.0)
         squares_NN = F.pad(squares_NN.masked_fill(later_NN, math.inf), (0, 1), value=math.inf)  # of none, too
         nearest_ND = F.pad(safe_ND, (0, 0, 0, 1)).index_select(0, squares_NN.argmin(1))
         distance_N = (z_ND - nearest_ND).square_().sum(1).sqrt()
-        return torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+        distance_N = torch.where(squares_NN.amin(1).isfinite(), distance_N, math.inf)
+        return distance_N, squares_NN + own_N[:, None]
+
+
+def nearness(part: Tensor) -> Tensor:
+    """1 where a distance is at most 0.2 of the usual one, 0 from 0.6 on, and straight in between.
+
+    Example:
+        >>> nearness(torch.tensor([0.1, 0.2, 0.4, 0.6, 3.0]))
+        tensor([1.0000, 1.0000, 0.5000, 0.0000, 0.0000])
+    """
+    return ((ALONE_AT - part) / (ALONE_AT - COPY_AT)).clamp(0.0, 1.0)
+
+
+def near_ones(squares_NC: Tensor, distance_N: Tensor, usual_N: Tensor) -> Tensor:
+    """How many are near, each by its :func:`nearness`, times that of the nearest, so that many that
+    are barely near do not add up to a copy, ``[N]``.
+
+    Args:
+        squares_NC: squares of the distances to those that are counted, by products of matrices: not
+            exact where rows lie far out.
+        distance_N: the exact distance to the nearest of all; none counts for more than it.
+        usual_N: usual distance.
+    """
+    nearest_N = nearness(distance_N / usual_N)
+    part_NC = squares_NC.clamp_min(0.0).sqrt_().div_(usual_N[:, None])
+    near_NC = torch.minimum(nearness(part_NC), nearest_N[:, None])
+    return torch.maximum(near_NC.sum(1), nearest_N) * nearest_N
+
+
+def counted(squares_NG: Tensor) -> Tensor:
+    """The least of neighbouring groups, so that there are 1,024 at most."""
+    return (
+        least_of_groups(squares_NG, -(-squares_NG.size(1) // COUNTED)) if squares_NG.size(1) > COUNTED else squares_NG
+    )
 
 
 def usual_distance(
@@ -107,32 +145,33 @@ def usual_distance(
     """
     least_NG = least_squares(z_ND, rows_MD, frame_2D, filled, group)
     squares_N = z_ND.square().sum(1)
-    usual_N = usual_square(least_NG, filled, group) + squares_N
+    of_four_N = usual_square(least_NG, filled, group) + squares_N
     apart = 2.0 * (frame_2D[1] > 0).sum()  # mean square distance of two samples
-    usual_N = torch.maximum(usual_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
-    d = dimension(least_NG, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
+    usual_N = torch.maximum(of_four_N, CLOSE**2 * apart.clamp_min(1.0)).sqrt()
+    d = dimension(least_NG, of_four_N, squares_N, filled, group).clamp(LEAST_DIMENSIONS, MOST_DIMENSIONS)
     d = torch.where(filled >= TELLS, d, LEAST_DIMENSIONS)
     return least_NG, usual_N * (group / filled.clamp_min(group)) ** (1 / d)
 
 
-def dimension(least_NG: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:
+def dimension(least_NG: Tensor, of_four_N: Tensor, squares_N: Tensor, filled: Tensor, group: int) -> Tensor:
     """In how many dimensions the rows seem to lie, ``[1]``: the distance that is usual to the
     nearest of g rows falls to that of 4 g as ``4 ** (-1 / d)``. The middle of all samples; infinite
     if none tells.
 
     Args:
         least_NG: see :func:`least_squares`.
+        of_four_N: square of the distance that is usual to the nearest of g rows.
         squares_N: ``|z|`` squared, which they lack.
         filled, group: as there.
 
     Example:
         >>> rows = torch.rand(4096, 2)
         >>> z, frame, there = rows[:99], torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor(4096)
-        >>> least = least_squares(z, rows, frame, there, group=4)
-        >>> bool((dimension(least, z.square().sum(1), there, group=4) - 2).abs() < 0.5)
+        >>> least, squares = least_squares(z, rows, frame, there, group=4), z.square().sum(1)
+        >>> of_four = usual_square(least, there, group=4) + squares
+        >>> bool((dimension(least, of_four, squares, there, group=4) - 2).abs() < 0.5)
         True
     """
-    of_four_N = usual_square(least_NG, filled, group) + squares_N
     of_all_N = usual_square(least_of_groups(least_NG, 4), filled, 4 * group) + squares_N
     fall_N = F.pad(0.5 * (of_four_N / of_all_N.clamp_min(1e-30)).log(), (0, 1))  # of none, too
     return math.log(4) / median_of_positive(torch.where(fall_N.isfinite(), fall_N, 0.0))

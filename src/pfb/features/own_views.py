@@ -8,6 +8,8 @@ samples, T tokens or time, F values.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Generator, Tensor
 
@@ -16,7 +18,7 @@ from pfb.features.cut import mean_and_deviation
 # Swept on draws other than those that the study of groups publishes.
 SHIFT = 16  # the side of an image over that of its shift, so of 32 pixels two
 LIGHT = 0.03  # of an image's contrast, and of its deviation
-ROWS = 0.07  # of a column's deviation
+ROWS = 0.06  # of a column's deviation
 TOKENS = 10  # one of so many is replaced
 
 
@@ -29,19 +31,18 @@ def of_images(x: Tensor, generator: Generator | None = None) -> Tensor:
         torch.Size([2, 3, 32, 32])
     """
     alone = (len(x), *(1 for _ in x.shape[1:]))
-    for dim in (-2, -1):
-        side = x.size(dim)
-        place = torch.arange(side, device=x.device)
-        shift = max(1, side // SHIFT)
-        before, after = (_reflected(place + by, side) for by in (-shift, shift))
-        x = torch.where(_signs(alone, x, generator) > 0, x.index_select(dim, before), x.index_select(dim, after))
+    coins = torch.randint(2, (4, *alone), generator=generator, device=x.device)
+    down, right = coins[:2].bool()
+    for dim, is_back in ((-2, down), (-1, right)):
+        before, after = _shifted(x.size(dim), x.device)
+        x = torch.where(is_back, x.index_select(dim, before), x.index_select(dim, after))
     deviation = mean_and_deviation(x, list(range(1, x.dim())))[1]
-    contrast, light = (1 + LIGHT * _signs(alone, x, generator)), LIGHT * _signs(alone, x, generator)
-    return x * contrast + light * deviation
+    contrast, light = (2 * LIGHT * coins[2:].to(x.dtype) - LIGHT).unbind()
+    return x + contrast * x + light * deviation
 
 
 def of_vectors(x_NF: Tensor, generator: Generator | None = None) -> Tensor:
-    """Floating-point vectors ``[N, F]``, with normal noise of 7 % of each column's deviation in the
+    """Floating-point vectors ``[N, F]``, with normal noise of 6 % of each column's deviation in the
     batch.
 
     Example:
@@ -53,7 +54,7 @@ def of_vectors(x_NF: Tensor, generator: Generator | None = None) -> Tensor:
 
 def of_sequences(x_NTF: Tensor, generator: Generator | None = None) -> Tensor:
     """Floating-point sequences ``[N, T, F]``, with an offset and noise in each step, normal and of
-    7 % of each column's deviation in the batch. A step that repeats the one before it, as padding
+    6 % of each column's deviation in the batch. A step that repeats the one before it, as padding
     does, goes on doing so.
 
     Example:
@@ -89,14 +90,17 @@ def of_tokens(x_NT: Tensor, generator: Generator | None = None) -> Tensor:
     return torch.where(chosen_NT, x_NT.flatten()[others_NT], x_NT)
 
 
-def _reflected(place: Tensor, side: int) -> Tensor:
-    """Places outside of ``[0, side)``, mirrored into it at its ends."""
-    return (side - 1 - (side - 1 - place.abs()).abs()).clamp_min(0)
+@functools.lru_cache(maxsize=32)
+def _shifted(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a side come from if it is shifted by a sixteenth, back and forth; beyond
+    its ends they are mirrored. Not to be changed.
+    """
+    shift = max(1, side // SHIFT)
+    there = [[abs(place + by) for place in range(side)] for by in (-shift, shift)]
+    mirrored = [[max(0, side - 1 - abs(side - 1 - place)) for place in places] for places in there]
+    back, forth = torch.tensor(mirrored, device=device)
+    return back, forth
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
     return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
-    return 1 - 2 * torch.randint(2, shape, generator=generator, device=like.device).to(like.dtype)

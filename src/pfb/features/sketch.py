@@ -87,10 +87,10 @@ class Sketch(Features):
     @torch.no_grad()
     def own_view(self, x: Any, generator: torch.Generator | None = None) -> Tensor:
         """Features ``[N, D]`` of a slightly changed view of each sample: what lies no farther from
-        it than this may be its copy, see :meth:`pfb.NeighbourMemory.isolation`.
+        it than this may be its copy, see :meth:`pfb.NeighbourMemory.near_copies`.
 
         Images are shifted by a sixteenth of their sides and made a little lighter or darker
-        (mirrored ones have the same sketch anyway), vectors and sequences get noise of 7 % of each
+        (mirrored ones have the same sketch anyway), vectors and sequences get noise of 6 % of each
         column's deviation in the batch, and one in ten tokens is replaced.
 
         Args:

@@ -25,11 +25,12 @@ def checked_density(density: Density | None, rule: Rule) -> Density:
     if density is None:
         return NeighbourMemory() if local else MovingCenters()
     wanted = {"collects", "ready", "accumulate", "apply", "summary", "state_dict", "load_state_dict"}
-    wanted |= {"isolation" if local else "log_density"}
+    wanted |= {"near_copies" if local else "log_density"}
     lacks = sorted(name for name in wanted if not hasattr(density, name))
     if lacks or isinstance(density, type):
+        other = "" if local else " or `pfb.MovingCenters()`"
         raise TypeError(
-            f"`density` must be one such as `pfb.NeighbourMemory(4096)` or `pfb.MovingCenters()` (got {density!r}"
+            f"`density` must be one such as `pfb.NeighbourMemory(4096)`{other} (got {density!r}"
             + (f", which has no {', '.join(lacks)})" if lacks else ", a class: write `()` after it)")
         )
     return density

@@ -18,7 +18,7 @@ CLASSES = 65_536  # counted; labels beyond, and negative ones, are not
 LEAST_MET = 64  # samples of a class, before it is called starved
 LEAST_KEPT = 32  # that would be kept of it at the mean share, so that it is not by chance
 STARVED = 1 / 3  # of the mean share kept
-COPY = math.log(0.5)  # a sample whose weight is below so much of a lone one's looks like a copy
+COPY = math.log(0.3)  # a sample whose weight is below so much of a lone one's looks like a copy
 
 
 class Counts:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pfb.density.kernels import Density, log_importance
+from pfb.density.neighbours import NeighbourMemory
 from pfb.selection.sampling import drawn, random_like
 
 Rule = Callable[..., Tensor]
@@ -60,18 +61,18 @@ class RareFirst:
 
 @dataclass(frozen=True)
 class InverseDensity:
-    """Samples are drawn, without replacement, with weight ``d ** gamma``: the rule that sees what
+    """Samples are drawn, without replacement, with weight ``1 / (f + r)``: the rule that sees what
     repeats itself.
 
-    d is the density's ``isolation``: with a :class:`pfb.NeighbourMemory` the distance to the
-    nearest feature remembered, in proportion to what is usual around there, from 1/3 to 1. Since
-    ``f ~ d ** -D``, this is the paper's importance ``1 / f`` to the power of ``gamma / D``, drawn
-    instead of ranked: 81 copies of one thing come by about as often as one single sample, and where
-    no sample is another's copy the draw is nearly uniform. Returns the logarithms of the weights
-    plus Gumbel noise, whose largest are such a draw.
+    f is the number of near-copies of a sample that a :class:`pfb.NeighbourMemory` remembers. This
+    is the paper's importance with a density that is local, drawn instead of ranked: of two groups
+    that are in the memory, one comes by about as often as the other, whatever their sizes; no
+    sample vanishes, and where none is another's copy the draw is uniform. Returns the logarithms of
+    the weights plus Gumbel noise, whose largest are such a draw.
 
     Attributes:
-        gamma: how strongly copies are left out; 0 is uniform.
+        r: what a sample counts for by itself: one with a single near-copy in the memory has weight
+            ``r / (1 + r)`` of one without.
 
     Example:
         >>> import torch, pfb
@@ -80,24 +81,23 @@ class InverseDensity:
         >>> memory.accumulate(torch.randn(64, 8)); memory.apply()
         >>> copy, new = memory.state_dict()["rows"][:1], torch.full((1, 8), 3.0)
         >>> InverseDensity().log_weights(torch.cat([copy, new]), memory).exp()
-        tensor([0.0123, 1.0000])
+        tensor([0.0909, 1.0000])
     """
 
-    gamma: float = 4.0
+    r: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"`gamma` must be a finite number >= 0 (got {self.gamma!r}); the default is 4")
+        if not 0 < self.r < float("inf"):
+            raise ValueError(f"`r` must be a finite number > 0 (got {self.r!r}); the default is 0.1")
 
-    def log_weights(self, features: Tensor, density: Density, own: Tensor | None = None) -> Tensor:
-        """``gamma * log d``, ``[N]``: what the draw is in proportion to."""
-        isolation_N = density.isolation(features) if own is None else density.isolation(features, own)
-        return self.gamma * isolation_N.log()
+    def log_weights(self, features: Tensor, density: NeighbourMemory, own: Tensor | None = None) -> Tensor:
+        """``log (r / (f + r))``, ``[N]``: what the draw is in proportion to, 0 for one alone."""
+        return -torch.log1p(density.near_copies(features, own) / self.r)
 
     def __call__(
         self,
         features: Tensor,
-        density: Density,
+        density: NeighbourMemory,
         own: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:

@@ -23,7 +23,6 @@ from pfb.lab.train.options.config import TrainConfig, default_model, settings_in
         ({"train_samples": 0}, "--train-samples must be at least 1"),
         ({"n_centers": 1}, "--n-centers must be"),
         ({"method": "copis"}, "--method must be copies, paper.*got 'copis'.*Did you mean copies"),
-        ({"gamma": -1.0}, "--gamma must be a finite number >= 0"),
         ({"memory": 1}, "--memory must be at least 2"),
         ({"fill": True, "method": "paper"}, "--fill gathers batches that are pruned before the model.*--method paper"),
         ({"fill": True, "accumulate": 2}, "--fill gathers .*got --accumulate 2"),

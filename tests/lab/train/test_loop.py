@@ -64,7 +64,7 @@ class TestRun:
 
     def test_same_seed_same_end(self, tmp_path):
         before: dict[str, Any] = {"method": "copies"}
-        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": before, "e": before | {"gamma": 0.0}}
+        changes = {"a": {}, "b": {}, "c": {"seed": 1}, "d": before, "e": before | {"memory": 8}}
         for name in changes:
             train(config(tmp_path / name, epochs=1, **changes[name]))
         a, b, *others = (weights(tmp_path / name) for name in changes)

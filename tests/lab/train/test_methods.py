@@ -39,7 +39,7 @@ def test_copies_is_the_default_of_the_library_and_knows_how_long_an_epoch_is():
         default.density.size,
     )
     assert pruner.density.epoch == 300
-    assert tools(gamma=2.0, memory=64)[0].rule == pfb.InverseDensity(2.0)
+    assert tools(memory=64)[0].rule == pfb.InverseDensity()
     assert tools(memory=64)[0].density.size == 64
 
 

@@ -197,8 +197,8 @@ class InLoop(Method):
 
 METHODS: dict[str, Method] = {
     "copies": Before(
-        lambda config: pfb.InverseDensity(config.gamma),
-        frozenset({"gamma", "memory", "fill"}),
+        lambda config: pfb.InverseDensity(),
+        frozenset({"memory", "fill"}),
         "near-duplicates of samples seen lately",
     ),
     "paper": Inside(lambda config: pfb.RareFirst(config.alpha)),

@@ -64,8 +64,8 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     """Settings as the arguments that set them.
 
     Example:
-        >>> as_flags({"batch_size": 64, "augment": False, "gamma": -1.5})
-        ['--batch-size=64', '--no-augment', '--gamma=-1.5']
+        >>> as_flags({"batch_size": 64, "augment": False, "lr": -1.5})
+        ['--batch-size=64', '--no-augment', '--lr=-1.5']
     """
     flags = []
     for name, value in settings.items():

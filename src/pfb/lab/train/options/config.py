@@ -88,7 +88,6 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
             self.schedule()
             pfb.RareFirst(self.alpha)
             pfb.MovingCenters(self.n_centers, self.beta)
-            pfb.InverseDensity(self.gamma)
         except ValueError as error:
             raise in_flags(error) from error
 

@@ -120,8 +120,6 @@ class PruningSettings:
     """paper: upper end of the random term, as a share of the batch's largest density."""
     feature_dim: int | None = 128
     """paper: wider features are reduced to so many dimensions."""
-    gamma: float = 4.0
-    """copies: how strongly near-duplicates are left out; 0 is at random."""
     memory: int | None = None
     """copies: number of samples that are remembered, by default 4,096; never more than a third of
     an epoch.
