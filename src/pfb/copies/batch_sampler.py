@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
+from pfb.density.neighbours import NeighbourMemory
 from pfb.pruning.batch_pruner import BatchPruner
 from pfb.selection.rules import InverseDensity
 from pfb.selection.sampling import drawn, generator_of
@@ -28,7 +29,7 @@ class Noting(InverseDensity):
 
     latest: Tensor
 
-    def log_weights(self, features: Tensor, density: Any, own: Tensor | None = None) -> Tensor:
+    def log_weights(self, features: Tensor, density: NeighbourMemory, own: Tensor | None = None) -> Tensor:
         object.__setattr__(self, "latest", super().log_weights(features, density, own))  # rules are frozen
         return self.latest
 
@@ -38,11 +39,11 @@ class CopyBatchSampler(Sampler[list[int]]):
     epoch finds are hardly loaded again.
 
     In the first epoch batches come whole and are pruned by a call of this sampler, which notes by
-    which weight each sample was drawn: 1 for one that is alone, about 1/80 for a copy. Later epochs
-    have as many batches, of the size that pruning leaves, drawn by these weights before anything is
-    loaded: in rounds, without replacement, each of as many samples as the weights add up to. The
-    call then passes batches on. Weights stay as they are, so that the data set must not grow; what
-    the last, incomplete batch would have held counts in full.
+    which weight each sample was drawn: 1 for one that is alone, less the more copies it has. Later
+    epochs have as many batches, of the size that pruning leaves, drawn by these weights before
+    anything is loaded: in rounds, without replacement, each of as many samples as the weights add
+    up to. The call then passes batches on. Weights stay as they are, so that the data set must not
+    grow; what the last, incomplete batch would have held counts in full.
 
     Each rank gets its own part, and all share what they find. Do not let anything else share out
     the batches (Accelerate's ``prepare`` would do so once more).
