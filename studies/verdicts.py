@@ -146,9 +146,9 @@ def _against(runs: list[Run], own: str, arm: str, metric: str) -> tuple[float, f
 
 
 def _part(runs: list[Run], name: str) -> str:
-    """The mean of a share of all samples; empty where it is all of them, or was not noted."""
+    """The mean of a share of all samples; empty where it is exactly one, or was not noted."""
     share = statistics.mean(run.get(name, 1.0) for run in runs)
-    return "" if round(share, 2) == 1 else f"{share:.0%}"
+    return "" if share == 1 else f"{share:.0%}"
 
 
 def _digits(metric: str) -> int:
