@@ -175,6 +175,7 @@ class Run:
 
     Attributes:
         loaded: samples that were loaded so far.
+        of_full: those that ``full`` loads.
     """
 
     def __init__(self, arm: str, task: Task, recipe: Recipe, model: nn.Module, seed: int) -> None:
@@ -186,7 +187,7 @@ class Run:
         shallow = shallow_share(model, task.cut, given) if arm.startswith("paper") else 0.0
         self.sizes = sizes(arm, full_steps, min(recipe.batch_size, len(self.left)), len(self.left) / n, shallow)
         share = pfb.window(PRUNE, START, STOP)
-        self.loaded = 0
+        self.loaded, self.of_full = 0, full_steps * recipe.batch_size
         self.blocker: pfb.Blocker | None = None
         self.pruner: pfb.BatchPruner | None = None
         self.infobatch = _infobatch(n) if arm == "infobatch" else None

@@ -192,7 +192,7 @@ def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
     return {
         "compute": way.sizes.compute,
         "left": len(way.left) / len(task.y),
-        "loaded": way.loaded / len(task.y) / recipe.epochs,
+        "loaded": way.loaded / way.of_full,
         "trained_alone": _mean(trained[task.sizes <= ALONE]),
         "trained_others": _mean(trained[task.sizes > ALONE]),
         "seconds": seconds,

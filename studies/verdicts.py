@@ -23,7 +23,7 @@ METRICS = {
 }
 """Of nats fewer are better."""
 PARTS = {"loaded": "samples loaded", "left": "samples left"}
-"""Shares of all samples; of those of all epochs, and of the data set."""
+"""Shares of those that ``full`` loads, and of the data set."""
 OWN = "copies"
 """The arm that is compared with every other; until it has run, ``uniform`` is."""
 
