@@ -1,5 +1,6 @@
 """``pfb advise``: what it prints, its page, its list, and what it refuses."""
 
+import contextlib
 import csv
 import os
 import re
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from pfb.lab import cli
 from pfb.lab.advise import _teller
-from pfb.lab.train.terminal import progress_bar
+from pfb.lab.train.terminal import Bars
 from tests.lab.scenes import picture, save_frame
 
 pytestmark = pytest.mark.usefixtures("_made_up_times")
@@ -47,7 +48,7 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", page, "--export", table)
     assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
     assert "Recommended: prune in the batch." in shown
-    assert "2 samples in 1 group equal to the last bit" in shown
+    assert "0.3% because they are equal to others to the last bit" in shown
     assert "of 4 samples 0.0% have a near-copy in training; 0.0% there or in the test" in shown
     assert "does not repeat itself as much" in shown
     assert re.search(r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method copies --control short", shown)
@@ -76,6 +77,20 @@ def test_the_command_that_is_printed_can_be_run(folder, tmp_path, capsys):
     cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
 
 
+def test_which_groups_a_split_sets_aside_decides_nothing(folder, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "unsplit"
+    shutil.copytree(folder / "train", root, ignore=shutil.ignore_patterns("again*"))
+    told = set()
+    for seed in range(4):
+        monkeypatch.setattr("pfb.lab.train.data.split.SEED", seed)
+        args = ["--data", f"imagefolder:{root}", "--split", "groups", "--batch-size", 16, "--overwrite"]
+        shown = run(capsys, *args, "--out", tmp_path / "a.html")
+        told |= set(re.findall("Recommended: (.*?)\\.", shown))
+        assert "samples set aside of the same data decide nothing" in shown
+        assert "near-copy in training" not in shown
+    assert told == {"prune in the batch"}
+
+
 def test_copies_that_are_equal_are_to_be_dropped_by_the_list(folder, tmp_path, capsys):
     root = tmp_path / "twice"
     shutil.copytree(folder, root, ignore=shutil.ignore_patterns("scene*", "again*"))
@@ -98,14 +113,16 @@ def test_what_is_left_out_though_it_has_no_copy_is_shown(folder, tmp_path, capsy
 
 
 def test_where_there_is_no_terminal_lines_tell_how_long_it_takes(monkeypatch, capsys):
-    monkeypatch.setattr("pfb.lab.advise.SECONDS_PER_LINE", 0)
-    with progress_bar(Console(width=200), shown=False) as bar:
-        tell = _teller(bar)
-        for done in (0, 25, 50, 100):
-            tell("reading samples", done, 100)
+    monkeypatch.setattr("pfb.lab.train.terminal.SECONDS_PER_LINE", 0)
+    bars = Bars(Console(width=200))
+    with bars.shown(), contextlib.ExitStack() as open_one:
+        tell = _teller(bars, open_one)
+        for what in ("reading samples", "timing steps"):
+            for done in (0, 25, 50, 100):
+                tell(what, done, 100)
     shown = capsys.readouterr().out
-    assert "reading samples ..." in shown
-    assert re.search(r"reading samples: 50 of 100, about \d+ s left", shown)
+    for what in ("reading samples", "timing steps"):
+        assert re.search(rf"{what}: 50 of 100, about \d+ s left", shown)
 
 
 def test_clean_images_and_part_of_the_data(tmp_path, capsys):

@@ -7,11 +7,10 @@ import torch
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import memory, output, profile, speed
-from pfb.lab.bench.setup import Device, Step
-from pfb.lab.bench.variants import VARIANTS
+from pfb.lab.bench import memory, output, speed
+from pfb.lab.bench.setup import VARIANTS, Device, Step
 from pfb.lab.errors import RunError
-from pfb.lab.train.paired.pairs import paired_difference
+from pfb.lab.train.paired.twins import paired_difference
 
 pytestmark = [
     pytest.mark.usefixtures("_fresh_accelerate"),
@@ -38,9 +37,9 @@ def test_paired_differences_by_hand():
         (speed.SpeedConfig, {"memory": (64, 1)}, "--memory must be at least 2"),
         (speed.SpeedConfig, {"warmup": -1}, "--warmup must be at least 0"),
         (speed.SpeedConfig, {"batch_size": 0}, "--batch-size must be at least 1"),
-        (profile.ProfileConfig, {"image_size": -8}, "--image-size must be at least 1"),
-        (profile.ProfileConfig, {"prune": 1.5}, "--prune must be in"),
-        (memory.MemoryConfig, {"models": ()}, "--models needs at least one value"),
+        (speed.SpeedConfig, {"memory": ()}, "--memory needs at least one value"),
+        (memory.MemoryConfig, {"image_size": -8}, "--image-size must be at least 1"),
+        (memory.MemoryConfig, {"prune": 1.5}, "--prune must be in"),
         (memory.MemoryConfig, {"budget_gib": 0}, "--budget-gib must be positive"),
         (memory.MemoryConfig, {"on": Device(clock="cpu")}, "--clock has no effect here"),
         (Device, {"threads": 0}, "--threads must be at least 1"),
@@ -56,8 +55,8 @@ def test_unknown_names_end_a_benchmark_before_anything_is_measured(tmp_path, cap
     for command, said in (
         (["speed", "--variants", "papre"], "Did you mean 'paper'"),
         (["speed", "--model", "cifar-resnet8", "--cut", "layer9"], "layer9"),
-        (["memory", "--models", "cifar-resnet8", "resnet19"], "resnet19"),
-        (["profile", "--model", "cifar-resnet8", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["memory", "--model", "resnet19"], "resnet19"),
+        (["memory", "--model", "cifar-resnet8", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     ):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["bench", *command, "--batch-size", "4", "--out", str(tmp_path / "numbers.json")])
@@ -89,31 +88,6 @@ def test_steps_beyond_the_ideal_one_are_compared_round_by_round(tmp_path, capsys
     assert "copies, pruner alone, memory 64" in capsys.readouterr().out
 
 
-def test_a_step_is_taken_apart(tmp_path, capsys):
-    cli.main(["bench", "profile", *STEP, "--out", str(tmp_path / "numbers.json")])
-    parts = json.loads((tmp_path / "numbers.json").read_text())["parts"]
-    medians = {name: [parts[name][part]["median"] for part in profile.PARTS] for name in profile.STEPS}
-    assert {name for name, (before, *_) in medians.items() if before > 0} == {"copies", "uniform", "paper-before"}
-    assert {name for name, (*_, blocker) in medians.items() if blocker > 0} == {"paper"}
-    assert all(part > 0 for name in medians for part in medians[name][1:4])
-
-
-def test_a_gpt_is_timed_on_sequences_of_tokens(monkeypatch):
-    """Of its published sizes, without its layers: they would take seconds."""
-    import transformers
-
-    shape = transformers.GPT2Config
-    monkeypatch.setattr(transformers, "GPT2Config", lambda **sizes: shape(**sizes, n_layer=2))
-    step = Step(speed.SpeedConfig("gpt2", image_size=8, classes=100), "gpt2", "paper", prune=0.5)
-    layer = 12 * 768**2 + 13 * 768
-    assert sum(p.numel() for p in step.model.parameters()) == (100 + 8) * 768 + 2 * layer + 2 * 768
-    tokens, following = step.batch(4)
-    assert tokens.shape == following.shape == (4, 8)
-    assert torch.equal(tokens[:, 1:], following[:, :-1])
-    assert step.loss(tokens, following).isfinite()
-    assert step.blocker.selection.indices.shape == (2,)
-
-
 def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
     """By a compiler that only follows the Python code, which is what may mix up two models."""
     compile, settings = torch.nn.Module.compile, torch._dynamo.config.cache_size_limit
@@ -128,7 +102,7 @@ def test_steps_are_compiled_side_by_side(tmp_path, monkeypatch):
 
 def test_a_variant_is_what_its_name_says():
     def tool(name):
-        return VARIANTS[name](Step(speed.SpeedConfig(), "cifar-resnet8").model, "layer1", 0.4)
+        return VARIANTS[name](Step(speed.SpeedConfig("cifar-resnet8")).model, "layer1", 0.4)
 
     copies, uniform, paper, before = map(tool, ("copies", "uniform", "paper", "paper-before"))
     default = pfb.BatchPruner()
@@ -150,36 +124,16 @@ def test_settings_of_the_device_stand_among_the_others_in_a_result():
     assert config == {"model": "m", "device": "cpu", "threads": 1}
 
 
-def test_one_table_shows_several_models():
-    def result(name, **medians):
-        steps = {step: {"ratio": {"median": m, "low": m - 0.1, "high": m + 0.1}} for step, m in medians.items()}
-        return {"config": {"model": name}, "results": [{"prune": 0.4, "steps": steps}]}
-
-    assert speed.overview(
-        result("a", full=1.0, paper=0.7), result("b", full=1.0, paper=0.8, copies=0.6)
-    ).splitlines() == [
-        "| time of a step saved, % (quartiles) | a, 40% pruned | b, 40% pruned |",
-        "|---|---|---|",
-        "| paper | 30.0 (20.0 to 40.0) | 20.0 (10.0 to 30.0) |",
-        "| copies |  | 40.0 (30.0 to 50.0) |",
-    ]
+def test_the_largest_batch_of_a_pruned_step_is_larger(tmp_path, capsys):
+    sizes = ["--model", "cifar-resnet8", "--image-size", "8", "--batch-size", "8", "--device", "cpu"]
+    cli.main(["bench", "memory", *sizes, "--out", str(tmp_path / "numbers.json")])
+    rows = {row["step"]: row for row in json.loads((tmp_path / "numbers.json").read_text())["rows"]}
+    full, copies = (rows[name]["largest_estimated"] for name in ("full", "copies"))
+    assert 1.3 * full < copies
+    assert f"| {full} | 1.00 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 100, 511, 512])
 def test_the_largest_batch_is_found(limit):
     assert memory.largest(lambda n: n <= limit) == limit
     assert memory.largest(lambda n: True, limit=64) == 64
-
-
-def test_the_saved_share_is_drawn_as_measured():
-    row = {"ratio": {"median": 0.7, "low": 0.6, "high": 0.75}}
-    numbers = {
-        "config": {"model": "m", "image_size": 8, "batch_size": 4},
-        "device": "d",
-        "results": [{"prune": 0.4, "steps": {"full": row, "copies": row}}],
-    }
-    axes = speed.draw(numbers).axes[0]
-    (drawn,) = axes.containers
-    assert drawn.lines[0].get_xydata().tolist() == [pytest.approx([40.0, 30.0])]
-    low, high = drawn.lines[2][0].get_segments()[0][:, 1]
-    assert (low, high) == (pytest.approx(25.0), pytest.approx(40.0))

@@ -139,13 +139,6 @@ class TestResume:
         assert "config.json" in refused(capsys, "train", "--resume", tmp_path)
 
 
-def test_plan_says_how_far_it_is_where_no_bar_can_be_drawn(capsys, monkeypatch):
-    monkeypatch.setattr("pfb.lab.train.terminal.SECONDS_PER_LINE", 0)
-    cli.main(["plan", "--model", "cifar-resnet8", "--batch-size", "8", "--image-size", "8", "--repeats", "1"])
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "measuring: 1 of 8 ways to prune"
-
-
 class TestNothingIsLoadedForARefusal:
     """Data and libraries take many seconds."""
 
@@ -168,7 +161,7 @@ class TestNothingIsLoadedForARefusal:
     def test_a_report_of_nothing(self, capsys, tmp_path, loads_nothing):
         assert "there is no run" in refused(capsys, "report", tmp_path)
         (tmp_path / "config.json").write_text("{}")
-        assert "end in .html or .png" in refused(capsys, "report", tmp_path, "--out", "x.pdf")
+        assert "must end in .html" in refused(capsys, "report", tmp_path, "--out", "x.pdf")
 
     def test_an_advice_that_cannot_be_written(self, capsys, tmp_path, loads_nothing):
         assert "must end in .html" in refused(capsys, "advise", "--out", tmp_path / "x.pdf")
@@ -214,10 +207,6 @@ class TestEnds:
         assert run.returncode == 1
         assert "caf\\udce9 holds files of something else" in run.stderr
 
-    @pytest.mark.parametrize("flags", [["--classes", "1000000000000"], ["--image-size", "9" * 23]])
-    def test_a_plan_of_nonsense(self, capsys, flags):
-        assert f"{flags[0]} must be at least 1 and at most 100,000" in refused(capsys, "plan", *flags)
-
     def test_a_ramp_without_end(self, capsys):
         assert "--ramp must be a number of levels from 0 to 1,000" in refused(capsys, "train", "--ramp", 10**12)
 
@@ -229,10 +218,9 @@ class TestEnds:
         cli.main(["--version"])
         assert capsys.readouterr().out == f"pfb {pfb.__version__}\n"
 
-    @pytest.mark.parametrize("flags", [["--image-size", "0"], ["--workers", "-1"], ["--classes", "0"]])
+    @pytest.mark.parametrize("flags", [["--image-size", "0"], ["--workers", "-1"]])
     def test_what_no_setting_can_be_is_refused(self, capsys, flags):
-        command = "plan" if "--classes" in flags else "train"
-        assert f"{flags[0]} must be at least" in refused(capsys, command, *flags)
+        assert f"{flags[0]} must be at least" in refused(capsys, "train", *flags)
 
     def test_ctrl_c_says_what_the_run_says(self, capsys, monkeypatch):
         for told, said in ((("interrupted. Continue with: pfb train --resume runs/7",), "runs/7"), ((), "interrupted")):

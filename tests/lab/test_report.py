@@ -1,20 +1,15 @@
 """The report reads what is whole, and says what is not."""
 
-import io
 import json
 import shutil
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
 
 from pfb.lab import cli
 from pfb.lab.errors import RunError
-from pfb.lab.report import copies, figures, page, run_folders, write
+from pfb.lab.report import figures, page, run_folders, write
 from pfb.lab.report.run import HEADINGS, Run
 from pfb.lab.train.loop import train
 from pfb.lab.train.options.config import TrainConfig
@@ -103,30 +98,7 @@ def test_samples_are_shown_of_every_run_but_those_of_chance(tmp_path, monkeypatc
     for name, shown in (("a", True), ("b", True), ("c", False), ("d", True)):
         assert (f"Kept most and pruned most often, by class ({name})" in text) == shown
     assert text.count("chance alone") == 1
-    assert "What was near what (d)" in text
-    assert text.count("data:image/png;base64,") == 5  # curves, what was pruned, samples of a and d, copies of d
-
-
-def test_what_was_stopped_most_stands_beside_its_nearest(tmp_path):
-    run = Run(make_run(tmp_path / "a", method="copies"))
-    dataset: Any = run.source.train
-    images = dataset.images
-    images[6] = images[3]
-    images[9] = images[3]
-    (section,) = copies.sections(run)
-    said = [text.get_text() for text in section.figure.axes[0].texts if text.get_text().strip()]
-    shown = dict(zip(said[::2], said[1::2], strict=True))  # 0, 3, 6, ... were kept in none of two batches
-    # 9 lies densest of the three.
-    assert shown["#9, one of 3\nkept 0%"] in ("#3\ndistance 0.00", "#6\ndistance 0.00")
-    assert not {"#3", "#6"} & {text.split(",")[0].split("\n")[0] for text in shown}
-    assert len(shown) <= copies.SHOWN
-
-
-def test_more_samples_than_can_be_compared_are_not(tmp_path, monkeypatch):
-    run = Run(make_run(tmp_path / "a", method="copies"))
-    monkeypatch.setattr(copies, "MOST", 39)
-    assert [section.figure for section in copies.sections(run)] == [None]
-    assert copies.sections(Run(make_run(tmp_path / "b", method="paper"))) == []
+    assert text.count("data:image/png;base64,") == 4  # curves, what was pruned, samples of a and d
 
 
 def test_a_run_brings_its_twins_and_a_folder_its_runs(tmp_path):
@@ -199,7 +171,7 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
             shutil.copytree(tmp_path / "data" / part / "dark", tmp_path / "data" / part / name)
     run = make_run(tmp_path / "r$\\q$", data=f"imagefolder:{tmp_path / 'data'}", train_samples=40)
     drawn, png = [], page.png
-    monkeypatch.setattr(page, "png", lambda given: drawn.extend(given) or png(given))
+    monkeypatch.setattr(page, "png", lambda given: drawn.append(given) or png(given))
     write([run])
     labels = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
     assert {r"a$\q$", "$$", "b$x^{$", "犬", r"caf\udce9", r"e\x1b[2J"} <= labels
@@ -227,16 +199,6 @@ def test_runs_of_other_classes_are_not_drawn_under_the_first_ones(tmp_path):
     assert figures.kept_by_class(runs[1]) == {}
 
 
-def test_figures_stand_below_each_other_and_lose_nothing():
-    drawn = [Figure(figsize=size) for size in ((4, 1), (2, 3))]
-    for figure in drawn:
-        figure.add_axes((0, 0, 1, 1)).set(facecolor="black", xticks=[], yticks=[])
-    image = Image.open(io.BytesIO(page.png(drawn))).convert("L")
-    assert image.size == (4 * page.DPI, 4 * page.DPI + page.GAP)
-    black = np.asarray(image) < 128
-    assert black.mean() == pytest.approx(10 / (4 * (4 + page.GAP / page.DPI)), abs=0.01)
-
-
 def test_of_two_runs(tmp_path):
     for name, method in (("a", "paper"), ("b", "full")):
         train(small_run(tmp_path / name, method=method))
@@ -245,8 +207,6 @@ def test_of_two_runs(tmp_path):
     for heading in ("Learning curves", "What was pruned", "Kept most and pruned most often"):
         assert heading in page
     assert page.count("data:image/png;base64,") == 3
-    cli.main(["report", str(tmp_path / "b"), "--out", str(tmp_path / "b.png")])
-    assert Image.open(tmp_path / "b.png").size[0] > 500
 
 
 def test_of_none_and_to_a_file_of_another_kind(tmp_path, capsys):
@@ -259,13 +219,3 @@ def test_of_none_and_to_a_file_of_another_kind(tmp_path, capsys):
         with pytest.raises(SystemExit):
             cli.main(["report", *arguments])
         assert message in capsys.readouterr().err
-
-
-def test_copies_do_not_pass_for_usual_where_most_samples_are_copies():
-    torch.manual_seed(0)
-    x = torch.randn(700, 10)
-    x[:400] = x[:400:40].repeat_interleave(40, 0) + 0.01 * x[:400]
-    usual = copies.usual_distance(x)
-    nearest = copies.to_others(x, torch.arange(700)).amin(1) / usual
-    assert nearest[:400].max() < copies.NEAR
-    assert 0.5 < nearest[400:].median() < 2

@@ -11,8 +11,8 @@ import torchvision
 
 import pfb
 from pfb.lab import cli
-from pfb.lab.bench import memory, profile, speed
-from pfb.lab.train.options.config import TrainConfig
+from pfb.lab.bench import memory, speed
+from pfb.lab.train.options.config import TrainConfig, settings_in
 from studies import cifair, deviations, grid, groups, saturated, scale, sets, stream, tools
 from studies.gpu import scheduler
 from studies.gpu import table as gpu
@@ -78,7 +78,7 @@ def test_links_to_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_flag_of_a_shown_command_exists(page, capsys):
     text = page.read_text()
-    for command in re.findall(r"pfb (train|report|plan|advise|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
+    for command in re.findall(r"pfb (train|report|advise|bench \w+)((?: +--?[\w.-]+(?: +[^-\s`#]\S*)*)*)", text):
         words, flags = command[0].split(), re.findall(r"--[\w.-]+", command[1])
         with pytest.raises(SystemExit) as stopped:
             cli.main([*words, "--help"])
@@ -92,13 +92,11 @@ def test_every_flag_of_a_shown_command_exists(page, capsys):
 def test_configuration_files_are_valid(page, tmp_path):
     for block in blocks(page, "toml"):
         (tmp_path / "run.toml").write_text(block)
-        TrainConfig.from_file(tmp_path / "run.toml")
+        TrainConfig(**settings_in(tmp_path / "run.toml"))
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {
-    m.__name__.rpartition(".")[2]: m for m in (cifair, deviations, groups, memory, profile, scale, speed, tools)
-}
+BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (cifair, deviations, groups, memory, scale, speed, tools)}
 RENDERERS = {"stream": stream.render, "runs": saturated.render}
 
 

@@ -125,7 +125,7 @@ class TestStructures:
 class TestPlacesThatCannotBeTold:
     def test_another_number_of_rows_is_refused_with_its_place_and_the_way_out(self):
         pruner = pfb.BatchPruner(0.5)
-        with pytest.raises(ValueError, match=r"`batch\['grid'\]`.*12 samples.*\(5, 2\).*`shared=`.*dims="):
+        with pytest.raises(ValueError, match=r"`batch\['grid'\]`.*12 samples.*\(5, 2\).*`shared=\('grid',\)`"):
             pruner({"image": images(), "grid": torch.zeros(5, 2)})
         assert pruner.steps == 0
         assert pruner.density.state_dict()["pending"] is None, "a batch that is refused leaves no trace"
@@ -157,11 +157,73 @@ class TestPlacesThatCannotBeTold:
             {"batch_idx": torch.zeros(N), "cls": torch.zeros(N, 1)},
             {"targets_flat": torch.cat([(rows() // 2 * 2)[:, None].float(), torch.rand(N, 4)], 1)},
             {"batch": rows() // 3},
+            {"targets": torch.cat([rows()[:, None].float(), torch.rand(N, 4)], 1)},
+            {"targets": torch.cat([(torch.arange(30) // 3)[:, None].float(), torch.rand(30, 4)], 1)},
+            {"batch_idx": [0, 0, 1, 3, 5, 5, 5], "names": list("abcdefg")},
         ],
     )
     def test_flat_targets_of_as_many_rows_by_chance_are_refused(self, flat):
         with pytest.raises(ValueError, match=r"looks like a flat list.*items="):
             pfb.BatchPruner(0.5)({"image": images(), **flat})
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            {"captions": [f"{i}" for i in range(5 * N)]},
+            {"objects": [{"id": i} for i in range(2 * N)]},
+            {"boxes": [[0, 0, 1, 1]] * (2 * N)},
+        ],
+    )
+    def test_flat_lists_of_several_values_of_each_are_refused(self, names):
+        (name,) = names
+        with pytest.raises(TypeError, match=rf"`batch\['{name}'\]` holds \d+ values for {N} samples.*`shared=`"):
+            pfb.BatchPruner(0.5)({"image": images(), **names})
+        assert pfb.BatchPruner(0.5, shared=name)({"image": images(), **names})[name] is names[name]
+
+    def test_a_flat_list_is_known_by_its_changing_length(self):
+        pruner = pfb.BatchPruner(0.5)
+        pruner({"image": images(), "names": ["a"] * 17, "classes": ["c"] * 10})
+        with pytest.raises(TypeError, match=r"\['names'\].*some of each \(before, it held 17\)"):
+            pruner({"image": images(), "classes": ["c"] * 10, "names": ["a"] * 19})
+        pruner({"image": images(5), "names": ["a"] * 17, "classes": ["c"] * 10})
+
+    @pytest.mark.parametrize(
+        ("batch", "says"),
+        [
+            ({"cu_seqlens": torch.arange(0, 8 * N + 1, 8)}, "prune before the texts are packed"),
+            ({"num_items_in_batch": 7}, "counts the whole batch.*count after pruning"),
+            ({"w": torch.rand(10)}, r"all samples share it, name it: `shared=\('w',\)`"),
+            ({"p": torch.zeros(3, N, 5)}, r"`dims=\{'p': 1\}`"),
+            ({"neg": torch.zeros(2 * N, 5)}, rf"2 rows of each sample, reshape it to \[{N}, ...\]"),
+            ({"y": torch.zeros(N // 2)}, rf"2 rows of each of {N // 2} samples, reshape it to \[{N // 2}, ...\]"),
+        ],
+    )
+    def test_what_belongs_to_the_whole_batch_is_refused_with_a_way_out_that_works(self, batch, says):
+        (name,) = batch
+        with pytest.raises(ValueError, match=rf"`batch\['{name}'\]`.*{says}"):
+            pfb.BatchPruner(0.5)({"image": images(), **batch})
+        dims = {"p": 1} if name == "p" else None
+        ours = pfb.BatchPruner(0.5, shared=() if dims else name, dims=dims)
+        kept = ours({"image": images(), **batch})[name]
+        assert kept.shape == (3, 6, 5) if dims else kept is batch[name]
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            (images(16), torch.randperm(16, generator=torch.Generator().manual_seed(0))),  # a class once each
+            {"image": images(), "image_idx": torch.tensor([5, 900, 31, 2, 77, 78, 4000, 8, 1, 12, 13, 60])},
+            (images(4), torch.tensor([[0, 1.0], [0, 1], [1, 0], [1, 0]])),  # classes in order
+            {"image": images(), "classes": [f"c{i}" for i in range(10)], "size": (8, 8), "mean": [0.5] * 3},
+        ],
+    )
+    def test_ordinary_first_batches_pass(self, batch):
+        pfb.BatchPruner(0.5)(batch)
+
+    def test_what_all_share_is_refused_once_a_batch_has_another_size(self):
+        pruner, anchors = pfb.BatchPruner(0.5), torch.rand(N, 2)
+        assert len(pruner({"image": images(), "anchors": anchors})["anchors"]) == 6
+        with pytest.raises(ValueError, match=r"`batch\['anchors'\]`.*`shared=\('anchors',\)`"):
+            pruner({"image": images(10), "anchors": anchors})
 
     def test_labels_may_be_sorted(self):
         pruner = pfb.BatchPruner(0.5)
@@ -229,6 +291,13 @@ class TestJudging:
         assert len(pruner(images())) == 6
         with pytest.raises(ValueError, match=r"`features` must return a tensor \[N, D\]"):
             pfb.BatchPruner(0.5, features=lambda x: x.mean())(images())
+
+    def test_a_function_of_ones_own_sees_samples_first(self):
+        pruner = pfb.BatchPruner(0.5, features=lambda x: x.mean(1), dims={"x": 1}, rule=lambda f: -f[:, 0])
+        x = torch.arange(N).float()[None, :, None].expand(7, N, 4)
+        kept = pruner({"x": x, "y": rows()})
+        assert (kept["x"].shape, kept["y"].tolist()) == ((7, 6, 4), [0, 1, 2, 3, 4, 5])
+        assert pruner.judged_by == "batch['x']"
 
     def test_uniform_reads_nothing(self):
         pruner = pfb.BatchPruner(0.5, rule=pfb.Uniform())

@@ -287,6 +287,16 @@ class TestMistakesInTheLoop:
         with pfb.attach(model, "0", 0.4), pytest.raises(ValueError, match=r"batch_size \(6\).*\(10\)"):
             nn.functional.cross_entropy(model(X), torch.randint(3, (10,)))
 
+    def test_a_forgotten_select_that_broadcasts_is_told_after_twenty_steps(self):
+        model = zoo.mlp(6, 8, 1)
+        blocker = pfb.attach(model, "0", 0.4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(20):
+                nn.functional.mse_loss(model(X), torch.rand(10)).backward()  # [6, 1] and [10]
+                blocker.step()
+        assert len([w for w in caught if "20 steps pruned samples and nobody read which" in str(w.message)]) == 1
+
     def test_forgotten_step_is_told_once(self):
         model = zoo.mlp(6, 8, 3)
         blocker = pfb.attach(model, "0", 0.4)

@@ -63,6 +63,25 @@ class TestAsTheLoaderItWraps:
         loader = pfb.prune_batches(DataLoader(data(20), batch_size=10), 0.5, device="cpu")
         assert len(next(iter(loader))[0]) == 5
 
+    def test_what_has_a_method_to_is_moved_and_what_cannot_be_copied_is_refused(self):
+        class Own:
+            at = "cpu"
+
+            def to(self, device):
+                moved = Own()
+                moved.at = str(device)
+                return moved
+
+        class Kept(dict):
+            def __setitem__(self, key, value):
+                raise RuntimeError("frozen")
+
+        packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)] * 4)
+        (batch,) = pfb.prune_batches([{"own": Own(), "in": (packed, torch.zeros(4))}], 0.0, device="meta")
+        assert (batch["own"].at, batch["in"][0].data.device.type, batch["in"][1].device.type) == ("meta",) * 3
+        with pytest.raises(TypeError, match=r"`batch\['x'\]` is a Kept that cannot be copied.*Pass a plain dict"):
+            next(iter(pfb.prune_batches([{"x": Kept(a=torch.zeros(4))}], 0.0, device="meta")))
+
     def test_a_pruner_of_ones_own(self):
         pruner = pfb.BatchPruner(0.25)
         loader = pfb.prune_batches(DataLoader(data(), batch_size=8), pruner=pruner)
@@ -84,6 +103,17 @@ class TestAsTheLoaderItWraps:
         loader = pfb.prune_batches(DataLoader(data(), batch_size=10))
         assert loader.pruner.density.epoch == 100
         assert pfb.prune_batches(DataLoader(data(), batch_size=30, drop_last=True)).pruner.density.epoch == 90
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_accelerates_shards_and_splits(self, split, monkeypatch):
+        data_loader = pytest.importorskip("accelerate.data_loader")
+        monkeypatch.setattr(pfb.BatchPruner, "ranks", 2)
+        plain = DataLoader(data(), batch_size=10, shuffle=True)
+        loader = data_loader.prepare_data_loader(plain, num_processes=2, split_batches=split, put_on_device=False)
+        pruned = pfb.prune_batches(loader, fill=True)
+        assert pruned.pruner.density.epoch == 100
+        assert len(list(loader.batch_sampler)) == len(loader) == (10 if split else 5)
+        assert len(pruned) == (6 if split else 2), "3 of each 5 are kept, or 5 of each 10"
 
 
 class TestFullBatches:
@@ -171,9 +201,44 @@ class TestResume:
             pfb.prune_batches(DataLoader(data()), fill=True).load_state_dict(loader.state_dict())
 
     def test_a_damaged_pool(self):
-        for held in ({"size": 3}, {"size": 3, "held": -1, "rest": None}, {"size": 3, "held": 2, "rest": None}):
-            with pytest.raises(ValueError, match="held"):
-                Pool(Declared()).load_state_dict(held)
+        rest = (torch.zeros(2, 3), ["a", "b"])
+        wrong_rests = [{"rest": None}, {"rest": torch.zeros(1)}]
+        for changed in ({"held": -1}, {"held": 3}, {"size": "3"}, {"size": None}, *wrong_rests):
+            with pytest.raises(ValueError, match="held|rest"):
+                Pool(Declared()).load_state_dict({"size": 3, "held": 2, "rest": rest} | changed)
+        with pytest.raises(ValueError, match="held"):
+            Pool(Declared()).load_state_dict({"size": 3})
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda s: s["pruner"].update(step=-1),
+            lambda s: s["held"].update(held=-1),
+            lambda s: s["held"].update(rest=(torch.zeros(1, 3), torch.zeros(1))),
+            lambda s: s.update(loader={"nothing": 0}),
+        ],
+    )
+    def test_a_state_that_is_refused_changes_nothing(self, spoil):
+        class Resumable(DataLoader):
+            at = 0
+
+            def state_dict(self):
+                return {"at": self.at}
+
+            def load_state_dict(self, state):
+                self.at = state["at"]
+
+        made = [pfb.prune_batches(Resumable(data(), batch_size=10), 0.3, fill=True) for _ in range(3)]
+        first, ours, untouched = made
+        next(iter(first))
+        for loader in (ours, untouched):
+            list(loader)
+        state = copy.deepcopy(first.state_dict())
+        spoil(state)
+        with pytest.raises((ValueError, KeyError)):
+            ours.load_state_dict(state)
+        assert ours.pruner.steps == 10
+        assert [y.tolist() for _, y in ours] == [y.tolist() for _, y in untouched]
 
 
 class TestFullBatchesOfLists:

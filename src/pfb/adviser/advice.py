@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pfb.adviser import flaws, near_copies, overlap, shares, step_time
-from pfb.adviser.flaws import Flaws
+from pfb.adviser import near_copies, overlap, shares, step_time
 from pfb.adviser.near_copies import DEFAULT_MEMORY, NearCopies
 from pfb.adviser.overlap import Overlap
 from pfb.adviser.shares import Shares
@@ -22,15 +22,6 @@ MOSTLY = 0.5  # of what could be spared: then copies are equal, not near
 USUAL_PRUNE, MOST_PRUNED = 0.5, 0.5  # of a batch; beyond, copies are not all that is left out
 PARTS = 0.05  # shares are recommended in steps of this
 
-RECOMMENDED = {
-    "prune": "prune in the batch",
-    "draw": "draw copies less often",
-    "remove": "remove these copies once",
-    "random": "leave samples out at random",
-    "fix-data": "repair the data first",
-    "nothing": "nothing to spare",
-}
-
 
 @dataclass(frozen=True)
 class Advice:
@@ -42,24 +33,26 @@ class Advice:
         samples, total: samples looked at, and of the whole data set if the loader tells.
         batch_size: samples of a batch.
         prune: the share that is recommended, or was tried where none is.
-        flaws: broken and equal samples, and the classes.
         copies: near-copies and their groups.
         shares: whom the default keeps; ``None`` for fewer than 64 samples.
         steps: what a pruned step takes; ``None`` without a model.
         tested: what the test has in common with training, if it was given.
         own_features: whether samples were compared by features of the user's.
+        not_finite: indices of samples that hold NaN or infinity, in input or labels.
+        known_indices: whether indices are those of the data set.
     """
 
     samples: int
     total: int | None
     batch_size: int
     prune: float
-    flaws: Flaws
     copies: NearCopies
     shares: Shares | None = None
     steps: StepTime | None = None
     tested: Overlap | None = None
     own_features: bool = False
+    not_finite: tuple[int, ...] = ()
+    known_indices: bool = True
 
     # The findings that are asked for most
 
@@ -78,21 +71,13 @@ class Advice:
         """Share of the samples that could go if one of each group stayed."""
         return self.copies.spare
 
-    @property
-    def duplicates(self) -> tuple[tuple[int, ...], ...]:
-        """Indices of samples that are equal to the last bit, group by group."""
-        return self.flaws.duplicates
-
     # What to do
 
     @property
-    def to_drop(self) -> tuple[int, ...]:
-        """Indices of all near-copies but the one to keep of each group and label, ascending."""
-        return tuple(sorted(i for part in self.copies.parts for i in part[1:]))
-
-    @property
     def keep(self) -> list[int]:
-        """Indices of all other samples of the data set, ascending, for ``Subset``."""
+        """Indices of all samples of the data set but the surplus of each group and label,
+        ascending, for ``Subset``.
+        """
         return kept(self.copies.parts, self._size).tolist()
 
     @property
@@ -124,7 +109,7 @@ class Advice:
         """``"prune"`` (in the batch), ``"draw"`` (copies less often), ``"remove"`` (them, once),
         ``"random"`` (leave out any), ``"fix-data"`` (first), or ``"nothing"``.
         """
-        if self.flaws.not_finite:
+        if self.not_finite:
             return "fix-data"
         if self.spare < WORTH_REMOVING:
             return "nothing"
@@ -152,7 +137,7 @@ class Advice:
             "prune": f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})",
             "random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())",
         }
-        if self.flaws.known_indices and self.groups:
+        if self.known_indices and self.groups:
             drawn = round(sum(self.weights))
             found["draw"] = f"sampler = torch.utils.data.WeightedRandomSampler(advice.weights, {drawn})"
             found["remove"] = "dataset = torch.utils.data.Subset(dataset, advice.keep)"
@@ -170,7 +155,7 @@ class Advice:
     @property
     def rows(self) -> tuple[tuple[str, str], ...]:
         """What was found, as a name and a text each; without a name where the row goes on."""
-        rows = [*near_copies.say(self.copies), *flaws.say(self.flaws)]
+        rows = near_copies.say(self.copies)
         rows += [] if self.tested is None else overlap.say(self.tested)
         rows += [] if self.shares is None else shares.say(self.shares)
         rows += [("steps", "not timed: pass the model")] if self.steps is None else step_time.say(self.steps)
@@ -179,29 +164,21 @@ class Advice:
     @property
     def recommended(self) -> str:
         """The recommendation in words."""
-        return RECOMMENDED[self.recommendation]
+        return RECOMMENDED[self.recommendation][0]
 
     @property
     def reason(self) -> str:
         """Why, and what to do."""
-        return {
-            "prune": self._prune,
-            "draw": self._draw,
-            "remove": self._remove,
-            "random": self._random,
-            "fix-data": self._fix,
-            "nothing": self._nothing,
-        }[self.recommendation]()
+        return RECOMMENDED[self.recommendation][1](self)
 
     @property
     def others(self) -> tuple[tuple[str, str], ...]:
         """The other ways to act on the same copies, with the line of each."""
         if self.recommendation not in ("prune", "draw", "remove"):
             return ()
-        ways = ("prune", "draw", "remove")
-        return tuple(
-            (RECOMMENDED[way], self.codes[way]) for way in ways if way != self.recommendation and way in self.codes
-        )
+        ways: tuple[Kind, ...] = ("prune", "draw", "remove")
+        others = (way for way in ways if way != self.recommendation and way in self.codes)
+        return tuple((RECOMMENDED[way][0], self.codes[way]) for way in others)
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows) + 2
@@ -261,9 +238,9 @@ class Advice:
         )
 
     def _fix(self) -> str:
-        shown = ", ".join(map(str, self.flaws.not_finite[:5])) + (", ..." if len(self.flaws.not_finite) > 5 else "")
-        which = "indices" if self.flaws.known_indices else "in the order of this pass"
-        count = len(self.flaws.not_finite)
+        count = len(self.not_finite)
+        shown = ", ".join(map(str, self.not_finite[:5])) + (", ..." if count > 5 else "")
+        which = "indices" if self.known_indices else "in the order of this pass"
         return (
             f"NaN or infinity is in {count:,} sample{'s' if count > 1 else ''} ({which} {shown}), and one is enough to "
             "spoil the weights: repair or drop them."
@@ -290,12 +267,23 @@ class Advice:
         )
 
     def _to_be_told_which(self) -> str:
-        if self.flaws.known_indices:
+        if self.known_indices:
             return ""
         return (
             " The loader shuffles, so that indices only count its order: look again with shuffle=False, or return the "
             "index of each sample from `prepare=`, to be told which."
         )
+
+
+RECOMMENDED: dict[Kind, tuple[str, Callable[[Advice], str]]] = {
+    "prune": ("prune in the batch", Advice._prune),
+    "draw": ("draw copies less often", Advice._draw),
+    "remove": ("remove these copies once", Advice._remove),
+    "random": ("leave samples out at random", Advice._random),
+    "fix-data": ("repair the data first", Advice._fix),
+    "nothing": ("nothing to spare", Advice._nothing),
+}
+"""What to do, in words, and why."""
 
 
 def share_to_prune(seen: float) -> float:

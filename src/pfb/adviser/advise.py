@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfb.adviser import flaws, near_copies, overlap, shares, step_time
+from pfb.adviser import near_copies, overlap, shares, step_time
 from pfb.adviser.advice import Advice, share_to_prune
 from pfb.adviser.scan import Progress, random_states_kept, scan
 from pfb.blocking.hooks import is_wired
@@ -87,12 +87,13 @@ def advise(
             total=seen.total,
             batch_size=seen.batch_size,
             prune=prune,
-            flaws=flaws.find(seen),
             copies=copies,
             shares=shares.find(seen, copies, prune, progress),
             steps=steps,
             tested=tested,
             own_features=features is not None,
+            not_finite=seen.numbered(seen.not_finite),
+            known_indices=seen.known_indices,
         )
 
 

@@ -108,6 +108,7 @@ def say(found: NearCopies) -> list[tuple[str, str]]:
         sizes = ", ".join(str(len(group)) for group in found.groups[:3])
         many = f"{len(found.groups):,} group{'s' if len(found.groups) > 1 else ''}"
         text += f", in {many} (largest: {sizes}); {found.spare:.1%} could be spared"
+        text += f", {found.equal:.1%} because they are equal to others to the last bit" if found.equal else ""
     if found.least_group is not None:
         text += f". Of a part of the data, groups of fewer than about {found.least_group:,} are mostly not seen"
     rows = [("near-copies", ". ".join([text, *found.hints]))]

@@ -37,7 +37,7 @@ class Overlap:
     @property
     def is_whole(self) -> bool:
         """Whether all of it was looked at."""
-        return self.samples == (self.total or self.samples)
+        return self.samples >= (self.total or 0)
 
 
 def find(seen: Scan, test: Scan, progress: Progress) -> Overlap:
@@ -57,12 +57,11 @@ def find(seen: Scan, test: Scan, progress: Progress) -> Overlap:
 def say(found: Overlap) -> list[tuple[str, str]]:
     """Rows of the advice."""
     leak = ", which flatters its figures" if found.in_training >= LEAK else ""
-    part = found.total is not None and found.samples < found.total
-    of_all = f"{found.samples:,} of {found.total:,}" if part else f"{found.samples:,}"
+    of_all = f"{found.samples:,}" if found.is_whole else f"{found.samples:,} of {found.total:,}"
     return [
         (
             "test",
             f"of {of_all} samples {found.in_training:.1%} have a near-copy in training{leak}; "
-            f"{found.near_copies:.1%} there or in {'this part of ' if part else ''}the test",
+            f"{found.near_copies:.1%} there or in {'' if found.is_whole else 'this part of '}the test",
         )
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import hashlib
 import random
 import sys
 import time
@@ -16,13 +18,12 @@ from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from pfb.features.base import Features, FromFunction
 from pfb.features.judged import kind_of, labels_of
-from pfb.model.inputs import Prepare, digests, without_labels
+from pfb.model.inputs import Prepare, without_labels
 from pfb.pruning.arguments import checked_features
 from pfb.pruning.judging import Judge
 from pfb.selection import nested as tree
 from pfb.selection.select import Declared
 
-FEWEST_VALUES = 8  # a sample of fewer may have all equal by chance
 FEWEST_ROWS = 8  # of a batch, by which a changed view is known
 NUMBERS = 0.5  # different labels a sample: more are numbers, not classes
 
@@ -46,7 +47,7 @@ class Scan:
         index: the number of each sample, in the loader's order if nothing else is known.
         known_indices: whether these are the data set's.
         labels: ``[N]`` classes, if the loader gives any.
-        constant, not_finite: places of samples whose values are all the same, or not all finite.
+        not_finite: places of samples that hold NaN or infinity, in input or labels.
         first: input, labels and judged part of the first batch.
         batch_size: samples of that.
         total: of the whole data set, if the loader tells.
@@ -63,7 +64,6 @@ class Scan:
     index: list[int] = field(default_factory=list)
     known_indices: bool = True
     labels: Tensor | None = None
-    constant: list[int] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
     first: tuple[Any, Any, Any] | None = None
     batch_size: int = 0
@@ -119,7 +119,7 @@ def scan(
             found.first, found.batch_size, found.kind = (x, y, judged), n, None
             if not isinstance(judge.features, FromFunction):
                 found.kind = kind_of(judged)
-            found.augmented = _differ(loader, judged, n, lambda x=x: judge.judge(x, None)[1])  # type: ignore[misc]
+            found.augmented = _is_augmented(getattr(loader, "dataset", None))
         if rows and features_ND.size(1) != rows[0].size(1):
             raise ValueError(
                 "`features` must return [N, D] with one D for all batches (got "
@@ -129,15 +129,15 @@ def scan(
         view = judge.features.own_view(judged, generator)
         if view is not None and n < FEWEST_ROWS:
             view = torch.full_like(view, torch.nan)  # so few do not tell by how much columns vary
-        rows.append(features_ND.detach().float().cpu())
-        own.append(None if view is None else view.detach().float().cpu())
-        labels.append(y.detach().cpu() if _are_classes(y, n) else None)
-        _note_broken(found, (x, y), judged, n)
-        first = len(found)
-        found.index += [int(i) for i in index] if index is not None else range(first, first + n)
+        first, taken = len(found), min(n, samples - len(found))  # of the last batch not all
+        rows.append(features_ND[:taken].detach().float().cpu())
+        own.append(None if view is None else view[:taken].detach().float().cpu())
+        labels.append(y[:taken].detach().cpu() if _are_classes(y, n) else None)
+        found.not_finite += [first + i for i in _not_finite((x, y), n) if i < taken]
+        found.index += [int(i) for i in index[:taken]] if index is not None else range(first, first + taken)
         found.known_indices |= index is not None
-        found.digests += _digests(judged, n)
-        progress("reading samples", min(len(found), samples), of)
+        found.digests += digests(judged[:taken])
+        progress("reading samples", len(found), of)
     if not len(found):
         raise ValueError("`loader` gave no samples: is the data set empty, or a generator that was used up before?")
     if len(set(found.index)) < len(found.index):
@@ -147,7 +147,7 @@ def scan(
         found.labels = None
     if getattr(loader, "num_workers", 0) == 0 and len(seconds) > 1:
         found.load_seconds = sum(seconds[1:]) / (len(seconds) - 1)
-    return _cut_to(found, samples)
+    return found
 
 
 @contextlib.contextmanager
@@ -156,20 +156,15 @@ def random_states_kept(loader: Any, device: torch.device) -> Iterator[None]:
     Python, NumPy if it is loaded, and the loader's own generators.
     """
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    generators = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
-    states = [g.get_state() for g in generators]
-    numpy = sys.modules.get("numpy")
-    plain, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
-    devices = [] if device.type == "cpu" else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            yield
-    finally:
-        random.setstate(plain)
-        if numpy:
-            numpy.random.set_state(of_numpy)
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
+    with contextlib.ExitStack() as after, torch.random.fork_rng(devices, device_type=kind):
+        after.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            after.callback(numpy.random.set_state, numpy.random.get_state())
+        for owner in owners:
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                after.callback(generator.set_state, generator.get_state())
+        yield
 
 
 def _in_order(loader: Any) -> bool:
@@ -208,46 +203,40 @@ def _all(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(there) if len(there) == len(parts) else None
 
 
-def _digests(judged: Any, n: int) -> list[bytes]:
-    """A fingerprint of each sample; of images of several sizes, each with its shape."""
-    if isinstance(judged, Tensor):
-        return digests(judged, n)
-    return [digests(x[None], 1)[0] + str(tuple(x.shape)).encode() for x in judged]
+def digests(judged: Any) -> list[bytes]:
+    """A fingerprint of each sample, equal for those that are equal to the last bit.
+
+    Example:
+        >>> a, b, c = digests(torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]))
+        >>> a == b, a == c
+        (True, False)
+    """
+    found = []
+    for x in judged.detach().cpu() if isinstance(judged, Tensor) else judged:
+        row = x.detach().cpu().contiguous()
+        content = ctypes.string_at(row.data_ptr(), row.numel() * row.element_size())
+        found.append(hashlib.blake2b(content, digest_size=16).digest() + str(tuple(x.shape)).encode())
+    return found
 
 
-def _note_broken(found: Scan, batch: Any, judged: Any, n: int) -> None:
-    first, finite_N = len(found), torch.ones(n, dtype=torch.bool)
+def _not_finite(batch: Any, n: int) -> list[int]:
+    """Places in a batch of n samples that hold NaN or infinity."""
+    finite_N = torch.ones(n, dtype=torch.bool)
     for leaf in tree.leaves(batch):
         if leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) == n:
             finite_N &= leaf.detach().isfinite().reshape(n, -1).all(1).cpu()
-    found.not_finite += [first + i for i in (~finite_N).nonzero()[:, 0].tolist()]
-    if isinstance(judged, Tensor) and judged[0].numel() >= FEWEST_VALUES:
-        values = judged.detach().reshape(n, -1)
-        constant_N = (values == values[:, :1]).all(1)
-        found.constant += [first + i for i in constant_N.nonzero()[:, 0].tolist()]
+    places: list[int] = (~finite_N).nonzero()[:, 0].tolist()
+    return places
 
 
-def _differ(loader: Any, judged: Any, n: int, again: Callable[[], Any]) -> bool:
-    """Whether the same samples come out differently a second time."""
-    if _digests(judged, n) != _digests(again(), n):
-        return True
-    dataset = getattr(loader, "dataset", None)
+def _is_augmented(dataset: Any) -> bool:
+    """Whether the first or last sample differs when it is read twice."""
     with contextlib.suppress(Exception):  # a stream, or a data set with demands of its own
-        for i in (0, len(dataset) - 1):  # type: ignore[arg-type]
-            pairs = zip(tree.leaves(dataset[i]), tree.leaves(dataset[i]), strict=True)  # type: ignore[index]
+        for i in (0, len(dataset) - 1):
+            pairs = zip(tree.leaves(dataset[i]), tree.leaves(dataset[i]), strict=True)
             if any(not torch.equal(a, b) for a, b in pairs):
                 return True
     return False
-
-
-def _cut_to(found: Scan, samples: int) -> Scan:
-    """Without what the last batch held too much."""
-    for name in ("features", "own", "labels", "digests", "index"):
-        value = getattr(found, name)
-        setattr(found, name, None if value is None else value[:samples])
-    found.constant = [i for i in found.constant if i < samples]
-    found.not_finite = [i for i in found.not_finite if i < samples]
-    return found
 
 
 def _named(x: Any) -> str:

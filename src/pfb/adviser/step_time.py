@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pfb.adviser.scan import Progress, Scan
 from pfb.density.neighbours import NeighbourMemory
@@ -85,7 +86,7 @@ def find(
     step = step_of(work)
     steps = {"whole": lambda: step(x), "few": lambda: step(few), "judge": lambda: pruner(judged)}
     with as_timed(device) as clock:
-        seconds = rounds(steps, device, clock, lambda done, of: progress("timing steps", done, of))
+        seconds = rounds(steps, device, clock, progress)
     whole = Spread.of(seconds["whole"]).median
     loading = None
     if device.type == "cpu" and seen.load_seconds is not None:
@@ -112,9 +113,6 @@ def say(found: StepTime) -> list[tuple[str, str]]:
     return rows
 
 
-# For the plan, too
-
-
 def copied(model: nn.Module) -> nn.Module:
     """A copy in training mode, without gradients.
 
@@ -129,26 +127,19 @@ def copied(model: nn.Module) -> nn.Module:
     return work
 
 
-def step_of(model: nn.Module, after: Callable[[], None] = lambda: None) -> Callable[[Any], None]:
+def step_of(model: nn.Module) -> Callable[[Any], None]:
     """A training step (forward, backward, SGD that changes nothing) on what the model takes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters or [nn.Parameter(torch.zeros(1))], lr=0.0, momentum=0.9)
 
     def step(x: Any) -> None:
-        value = stand_in_loss(run(model, x))
-        if value is not None:
-            value.backward()  # type: ignore[no-untyped-call]
+        values = [y.float().square().mean() for y in tree.leaves(run(model, x)) if y.requires_grad]
+        if values:  # some scalar through which gradients reach everything
+            torch.stack(values).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        after()
 
     return step
-
-
-def stand_in_loss(output: Any) -> Tensor | None:
-    """Some scalar through which gradients reach everything."""
-    values = [x.float().square().mean() for x in tree.leaves(output) if x.requires_grad]
-    return torch.stack(values).sum() if values else None
 
 
 @contextlib.contextmanager
@@ -168,18 +159,13 @@ def as_timed(device: torch.device) -> Iterator[Clock]:
 
 
 def rounds(
-    steps: dict[str, Callable[[], object]],
-    device: torch.device,
-    clock: Clock,
-    on_round: Callable[[int, int], None],
-    most: int = MOST,
+    steps: dict[str, Callable[[], object]], device: torch.device, clock: Clock, progress: Progress
 ) -> dict[str, list[float]]:
     """Time steps in turn; in as many rounds as fit into ten seconds, but three."""
     first = interleaved_seconds(steps, device, repeats=1, warmup=1, clock=clock)
     one = sum(values[0] for values in first.values())
-    count = min(most, max(FEWEST, int(SECONDS / max(one, 1e-9))))
-    done = iter(range(1, count + 1))
-    on_round(0, count)
-    return interleaved_seconds(
-        steps, device, repeats=count, warmup=0, clock=clock, on_round=lambda: on_round(next(done), count)
-    )
+    count = min(MOST, max(FEWEST, int(SECONDS / max(one, 1e-9))))
+    done = itertools.count(1)
+    progress("timing steps", 0, count)
+    on_round = lambda: progress("timing steps", next(done), count)  # noqa: E731
+    return interleaved_seconds(steps, device, repeats=count, warmup=0, clock=clock, on_round=on_round)

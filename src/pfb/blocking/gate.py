@@ -121,11 +121,6 @@ class Gate:
         finally:
             self._once = before
 
-    @property
-    def decided_once(self) -> bool:
-        """Whether this is not the first forward inside ``decide_once()``."""
-        return bool(self._once)
-
     def end_step(self) -> None:
         """Forget what belonged to the step that ends."""
         self.replays.clear()

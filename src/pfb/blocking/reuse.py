@@ -84,7 +84,7 @@ class _Enter(Hook):
                 self.batches = name, len(value)
 
     def check_bypass(self, batch_size: int) -> None:
-        """Now that the number of samples is known, what else has one item or row for each?
+        """Now that the number of samples is known, what else has items or a row for each?
 
         Warns of lists without tensors, which the model may hold for their own sake.
 
@@ -95,7 +95,7 @@ class _Enter(Hook):
             name = self.batches[0]
             raise ValueError(self._bypass("the model", f"{name}[1]", repr(f"{name}[0]")))
         for name, length in self.lists:
-            if length != batch_size:
+            if batch_size == 0 or length % batch_size:
                 if not torch.compiler.is_compiling():
                     self.of_all.add(name)
             elif length > 2 and name not in self.of_all:  # of two samples both go on

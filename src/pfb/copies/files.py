@@ -6,18 +6,17 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pfb.copies.groups import led
 
 Member = int | str
 """An index, or the name of a file."""
-ENDINGS = "keep.txt, copies.csv or weights.csv"
 PAIRS = (("from", "to"), ("filename_from", "filename_to"), ("img_filename_from", "img_filename_to"))
 """Columns of fastdup's similarity.csv, by its versions."""
-MEMBERS = ("filename", "img_filename", "index", "fastdup_id", "__id", "instance_id")
-"""Columns of fastdup's connected_components.csv that say which sample it is."""
+FILES, NUMBERS = ("file", "filename", "img_filename"), ("index", "fastdup_id", "__id", "instance_id")
+"""Columns of copies.csv and of fastdup's connected_components.csv that say which sample it is."""
 
 
 def as_text(name: str, groups: Sequence[Sequence[int]], n: int, names: Sequence[str] | None = None) -> str:
@@ -42,7 +41,8 @@ def as_text(name: str, groups: Sequence[Sequence[int]], n: int, names: Sequence[
         b.png
         c.png
     """
-    check_ending(name)
+    if not name.endswith((".txt", ".csv")):
+        raise ValueError(f"a list must end in .txt or .csv, such as keep.txt, copies.csv or weights.csv (got {name})")
     if names is not None and len(names) != n:
         raise ValueError(f"`names` must be one for each of the {n:,} samples (got {len(names):,})")
     if name.endswith(".txt"):
@@ -60,16 +60,6 @@ def as_text(name: str, groups: Sequence[Sequence[int]], n: int, names: Sequence[
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
     return table.getvalue()
-
-
-def check_ending(name: str) -> None:
-    """Whether a file of this name is one of the lists.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not name.endswith((".txt", ".csv")):
-        raise ValueError(f"a list must end in .txt or .csv, such as {ENDINGS} (got {name})")
 
 
 def read_groups(place: str | Path) -> tuple[tuple[Member, ...], ...]:
@@ -103,7 +93,7 @@ def read_groups(place: str | Path) -> tuple[tuple[Member, ...], ...]:
         if place.suffix == ".json":
             return _of_pairs(_imagededup(json.loads(text)))
         return _of_table(csv.DictReader(io.StringIO(text, newline="")))
-    except (json.JSONDecodeError, csv.Error, _UnknownList) as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{place} must be a list of near-copies: copies.csv of pfb advise, imagededup's duplicates as .json, or "
             f"fastdup's similarity.csv or connected_components.csv ({error})"
@@ -120,43 +110,31 @@ def samples_of(place: str | Path) -> int | None:
     return int(of) if of and of.isdecimal() else None
 
 
-class _UnknownList(ValueError):
-    """What is in the file is none of the lists."""
-
-
 def _imagededup(found: object) -> Iterable[tuple[Member, Member]]:
     if not isinstance(found, dict) or not all(isinstance(others, list) for others in found.values()):
-        raise _UnknownList("it is no dict from files to lists")
+        raise ValueError("it is no dict from files to lists")
     for name, others in found.items():
         for other in others:
             twin = other[0] if isinstance(other, list) and other else other
             if not isinstance(twin, str):
-                raise _UnknownList(f"{name!r} has the duplicate {other!r}")
+                raise ValueError(f"{name!r} has the duplicate {other!r}")
             yield name, twin
 
 
 def _of_table(rows: csv.DictReader[str]) -> tuple[tuple[Member, ...], ...]:
     columns = set(rows.fieldnames or ())
-    if {"group", "kept"} <= columns and {"index", "file"} & columns:
-        return _ours(rows)
     for first, second in PAIRS:
         if {first, second} <= columns:
             return _of_pairs((_member(row[first]), _member(row[second])) for row in rows)
-    member = next((name for name in MEMBERS if name in columns), None)
-    if "component_id" in columns and member:
-        components: dict[str, list[Member]] = defaultdict(list)
-        for row in rows:
-            components[row["component_id"]].append(_member(row[member]))
-        return tuple(sorted((tuple(g) for g in components.values() if len(g) > 1), key=lambda g: -len(g)))
-    raise _UnknownList(f"its columns are {', '.join(sorted(columns)) or 'none'}")
-
-
-def _ours(rows: Iterable[Mapping[str, str]]) -> tuple[tuple[Member, ...], ...]:
+    by = "group" if {"group", "kept"} <= columns else "component_id"
+    if by not in columns or not columns & {*FILES, *NUMBERS}:
+        raise ValueError(f"its columns are {', '.join(sorted(columns)) or 'none'}")
     groups: dict[str, list[Member]] = defaultdict(list)
     for row in rows:
-        member = row.get("file") or _member(row.get("index", ""))
-        groups[row["group"]].insert(0 if row["kept"] == "yes" else len(groups[row["group"]]), member)
-    return tuple(tuple(group) for group in groups.values())
+        group, file = groups[row[by]], next((row[name] for name in FILES if row.get(name)), None)
+        member = file or _member(next(row[name] for name in NUMBERS if row.get(name)))
+        group.insert(0 if row.get("kept") == "yes" else len(group), member)
+    return tuple(sorted((tuple(group) for group in groups.values() if len(group) > 1), key=lambda group: -len(group)))
 
 
 def _member(text: str) -> Member:

@@ -6,12 +6,13 @@ Shape suffixes: N samples, D feature dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfb.selection.nested import leaves
+from pfb.selection.nested import places
 
 
 class Features:
@@ -52,9 +53,7 @@ class FromFunction(Features):
         self.read = read
 
     def candidates(self, batch: Any) -> Iterator[tuple[str, Any]]:
-        first = next((x for x in leaves(batch) if x.dim() > 0), None)
-        if first is not None:
-            yield "the first tensor of the batch", first
+        yield from islice(((path, x) for path, x in places(batch) if isinstance(x, Tensor) and x.dim() > 0), 1)
 
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:

@@ -18,7 +18,7 @@ from pfb.features.cut import mean_and_deviation
 # Swept on draws other than those that the study of groups publishes.
 SHIFT = 16  # the side of an image over that of its shift, so of 32 pixels two
 LIGHT = 0.03  # of an image's contrast, and of its deviation
-ROWS = 0.06  # of a column's deviation
+ROWS = 0.05  # of a column's deviation
 TOKENS = 10  # one of so many is replaced
 
 
@@ -42,7 +42,7 @@ def of_images(x: Tensor, generator: Generator | None = None) -> Tensor:
 
 
 def of_vectors(x_NF: Tensor, generator: Generator | None = None) -> Tensor:
-    """Floating-point vectors ``[N, F]``, with normal noise of 6 % of each column's deviation in the
+    """Floating-point vectors ``[N, F]``, with normal noise of 5 % of each column's deviation in the
     batch.
 
     Example:
@@ -54,7 +54,7 @@ def of_vectors(x_NF: Tensor, generator: Generator | None = None) -> Tensor:
 
 def of_sequences(x_NTF: Tensor, generator: Generator | None = None) -> Tensor:
     """Floating-point sequences ``[N, T, F]``, with an offset and noise in each step, normal and of
-    6 % of each column's deviation in the batch. A step that repeats the one before it, as padding
+    5 % of each column's deviation in the batch. A step that repeats the one before it, as padding
     does, goes on doing so.
 
     Example:

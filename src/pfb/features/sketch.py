@@ -90,7 +90,7 @@ class Sketch(Features):
         it than this may be its copy, see :meth:`pfb.NeighbourMemory.near_copies`.
 
         Images are shifted by a sixteenth of their sides and made a little lighter or darker
-        (mirrored ones have the same sketch anyway), vectors and sequences get noise of 6 % of each
+        (mirrored ones have the same sketch anyway), vectors and sequences get noise of 5 % of each
         column's deviation in the batch, and one in ten tokens is replaced.
 
         Args:

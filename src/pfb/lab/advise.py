@@ -4,14 +4,13 @@ copies.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,10 +22,7 @@ from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.nets.models import build_for
 from pfb.lab.train.options.config import TrainConfig, in_flags
-from pfb.lab.train.terminal import console, progress_bar
-
-SECONDS_PER_LINE = 10
-"""Between two lines that tell how far something is, where no bar can be drawn."""
+from pfb.lab.train.terminal import Bars, console
 
 
 def advise(
@@ -47,6 +43,8 @@ def advise(
     source = load(config)
     found = _look(config, source, samples)
     print(found)
+    if config.split == "groups":
+        print(f"  {length(source.test):,} samples set aside of the same data decide nothing; in no list, they are kept")
     _say_how_to_go_on(found, config, export)
     files.write_text(out, page.html(found, f"{config.data}, {config.model}", source))
     print(f"wrote {out}: open it in a browser")
@@ -54,10 +52,8 @@ def advise(
         total = length(source.train)
         listed = as_text(export.name, found.copies.parts, total, source.names)
         files.write_text(export, listed, "surrogateescape")
-        near, drop = sum(map(len, found.groups)), len(found.to_drop)
+        near, drop = sum(map(len, found.groups)), sum(len(part) - 1 for part in found.copies.parts)
         print(f"wrote {export}: {near:,} of {total:,} samples have near-copies, {drop:,} to drop")
-        if config.split == "groups":
-            print("  the samples that --split groups set aside to test on are not in the list: keep them as well")
     return found
 
 
@@ -65,15 +61,19 @@ def _look(config: TrainConfig, source: Source, samples: int) -> pfb.Advice:
     available = torch.accelerator.is_available() and not config.cpu
     device = torch.accelerator.current_accelerator() if available else torch.device("cpu")
     loader, test = (_shuffled(data, config, source, samples) for data in (source.train, source.test))
+    tested = None if config.split == "groups" else test  # that is by chance of some groups, and decides nothing
     torch.manual_seed(config.seed)
     model = build_for(source, config.model).to(device)
 
     def prepare(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         return source.prepare_test(batch["input"].to(device)), batch["label"], batch["index"]
 
-    with progress_bar(console, console.is_terminal) as bar:
+    bars = Bars(console)
+    with bars.shown(), contextlib.ExitStack() as open_one:
         try:
-            return pfb.advise(model, loader, prepare=prepare, samples=samples, test=test, progress=_teller(bar))
+            return pfb.advise(
+                model, loader, prepare=prepare, samples=samples, test=tested, progress=_teller(bars, open_one)
+            )
         except (ValueError, TypeError) as error:
             raise in_flags(error) from error
 
@@ -89,24 +89,15 @@ def _shuffled(data: Any, config: TrainConfig, source: Source, samples: int) -> D
     )
 
 
-def _teller(bar: Progress) -> Callable[[str, int, int | None], None]:
-    """A bar for each thing that is done; where nobody sees bars, lines with an estimate."""
-    bars: dict[str, Any] = {}
-    begun: dict[str, float] = {}
-    said: dict[str, float] = {}
+def _teller(bars: Bars, open_one: contextlib.ExitStack) -> Callable[[str, int, int | None], None]:
+    """A bar for each thing that is done, one after the other."""
+    told: dict[str, Callable[[int], None]] = {}
 
     def tell(what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if what not in bars:
-            bars[what] = bar.add_task(what, total=total)
-            begun[what] = said[what] = now
-            if bar.disable:
-                bar.console.print(f"{what} ...")
-        elif bar.disable and total and 0 < done < total and now - said[what] >= SECONDS_PER_LINE:
-            said[what] = now
-            left = (now - begun[what]) * (total - done) / done
-            bar.console.print(f"{what}: {done:,} of {total:,}, about {left:.0f} s left", highlight=False)
-        bar.update(bars[what], completed=done)
+        if what not in told:
+            open_one.close()
+            told[what] = open_one.enter_context(bars.task(what, total))
+        told[what](done)
 
     return tell
 

@@ -1,5 +1,5 @@
-"""The command line: ``pfb train``, ``plan``, ``advise``, ``report`` and ``bench``. Settings come
-from the dataclasses they configure.
+"""The command line: ``pfb train``, ``advise``, ``report`` and ``bench``. Settings come from the
+dataclasses they configure.
 
 What a command needs is imported when it runs, so that help comes at once.
 """
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import importlib
 import io
-import itertools
 import logging
 import sys
 import webbrowser
@@ -25,7 +24,7 @@ import pfb
 from pfb.lab.errors import RunError, from_outside, printable
 from pfb.lab.train import early
 from pfb.lab.train.options.command import whole
-from pfb.lab.train.options.config import TrainConfig, in_flags
+from pfb.lab.train.options.config import TrainConfig
 from pfb.lab.train.options.presets import Preset
 from pfb.lab.train.options.settings import (
     DataSettings,
@@ -34,10 +33,9 @@ from pfb.lab.train.options.settings import (
     PruningSettings,
     RunSettings,
 )
+from pfb.utils.errors import RuleError
 
-BENCHMARKS = ("speed", "memory", "profile")
-PLANNED_AT_MOST = 10**5
-"""Samples, pixels of a side, classes."""
+BENCHMARKS = ("speed", "memory")
 
 app = tyro.extras.SubcommandApp()
 
@@ -108,69 +106,20 @@ def report(
     densities, and the samples kept most and least.
 
     Args:
-        runs: folders of runs, or that hold runs; or result files of pfb bench speed, of which the
-            time saved is drawn against the share pruned.
-        out: the page, .html or .png; by default report.html beside the first.
+        runs: folders of runs, or that hold runs.
+        out: the page, .html; by default report.html beside the first.
         show: open the page in a browser.
     """
-    for place in (place for place in runs if place.suffix != ".json"):
+    for place in runs:
         early.folders_of_runs(place)
     if out is not None:
-        early.check_output("out", out, (".html", ".png"))
+        early.check_output("out", out, (".html",))
     from pfb.lab.report import write
 
     page = write(list(runs), out)
     print(f"wrote {page}; --open opens it in a browser" if not show else f"wrote {page}")
     if show:
         webbrowser.open(page.resolve().as_uri())
-
-
-@app.command
-def plan(
-    model: str = "resnet18",
-    batch_size: int = 128,
-    image_size: int = 32,
-    classes: int = 10,
-    prune: float = 0.4,
-    cut: str | None = None,
-    precision: Literal["no", "bf16"] = "no",
-    channels_last: bool = False,
-    repeats: int = 7,
-) -> None:
-    """Measure on this device what real pruned steps take, with copies left out before the model and
-    with the paper's method at each cut, before any training.
-
-    Args:
-        model: as in pfb train.
-        batch_size: samples per step.
-        image_size: their side.
-        classes: outputs of the model.
-        prune: share to leave out.
-        cut: the only cut to measure; by default all candidates, six at most.
-        precision: bf16 plans for mixed precision.
-        channels_last: plan for this memory format.
-        repeats: counted pairs of steps at most.
-    """
-    import torch
-
-    from pfb.lab.train.nets.models import build
-    from pfb.lab.train.terminal import Bars, console
-
-    for name, value in (("batch-size", batch_size), ("image-size", image_size), ("classes", classes)):
-        if not 1 <= value <= PLANNED_AT_MOST:
-            raise RunError(f"--{name} must be at least 1 and at most {PLANNED_AT_MOST:,} (got {value})")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = build(model, classes, 3, image_size).to(device, memory_format=layout)  # type: ignore[call-overload]
-    image = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
-    bars, ways = Bars(console), itertools.count(1)
-    mixed = torch.autocast(image.device.type, torch.bfloat16, precision == "bf16")
-    with bars.shown(), bars.task("measuring", 8 if cut is None else 3, unit=" ways to prune") as done, mixed:
-        try:
-            found = pfb.plan(network, image, prune, cut=cut, repeats=repeats, on_round=lambda: done(next(ways)))
-        except ValueError as error:
-            raise in_flags(error) from error
-    print(found)
 
 
 @app.command
@@ -235,7 +184,7 @@ def advise(
 
 @app.command
 def bench() -> None:
-    """Benchmarks: speed, memory, profile; see pfb bench --help."""
+    """Benchmarks: speed, memory; see pfb bench --help."""
     # Listed only: they have a command line of their own, below.
 
 
@@ -291,7 +240,7 @@ def exit_codes() -> Iterator[None]:
     logging.getLogger("pfb").setLevel(logging.INFO)
     try:
         yield
-    except RunError as error:
+    except (RunError, RuleError) as error:
         _leave(str(error))
     except KeyboardInterrupt as interrupt:
         _leave(str(interrupt) if interrupt.args else "interrupted", 130)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+MOST_NAMED = 12
+
 
 def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Module]:
     """Name and module of the cut.
@@ -16,10 +18,10 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
         TypeError: neither a name nor a module.
         ValueError: unknown name, foreign module, the model itself, or no first stage to be found.
     """
-    if cut is None:
-        name = find_first_stage(model)
-        return name, model.get_submodule(name)
-    name, module = _named(model, cut)
+    name = find_first_stage(model) if cut is None else _named(model, cut)
+    if not name:
+        raise ValueError(f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}")
+    module = model.get_submodule(name)
     if not _runs_itself(module):
         raise ValueError(
             f"`cut` is {name!r}, a {type(module).__name__}, which holds layers but never runs itself. Cut after its "
@@ -28,20 +30,19 @@ def resolve(model: nn.Module, cut: str | nn.Module | None) -> tuple[str, nn.Modu
     return name, module
 
 
-def _named(model: nn.Module, cut: str | nn.Module) -> tuple[str, nn.Module]:
+def _named(model: nn.Module, cut: str | nn.Module) -> str:
+    names: dict[str, nn.Module] = dict(model.named_modules())
     if isinstance(cut, nn.Module):
-        for name, module in model.named_modules():
-            if module is cut:
-                return _not_the_model(model, name), cut
+        if (name := next((name for name, module in names.items() if module is cut), None)) is not None:
+            return name
         raise ValueError(f"`cut` is a {type(cut).__name__} that is not part of the model. {_say_candidates(model)}")
     if not isinstance(cut, str):
         raise TypeError(f"`cut` must be a layer's name, a module of the model or None (got {type(cut).__name__})")
-    names = dict(model.named_modules())
     if cut not in names:
         near = difflib.get_close_matches(cut, names, n=3)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(f"`cut` must name a layer of the model (got {cut!r}). {hint}{_say_candidates(model)}")
-    return _not_the_model(model, cut), names[cut]
+    return cut
 
 
 def find_first_stage(model: nn.Module) -> str:
@@ -67,20 +68,6 @@ def find_first_stage(model: nn.Module) -> str:
         if chosen is not None and not _is_decoder_of_two(model, chosen):
             return _last_called(chosen, model.get_submodule(chosen))
     raise ValueError(f"cannot tell the first stage of {type(model).__name__}: pass `cut=`. {_say_candidates(model)}")
-
-
-def candidates(model: nn.Module, limit: int = 12) -> list[str]:
-    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with
-    parameters.
-    """
-    names: list[str] = []
-    for prefix, module in model.named_modules():
-        for run in _runs(module, prefix):
-            if _layers_of([m for _, m in run]) > 0.2 * _layers_of([model]):
-                names += [name for name, m in run if _layers_of([m]) > 1 and name not in names]
-    if not names:
-        names = [name for name, m in model.named_modules() if name and "." not in name and _layers_of([m])]
-    return names[:limit]
 
 
 def _trunk(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:
@@ -149,14 +136,16 @@ def _layers_of(modules: list[nn.Module]) -> int:
     return sum(1 for root in modules for m in root.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
-def _not_the_model(model: nn.Module, name: str) -> str:
-    if not name:
-        raise ValueError(f"`cut` is the model itself, after which nothing is left to save. {_say_candidates(model)}")
-    return name
-
-
 def _say_candidates(model: nn.Module) -> str:
-    names = candidates(model)
+    """Layers one would cut at, in order: the blocks of the model's trunks, else its children with
+    parameters.
+    """
+    names: list[str] = []
+    for prefix, module in model.named_modules():
+        for run in _runs(module, prefix):
+            if _layers_of([m for _, m in run]) > 0.2 * _layers_of([model]):
+                names += [name for name, m in run if _layers_of([m]) > 1 and name not in names]
+    names = names or [name for name, m in model.named_modules() if name and "." not in name and _layers_of([m])]
     if names:
-        return f"Candidates: {', '.join(names)}."
+        return f"Candidates: {', '.join(names[:MOST_NAMED])}."
     return "It has no layers to choose from: prune before it, pfb.BatchPruner(), which needs none."

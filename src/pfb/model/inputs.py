@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,26 +99,6 @@ def device_of(model: nn.Module) -> torch.device:
     for x in (*model.parameters(), *model.buffers()):
         return x.device
     return torch.device("cpu")
-
-
-def digests(x: Any, n: int) -> list[bytes]:
-    """A fingerprint of each of n samples: equal for inputs that are equal to the last bit.
-
-    Example:
-        >>> import torch
-        >>> a, b, c = digests(torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 2.0]]), 3)
-        >>> a == b, a == c
-        (True, False)
-    """
-    found = [hashlib.blake2b(digest_size=16) for _ in range(n)]
-    for leaf in tree.leaves(x):
-        if leaf.dim() == 0 or len(leaf) != n or leaf.numel() == 0:
-            continue
-        rows = leaf.detach().cpu().contiguous()
-        size = rows[0].numel() * rows.element_size()
-        for i, digest in enumerate(found):
-            digest.update(ctypes.string_at(rows.data_ptr() + i * size, size))
-    return [digest.digest() for digest in found]
 
 
 def _kind(batch: Any) -> str:

@@ -29,7 +29,7 @@ class SideEffects:
 
     def __init__(self) -> None:
         self._looks = 0
-        self._written_buffers: set[tuple[nn.Module, str]] = set()
+        self._written: set[tuple[nn.Module, str]] = set()
         self._written_modules: set[nn.Module] = set()
 
     @contextlib.contextmanager
@@ -47,22 +47,20 @@ class SideEffects:
         first = self._looks < FIRST_LOOKS
         self._looks += 1
         looked_at = [m for m in model.modules() if not _is_lazy(m)]
-        buffers = [(m, name, x, _version(x)) for m in looked_at for name, x in m._buffers.items()]
-        saved = {
-            (m, name): x.clone()
-            for m, name, x, _ in buffers
-            if x is not None and (first or (m, name) in self._written_buffers)
+        buffers = {
+            (m, name): (x, _version(x), x.clone() if x is not None and (first or (m, name) in self._written) else None)
+            for m in looked_at
+            for name, x in m._buffers.items()
         }
         modules = {m: _attributes(m) for m in (looked_at if first else self._written_modules)}
         try:
             yield tree.copied(arguments, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
         finally:
-            for m, before in modules.items():
-                if _restore(m, before):
-                    self._written_modules.add(m)
-            _forget_new_buffers(looked_at, {(m, name) for m, name, *_ in buffers})
-            unknown = self._restore_buffers(buffers, saved)
-            if unknown:
+            self._written_modules |= {m for m, before in modules.items() if _restore(m, before)}
+            for m in looked_at:
+                for name in [name for name in m._buffers if (m, name) not in buffers]:
+                    del m._buffers[name]
+            if unknown := self._restore_buffers(buffers):
                 raise RuntimeError(
                     f"pfb: the scoring pass wrote to {', '.join(unknown)}, which it had left alone until now, so this "
                     "step would see it twice. Write in the model's training forward only, under "
@@ -70,21 +68,21 @@ class SideEffects:
                 )
 
     def _restore_buffers(
-        self, buffers: list[tuple[nn.Module, str, Tensor | None, int]], saved: dict[tuple[nn.Module, str], Tensor]
+        self, buffers: dict[tuple[nn.Module, str], tuple[Tensor | None, int, Tensor | None]]
     ) -> list[str]:
         """Put back what was written; returns the names of buffers that cannot be."""
         unknown = []
-        for m, name, x, version in buffers:
-            if m._buffers.get(name) is not x:
+        for (m, name), (x, version, saved) in buffers.items():
+            rewritten = x is not None and _version(x) != version
+            if m._buffers.get(name) is not x or rewritten:
+                self._written.add((m, name))
                 m._buffers[name] = x
-                self._written_buffers.add((m, name))
-            if x is not None and _version(x) != version:
-                self._written_buffers.add((m, name))
-                if (m, name) in saved:
-                    with torch.no_grad():
-                        x.copy_(saved[m, name])
-                else:
+            if x is not None and rewritten:
+                if saved is None:
                     unknown.append(f"the buffer {name!r} of a {type(m).__name__}")
+                else:
+                    with torch.no_grad():
+                        x.copy_(saved)
         return unknown
 
 
@@ -117,12 +115,6 @@ def as_in_training() -> Iterator[None]:
         parametrize._cache_enabled = parametrized
         if cached:
             torch.clear_autocast_cache()  # an autocast inside the model has switched the cache on again
-
-
-def _forget_new_buffers(modules: list[nn.Module], known: set[tuple[nn.Module, str]]) -> None:
-    for m in modules:
-        for name in [name for name in m._buffers if (m, name) not in known]:
-            del m._buffers[name]
 
 
 def _is_lazy(m: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from pfb.selection.select import (
     looks_like_images,
     select_parts,
 )
+from pfb.utils.errors import first_line
 
 
 class Pool:
@@ -61,8 +62,9 @@ class Pool:
         while self.held >= self.size:
             first, n = torch.arange(self.size), self.held
             rest, self.held = torch.arange(self.size, n), n - self.size
-            full = self._part(first, n)
-            self._rest = self._part(rest, n) if len(rest) else None
+            batch = self._rest
+            full = self._part(first, n, batch)
+            self._rest = self._part(rest, n, batch) if len(rest) else None
             yield full
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,14 +79,22 @@ class Pool:
         """
         if not isinstance(state, dict) or not state.keys() >= {"size", "held", "rest"}:
             raise ValueError("the state of the samples held back by `fill` is damaged")
-        if type(state["held"]) is not int or state["held"] < 0 or (state["held"] > 0 and state["rest"] is None):
+        size, held, rest = state["size"], state["held"], state["rest"]
+        sizes = (0 if size is None else size, held)
+        if any(type(n) is not int or n < 0 for n in sizes) or (held > 0 and (rest is None or not size)):
             raise ValueError(
-                f"the state's `held` must be a whole number of samples that are there (got {state['held']!r})"
+                f"the state's `held` must be a whole number of samples that are there (got {held!r} of {size!r})"
             )
-        self.size, self.held, self._rest = state["size"], state["held"], state["rest"]
+        if held > 0:
+            try:
+                self._part(torch.arange(held - 1), held, rest)
+            except Exception as error:  # whatever a foreign batch makes a selection raise
+                raise ValueError(
+                    f"the state's `rest` must be a batch of {held} samples ({first_line(error)}); it is damaged"
+                ) from error
+        self.size, self.held, self._rest = size, held, rest
 
-    def _part(self, indices: Tensor, n: int) -> Any:
-        batch = self._rest
+    def _part(self, indices: Tensor, n: int, batch: Any) -> Any:
         images = isinstance(batch, list) and len(batch) == n and are_images(batch)
         return select_parts(batch, indices, n, images, self.lists, self.declared)
 

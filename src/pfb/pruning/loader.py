@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pfb.pruning.batch_pruner import BatchPruner
 from pfb.pruning.filling import Pool
-from pfb.selection.nested import copied
+from pfb.selection.nested import DESCEND, children, mapped
 from pfb.selection.schedule import Schedule
+from pfb.selection.select import is_tensordict
 from pfb.selection.selection import keep_count
 
 
@@ -38,7 +40,7 @@ class PrunedLoader:
         for batch in itertools.islice(batches, skip, None):
             self._given += 1
             if self._device is not None:
-                batch = copied(batch, lambda x: x.to(self._device, non_blocking=True))
+                batch = mapped(batch, self._moved)
             if self._pool is None:
                 yield self.pruner(batch)
             else:
@@ -46,6 +48,13 @@ class PrunedLoader:
                 n, k = self.pruner.latest_sizes(batch)
                 yield from self._pool.add(kept, k, n)
         self._given = 0
+
+    def _moved(self, x: Any, path: str) -> Any:
+        if isinstance(x, Tensor):
+            return x.to(self._device, non_blocking=True)
+        if children(x) is not None and not is_tensordict(x):
+            return DESCEND
+        return x.to(self._device) if callable(getattr(x, "to", None)) else x
 
     def __len__(self) -> int:
         """Batches of the coming epoch; with ``fill`` those that will be full, exactly.
@@ -70,14 +79,12 @@ class PrunedLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loader, or its sampler or data set, which epoch begins."""
-        for place in (self.loader, *(getattr(self.loader, name, None) for name in ("batch_sampler", "sampler"))):
+        batches, samples, data = (getattr(self.loader, name, None) for name in ("batch_sampler", "sampler", "dataset"))
+        places: tuple[Any, ...] = (self.loader, batches, samples, getattr(batches, "sampler", None), data)
+        for place in places:
             if hasattr(place, "set_epoch"):
                 place.set_epoch(epoch)
                 return
-        inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
-        place = next((x for x in (inner, getattr(self.loader, "dataset", None)) if hasattr(x, "set_epoch")), None)
-        if place is not None:
-            place.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, in the middle of an epoch, too: the pruner's state, how
@@ -98,8 +105,8 @@ class PrunedLoader:
         had been given are skipped.
 
         Raises:
-            ValueError: not a state of a pruned loader, or with another ``fill``. Nothing is changed
-                then.
+            ValueError: not a state of a pruned loader, with another ``fill``, or damaged. Nothing
+                is changed then, nor if the loader refuses its own part.
         """
         if not isinstance(state, dict) or not state.keys() >= {"pruner", "batches", "held", "loader"}:
             raise ValueError("this is not a state of pfb.prune_batches: pass what its `state_dict()` returned")
@@ -109,14 +116,19 @@ class PrunedLoader:
             )
         if type(state["batches"]) is not int or state["batches"] < 0:
             raise ValueError(f"the state's `batches` must be a whole number >= 0 (got {state['batches']!r})")
+        pool = None if self._pool is None else Pool(self.pruner.declared, self.pruner._lists)
+        loads = state["loader"] is not None and hasattr(self.loader, "load_state_dict")
+        before = self.pruner.state_dict()
         self.pruner.load_state_dict(state["pruner"])
-        if self._pool is not None:
-            self._pool.load_state_dict(state["held"])
-        if state["loader"] is not None and hasattr(self.loader, "load_state_dict"):
-            self.loader.load_state_dict(state["loader"])
-            self._skip = 0
-        else:
-            self._skip = state["batches"]
+        try:
+            if pool is not None:
+                pool.load_state_dict(state["held"])
+            if loads:
+                self.loader.load_state_dict(state["loader"])
+        except Exception:
+            self.pruner.load_state_dict(before)
+            raise
+        self._pool, self._skip = pool, 0 if loads else state["batches"]
 
     def __repr__(self) -> str:
         return f"PrunedLoader({type(self.loader).__name__}, {self.pruner!r}, fill={self._pool is not None})"
@@ -141,7 +153,8 @@ def prune_batches(
         fill: gather what is kept until a batch has its full size again: constant batches and cost
             of a step, ``1 - prune`` times as many steps, as many on all ranks. What does not fill a
             batch at an epoch's end opens the next epoch.
-        device: move each batch there before it is judged.
+        device: move each batch there before it is judged: tensors in tuples, lists, dicts and
+            dataclasses, and what else has a method ``to``.
         pruner: a :class:`pfb.BatchPruner` of your own, in place of ``prune`` and its settings.
         settings: of :class:`pfb.BatchPruner`: ``rule``, ``features``, ``density``, ``total_steps``,
             ``views``, ``seed``, ``group``, ``shared``, ``items``, ``dims``, ``on_left_out``.
@@ -186,7 +199,7 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
     Raises:
         TypeError: that cannot be told.
     """
-    sampler = getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(loader, "batch_sampler", None)
     size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
     order = getattr(sampler, "sampler", None) or getattr(loader, "sampler", None)
     drops = getattr(sampler, "drop_last", getattr(loader, "drop_last", False))
@@ -199,6 +212,8 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
             "the length with `fill=True` needs a loader that knows its data set and batch size: leave `fill` out, or "
             "count the batches of an epoch yourself"
         )
+    if getattr(sampler, "split_batches", False) and getattr(sampler, "even_batches", False):  # Accelerate's
+        return [size // sampler.num_processes] * batches
     if drops:
         return [size] * batches
     return [min(size, max(0, samples - i * size)) or size for i in range(batches)]

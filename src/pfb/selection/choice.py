@@ -5,7 +5,7 @@ Shape suffixes: N samples, G groups of rows that go on together, K kept rows, D 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pfb.selection.rules import RuleCall
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count_of_parts, keep_largest
 from pfb.selection.views import Views
+from pfb.utils.errors import RuleError, first_line
 
 
 class Choice(NamedTuple):
@@ -51,19 +52,43 @@ def choose(
         generator: for a rule that draws; without one from the global stream.
 
     Raises:
-        ValueError: the rule returns no value per sample, or the rows are no whole number of groups.
+        ValueError: the rows are no whole number of groups.
+        RuleError: a rule of the user's fails, or returns no value per sample.
     """
     features_GD = views.pooled(features_ND)
     own_GD = None if own_ND is None else views.pooled(own_ND)
+    given = features_GD, own_GD, rule, density, views, pruned_parts, generator
+    if torch.compiler.is_compiling():
+        return _chosen(*given)
+    try:
+        return _chosen(*given)
+    except Exception as error:
+        place = str(getattr(rule.rule, "__module__", ""))
+        if place.startswith("pfb.") or isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        name = getattr(rule.rule, "__qualname__", type(rule.rule).__qualname__)
+        said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise RuleError(
+            f"the rule {place}.{name}, given features {tuple(features_GD.shape)}: {said}{first_line(error)}"
+        ) from error
+
+
+def _chosen(
+    features_GD: Tensor, own_GD: Tensor | None, rule: RuleCall, density: Density, views: Views, parts: int, random: Any
+) -> Choice:
     log_weights_G = rule.log_weights(features_GD, density, own_GD)
+    n = len(features_GD)
     if log_weights_G is None:
-        importance_G = rule(features_GD, density, own_GD, generator)
+        importance_G = rule(features_GD, density, own_GD, random)
+    elif log_weights_G.shape == (n,):
+        importance_G = drawn(log_weights_G, random)
     else:
-        importance_G = drawn(log_weights_G, generator)
+        got = tuple(log_weights_G.shape)
+        raise ValueError(f"`log_weights` must return one value per sample, shape ({n},) (got {got})")
     if rule.reads != "nothing":
         importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
-    groups_K = keep_largest(importance_G, keep_count_of_parts(len(features_GD), pruned_parts))
-    return Choice(views.rows(groups_K, len(features_ND)), log_weights_G)
+    groups_K = keep_largest(importance_G, keep_count_of_parts(n, parts))
+    return Choice(views.rows(groups_K, n * views.count), log_weights_G)
 
 
 def collect(features_ND: Tensor, indices_K: Tensor, rule: RuleCall, density: Density, views: Views) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from pfb.selection.nested import DESCEND, children, is_list, key_of, leaves, mapped
 
@@ -165,17 +164,28 @@ def is_tensordict(node: Any) -> bool:
 def _check_size(x: Any, batch_size: int, path: str, dim: int, can_declare: bool) -> None:
     if len(x.shape) > dim and x.shape[dim] == batch_size:
         return
-    ways = (
-        f"Name it in `shared=` if all samples share it, or say where its samples are: `dims={{{key_of(path)!r}: 1}}`; "
-        "targets of all samples in one flat list go in a list with one tensor per sample."
-        if can_declare
-        else "Pass what belongs to the batch of the latest forward; make a value that all samples share a Python "
-        "number or a 0-d tensor."
-    )
     raise ValueError(
         f"`{path}` must have the batch of {batch_size} samples as its {_ordinal(dim)} dimension (got shape "
-        f"{tuple(x.shape)}). {ways}"
+        f"{tuple(x.shape)}). {_ways_out(x, batch_size, key_of(path), can_declare)}"
     )
+
+
+def _ways_out(x: Any, batch_size: int, name: str, can_declare: bool) -> str:
+    if not can_declare:
+        return (
+            "Pass what belongs to the batch of the latest forward; make a value that all samples share a Python "
+            "number or a 0-d tensor."
+        )
+    rows, where = x.shape[0] if len(x.shape) else 0, [i for i, n in enumerate(x.shape) if n == batch_size]
+    ways = [f"all samples share it, name it: `shared=({name!r},)`"]
+    ways += [f"its samples are its {_ordinal(i)} dimension, say so: `dims={{{name!r}: {i}}}`" for i in where[:1]]
+    if rows and rows % batch_size == 0:
+        ways.append(f"it has {rows // batch_size} rows of each sample, reshape it to [{batch_size}, ...]")
+    elif rows > FEW and batch_size % rows == 0:
+        ways.append(f"the batch has {batch_size // rows} rows of each of {rows} samples, reshape it to [{rows}, ...]")
+    elif not where:
+        ways.append("it is a flat list of rows of all samples, make it a list with one tensor per sample")
+    return f"If {'; if '.join(ways)}."
 
 
 def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str, dim: int, can_declare: bool) -> Tensor:
@@ -215,6 +225,7 @@ def is_one_per_sample(
                 f"`{path}` {'must hold' if said else 'held'} one item per sample{'' if said else ' until now'}, and "
                 f"has {len(node)} for {batch_size} samples. Pass the list that belongs to this batch."
             )
+        _check_of_all(node, batch_size, path, kind, seen)
         _remember(seen, kind, False)
         return False
     if said or kind in seen:
@@ -243,6 +254,31 @@ def is_one_per_sample(
         return False
     _remember(seen, kind, True)
     return True
+
+
+def _check_of_all(node: Any, batch_size: int, path: str, kind: str, seen: dict[str, bool]) -> None:
+    """A list without tensors that is not as long as the batch belongs to all samples, unless it is
+    a flat one of several values of each: then it is as long as several batches, or its length
+    varies.
+
+    Raises:
+        TypeError: it is one of these.
+    """
+    plain = all(isinstance(item, (*PLAIN, Mapping, tuple, list)) for item in node)
+    if len(node) <= FEW or not plain or next(leaves(node), None) is not None:
+        return
+    k, rest = divmod(len(node), batch_size)
+    of_length = f"{kind}, in all "
+    lengths = [int(key.removeprefix(of_length)) for key in seen if key.startswith(of_length)]
+    flat = kind not in seen and not rest and not any(is_list(item) and len(item) == batch_size for item in node)
+    if flat or len(node) not in (lengths or [len(node)]):
+        why = f"they are {k} of each sample" if flat else f"they are some of each (before, it held {lengths[0]})"
+        raise TypeError(
+            f"`{path}` holds {len(node)} values for {batch_size} samples, so it is not clear whether {why}. If so, "
+            "give a list with one list per sample; if all samples share them, name it in `shared=` of a BatchPruner, "
+            "or do not select from it."
+        )
+    _remember(seen, f"{of_length}{len(node)}", True)
 
 
 def looks_like_images(node: Any) -> bool:
@@ -275,15 +311,3 @@ def _remember(seen: dict[str, bool], what: str, value: bool) -> None:
     """For good: the first batch that tells decides."""
     if not torch.compiler.is_compiling():
         seen.setdefault(what, value)
-
-
-def check_is_batch(node: Any, path: str) -> None:
-    """Refuse what no selection can be made from, whatever its size.
-
-    Raises:
-        TypeError: a packed or nested tensor.
-    """
-    if isinstance(node, PackedSequence):
-        raise TypeError(
-            f"`{path}` is a PackedSequence, whose rows are steps of several samples: pack it after the selection"
-        )

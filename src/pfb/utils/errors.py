@@ -1,4 +1,8 @@
-"""What an error of another library says, on one line."""
+"""Errors of code that is not ours, and what they say on one line."""
+
+
+class RuleError(ValueError):
+    """A rule of the user's failed, or returned what is no importance; the cause is chained."""
 
 
 def first_line(error: BaseException) -> str:

@@ -108,6 +108,9 @@ class TestOwnRule:
         module = types.ModuleType("mine")
         module.first = lambda features: -torch.arange(len(features), dtype=torch.float32)
         module.number = 3
+        module.two = lambda features: features[:2]
+        module.short = lambda features: {}["gone"]
+        module.Settings = type("Settings", (), {"__init__": lambda self, size: None})
         monkeypatch.setitem(__import__("sys").modules, "mine", module)
 
     def test_it_decides(self, tmp_path, mine):
@@ -120,9 +123,23 @@ class TestOwnRule:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
+            ("mine:two", r"the rule .*: `rule` must return one value per sample, shape \(2,\) \(got \(2, \d+\)\)"),
+            ("mine:short", r"the rule \S+<lambda>, given features \(2, \d+\): KeyError: 'gone'"),
+        ],
+    )
+    def test_what_is_wrong_is_told_before_training(self, tmp_path, mine, name, message):
+        with pytest.raises((RunError, ValueError), match=message) as told:
+            loop.train(config(tmp_path / "run", method=name))
+        assert told.value.__cause__ is not None
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
             ("mine:other", "--method mine:other: AttributeError"),
             ("nowhere:rule", "--method nowhere:rule: ModuleNotFoundError"),
             ("mine:number", "must be a function of features .*got int"),
+            ("mine:Settings", "--method mine:Settings: TypeError: .*'size'"),
         ],
     )
     def test_what_is_none_is_refused_before_data_are_loaded(self, tmp_path, mine, name, message):

@@ -66,7 +66,7 @@ class TestBars:
             for count in range(0, 2001, 200):
                 done(count)
         said = place.file.getvalue().splitlines()
-        assert said[0] == "train: 200 of 2,000"
+        assert said[0] == "train: 200 of 2,000, about 360 s left"
         assert 3 < len(said) < 8, "not one for each, and none at the end, which is told anyway"
 
     def test_on_a_terminal_a_bar_is_drawn_and_removed(self):

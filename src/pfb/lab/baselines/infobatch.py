@@ -4,8 +4,6 @@ weight the others up.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -28,6 +26,7 @@ class InfoBatch(Loop):
     """
 
     needs_one_process = True
+    saved = ("losses", "weights")
 
     def __init__(self, samples: int, device: torch.device | str = "cpu") -> None:
         self.losses = torch.full((samples,), torch.nan, device=device)
@@ -48,10 +47,3 @@ class InfoBatch(Loop):
     def reduce(self, losses: Tensor, index: Tensor) -> Tensor:
         self.losses[index] = losses.detach().float()
         return (losses * self.weights[index]).mean()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in self.state_dict().items():
-            value.copy_(state[name])

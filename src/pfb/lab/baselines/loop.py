@@ -28,6 +28,7 @@ class Loop:
 
     needs_one_process = False
     """Whether its state lies in one process, so that several would disagree."""
+    saved: tuple[str, ...] = ()  # names of its tensors
 
     def load(self, share: float, generator: Any) -> Tensor | None:
         """Indices of the samples that the epoch which begins loads, in any order; ``None``
@@ -50,7 +51,8 @@ class Loop:
         return losses.mean()
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {name: getattr(self, name) for name in self.saved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        for name in self.saved:
+            getattr(self, name).copy_(state[name])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,6 +24,7 @@ class OrderDP(Loop):
     """
 
     needs_one_process = True
+    saved = ("losses",)
 
     def __init__(self, samples: int, device: torch.device | str = "cpu", top: float = 0.85) -> None:
         self.losses = torch.full((samples,), torch.inf, device=device)
@@ -42,9 +41,3 @@ class OrderDP(Loop):
     def reduce(self, losses: Tensor, index: Tensor) -> Tensor:
         self.losses[index] = losses.detach().float()
         return losses.mean()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses.copy_(state["losses"])

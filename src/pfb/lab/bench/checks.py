@@ -43,11 +43,6 @@ def shares(**settings: float | Sequence[float]) -> None:
             raise RunError(f"{option} must be in [0, 1) (got {share})")
 
 
-def given(**settings: Sequence[object]) -> None:
-    """Raises ``RunError`` for a list without any values."""
-    _each(settings)
-
-
 def _each(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     """Options as they are typed, with their values one by one."""
     pairs = []

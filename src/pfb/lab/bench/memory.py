@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device, On, Step, check_models
-from pfb.lab.bench.variants import VARIANTS
+from pfb.lab.bench.setup import VARIANTS, Device, On, Step
 from pfb.lab.errors import RunError
 
 STEPS = ("full", "copies", "paper")
@@ -25,7 +24,7 @@ class MemoryConfig:
     what autograd keeps.
     """
 
-    models: tuple[str, ...] = ("resnet18",)
+    model: str = "resnet18"
     batch_size: int = 128
     """For the bytes that one step keeps."""
     image_size: int = 32
@@ -42,7 +41,6 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         self.on.refuse("clock")
         checks.shares(prune=self.prune)
-        checks.given(models=self.models)
         checks.at_least(1, image_size=self.image_size, classes=self.classes)
         checks.at_least(4, batch_size=self.batch_size)  # two sizes tell what a sample adds
         if not self.budget_gib > 0:
@@ -54,9 +52,7 @@ def run(config: MemoryConfig) -> Path:
     from rich.progress import track
 
     device = config.on.start()
-    check_models(config.models, config)
-    cells = [(model, step) for model in config.models for step in STEPS]
-    rows = [_row(config, device, model, step) for model, step in track(cells, "models")]
+    rows = [_row(config, device, step) for step in track(STEPS, "steps")]
     numbers = {**output.origin(asdict(config), device), "rows": rows}
     return output.write(config.out, numbers, render)
 
@@ -66,14 +62,12 @@ def render(numbers: dict[str, Any]) -> str:
     config = numbers["config"]
     how = "tried" if numbers["rows"][0]["largest_tried"] is not None else "estimated"
     kept = f"kept for backward at batch {config['batch_size']}, MiB"
-    header = ["model", "step", kept, f"largest batch in {config['budget_gib']:g} GiB, {how}", "of full"]
-    full: dict[str, int] = {}
-    rows = []
-    for row in numbers["rows"]:
-        largest = row["largest_tried"] if how == "tried" else row["largest_estimated"]
-        full.setdefault(row["model"], largest)
-        of_full = f"{largest / max(full[row['model']], 1):.2f}"
-        rows.append([row["model"], row["step"], f"{row['saved_bytes'] / 2**20:.0f}", largest, of_full])
+    header = ["step", kept, f"largest batch in {config['budget_gib']:g} GiB, {how}", "of full"]
+    full = max(1, numbers["rows"][0][f"largest_{how}"])
+    rows = [
+        [row["step"], f"{row['saved_bytes'] / 2**20:.0f}", row[f"largest_{how}"], f"{row[f'largest_{how}'] / full:.2f}"]
+        for row in numbers["rows"]
+    ]
     return output.table(header, rows)
 
 
@@ -99,24 +93,20 @@ def largest(fits: Callable[[int], bool], limit: int = 2**16) -> int:
     return min(low, limit)
 
 
-def _row(config: MemoryConfig, device: torch.device, name: str, kind: str) -> dict[str, Any]:
-    step = Step(config, name, kind if kind in VARIANTS else None, prune=config.prune)
+def _row(config: MemoryConfig, device: torch.device, kind: str) -> dict[str, Any]:
+    step = Step(config, kind if kind in VARIANTS else None, prune=config.prune)
     half = max(2, config.batch_size // 2)
     small, whole = (step.saved_bytes(*step.batch(n)) for n in (half, config.batch_size))
     per_sample = (whole - small) / (config.batch_size - half)
     parameter_bytes = sum(p.numel() * p.element_size() for p in step.model.parameters())
     # Beside the weights, which the graph keeps as well: gradients, momentum, updates.
     fixed = whole - per_sample * config.batch_size + 3 * parameter_bytes
-    tried = None
-    if device.type == "cuda":
-        tried = _largest_tried(step, config, device)
     return {
-        "model": name,
         "step": kind,
         "saved_bytes": whole,
         "bytes_per_sample": per_sample,
         "largest_estimated": max(0, int((config.budget_gib * 2**30 - fixed) / per_sample)),
-        "largest_tried": tried,
+        "largest_tried": _largest_tried(step, config, device) if device.type == "cuda" else None,
     }
 
 

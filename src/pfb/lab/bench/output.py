@@ -74,16 +74,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join([written[0], "|" + "---|" * len(header) + "\n", *written[1:]])
 
 
-def milliseconds(seconds: dict[str, float]) -> str:
-    """Median and quartiles of a spread.
-
-    Example:
-        >>> milliseconds({"median": 0.002, "low": 0.0015, "high": 0.003})
-        '2.00 (1.50 to 3.00)'
-    """
-    return f"{1000 * seconds['median']:.2f} ({1000 * seconds['low']:.2f} to {1000 * seconds['high']:.2f})"
-
-
 def panels(width: float, height: float, number: int = 1, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """An empty figure of ``number`` panels side by side, in the project's style."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import pfb
 from pfb.lab.bench import checks, output
-from pfb.lab.bench.setup import Device, On, Step, full_memory
-from pfb.lab.bench.variants import VARIANTS
+from pfb.lab.bench.setup import VARIANTS, Device, On, Step, full_memory
 from pfb.lab.errors import RunError
 from pfb.model import cuts
 from pfb.selection.selection import keep_count
@@ -31,12 +29,10 @@ class SpeedConfig:
     """Time full, pruned and ideal training steps in turn."""
 
     model: str = "resnet18"
-    """As in pfb train; or gpt2, GPT-2 (small)."""
+    """As in pfb train."""
     batch_size: int = 128
     image_size: int = 32
-    """Side of the images; of gpt2 the tokens of a sequence."""
     classes: int = 10
-    """Outputs of the model; of gpt2 how many tokens there are (as published: 50257)."""
     cut: str | None = None
     """Of the paper's method: layer after which samples stop; by default the first stage."""
     prunes: tuple[float, ...] = (0.4,)
@@ -51,7 +47,7 @@ class SpeedConfig:
     """torch.compile each step's model, with CUDA graphs for reduce-overhead."""
     on: On = field(default_factory=Device)
     out: Path = Path("runs/speed.json")
-    """All numbers (.json) and, beside it, the table (.md) and the figure (.png)."""
+    """All numbers (.json) and, beside it, the table (.md)."""
 
     def __post_init__(self) -> None:
         checks.known(VARIANTS, variants=self.variants)
@@ -63,7 +59,7 @@ class SpeedConfig:
 
 
 def run(config: SpeedConfig) -> Path:
-    """Measure, write the numbers, the table and the figure; returns the table's path."""
+    """Measure, write the numbers and the table; returns the table's path."""
     from rich.progress import Progress
 
     device = config.on.start()
@@ -75,7 +71,7 @@ def run(config: SpeedConfig) -> Path:
             task = progress.add_task(f"prune {prune:g}", total=_warmup(config) + config.repeats)
             measured.append(_measure(config, device, prune, lambda task=task: progress.advance(task)))  # type: ignore[misc]
     numbers = {**output.origin(asdict(config), device), "results": measured}
-    return output.write(config.out, numbers, render, draw)
+    return output.write(config.out, numbers, render)
 
 
 def render(numbers: Numbers) -> str:
@@ -83,18 +79,14 @@ def render(numbers: Numbers) -> str:
     return overview(numbers) + "\n" + details(numbers)
 
 
-def overview(*results: Numbers) -> str:
-    """Markdown table of a row per step and a column per model and share: time saved, with quartiles
-    over the rounds.
+def overview(numbers: Numbers) -> str:
+    """Markdown table of a row per step and a column per share: time saved, with quartiles over the
+    rounds.
     """
-    measured = [(numbers["config"]["model"], result) for numbers in results for result in numbers["results"]]
-    several = len(results) > 1
-    header = [
-        f"{model}, {result['prune']:.0%} pruned" if several else f"{result['prune']:.0%} pruned"
-        for model, result in measured
-    ]
-    names = dict.fromkeys(name for _, result in measured for name in result["steps"] if name != "full")
-    rows = [[name, *(_saved(result["steps"].get(name)) for _, result in measured)] for name in names]
+    results = numbers["results"]
+    names = [name for name in results[0]["steps"] if name != "full"]
+    rows = [[name, *(_saved(result["steps"][name]) for result in results)] for name in names]
+    header = [f"{result['prune']:.0%} pruned" for result in results]
     return output.table(["time of a step saved, % (quartiles)", *header], rows)
 
 
@@ -120,45 +112,16 @@ def _spread(values: dict[str, float], digits: int) -> str:
     return f"{values['median']:.{digits}f} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
 
 
-def draw(numbers: Numbers) -> Figure:
-    """Time saved against the share pruned, with quartiles, and the line that nothing can pass but a
-    faster small batch.
-    """
-    figure, (axes,) = output.panels(7, 5)
-    measured = numbers["results"]
-    shares = [100 * result["prune"] for result in measured]
-    top = 1.15 * max(shares)
-    axes.plot([0, top], [0, top], color="black", linewidth=0.9, linestyle="--", label="limit: the share itself")
-    drawn = [name for name in measured[0]["steps"] if name not in ("full", "uniform")]
-    for style, name in enumerate(drawn):
-        rows = [result["steps"][name]["ratio"] for result in measured]
-        saved = [100 * (1 - row["median"]) for row in rows]
-        spread = [
-            [100 * (row["high"] - row["median"]) for row in rows],
-            [100 * (row["median"] - row["low"]) for row in rows],
-        ]
-        axes.errorbar(shares, saved, spread, label=name, color=f"C{style}", marker="os^Dv<>"[style % 7], capsize=3)
-    config = numbers["config"]
-    axes.set(xlabel="samples pruned, %", ylabel="time of a training step saved, %")
-    axes.set_title(
-        f"{config['model']}, {config['image_size']} px, batch {config['batch_size']}\n{numbers['device']}", fontsize=10
-    )
-    axes.legend(fontsize=8)
-    return figure
-
-
-def _saved(row: Numbers | None) -> str:
-    if row is None:
-        return ""
+def _saved(row: Numbers) -> str:
     median, low, high = (100 - 100 * row["ratio"][place] for place in ("median", "high", "low"))
     return f"{median:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _measure(config: SpeedConfig, device: torch.device, prune: float, on_round: Callable[[], None]) -> dict[str, Any]:
     kept = keep_count(config.batch_size, prune)
-    steps = {name: Step(config, config.model, None, compile=config.compile) for name in ("full", "ideal")}
+    steps = {name: Step(config, compile=config.compile) for name in ("full", "ideal")}
     cut = _cut(steps["full"], config)
-    steps |= {name: Step(config, config.model, name, cut, prune, config.compile) for name in config.variants}
+    steps |= {name: Step(config, name, cut, prune, config.compile) for name in config.variants}
     image, label = steps["full"].batch(config.batch_size)
     batches = {name: (image[:kept], label[:kept]) if name == "ideal" else (image, label) for name in steps}
     alone = {size: _pruner(size, prune, image) for size in config.memory}

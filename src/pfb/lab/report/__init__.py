@@ -8,15 +8,13 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
 
 from pfb.lab import files
-from pfb.lab.bench import speed
 from pfb.lab.errors import RunError
-from pfb.lab.report import copies, figures, page, samples
+from pfb.lab.report import figures, page, samples
 from pfb.lab.report.page import Section
 from pfb.lab.report.run import Run, by_settings
 from pfb.lab.train import early
@@ -38,10 +36,8 @@ def write(places: list[Path], out: Path | None = None) -> Path:
 
     Args:
         places: folders that ``pfb train`` wrote, unfinished ones are shown as far as they got, and
-            the twins of ``--control`` come with their run; folders that hold such; and ``.json``
-            files that ``pfb bench speed`` wrote.
-        out: ``.html`` for a page in one file, ``.png`` for the figures in one picture; by default
-            ``report.html`` in the first folder.
+            the twins of ``--control`` come with their run; and folders that hold such.
+        out: the page, ``.html``; by default ``report.html`` in the first folder.
 
     Raises:
         RunError: no runs, a folder that holds none or a damaged one, another ending, or a place
@@ -49,23 +45,15 @@ def write(places: list[Path], out: Path | None = None) -> Path:
     """
     if not places:
         raise RunError("pfb report needs at least one run folder")
-    folders = run_folders([place for place in places if place.suffix != ".json"])
-    out = out or (places[0].parent if places[0].suffix == ".json" else places[0]) / "report.html"
-    early.check_output("out", out, (".html", ".png"))  # before all is drawn
-    measured = {file.stem: _measured(file) for file in places if file.suffix == ".json"}
+    folders = run_folders(places)
+    out = out or places[0] / "report.html"
+    early.check_output("out", out, (".html",))  # before all is drawn
     runs = [Run(folder) for folder in folders]
     try:
         installed = set(font_manager.get_font_names())
         with mpl.rc_context({**STYLE, "font.family": [font for font in FONTS if font in installed]}), _without_glyphs():
-            sections = _sections(runs, measured)
-            drawn = [section.figure for section in sections if section.figure is not None]
-            content = (
-                page.png(drawn)
-                if out.suffix == ".png"
-                else page.html(runs, sections).encode("utf-8", "backslashreplace")
-            )
-        with files.replacing(out) as file:
-            file.write(content)
+            text = page.html(runs, _sections(runs))
+        files.write_text(out, text)
     except OSError as error:
         raise RunError(f"--out {out} cannot be written ({error.strerror or error})") from error
     return out
@@ -86,17 +74,13 @@ def run_folders(places: list[Path]) -> list[Path]:
     return list({folder.resolve(): folder for folder in found}.values())
 
 
-def _sections(runs: list[Run], measured: dict[str, dict[str, Any]]) -> list[Section]:
-    found = [Section(f"Time saved ({name})", speed.draw(numbers)) for name, numbers in measured.items()]
-    if runs:
-        found.append(Section("Learning curves", figures.curves(runs)))
+def _sections(runs: list[Run]) -> list[Section]:
+    found = [Section("Learning curves", figures.curves(runs))]
     pruned = [run for run in runs if run.records is not None and int(run.records["seen"].sum()) > 0]
     pruned = [group[0] for group in by_settings(pruned)]
     if pruned:
         found.append(Section("What was pruned", figures.pruning(pruned), PRUNED))
-    for run in pruned:
-        found += [samples.section(run), *copies.sections(run)]
-    return found
+    return [*found, *map(samples.section, pruned)]
 
 
 @contextlib.contextmanager
@@ -105,13 +89,3 @@ def _without_glyphs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
-
-
-def _measured(file: Path) -> dict[str, Any]:
-    try:
-        numbers: dict[str, Any] = files.read_json(file)
-        if "steps" in numbers["results"][0]:
-            return numbers
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        pass
-    raise RunError(f"{file} holds no result of pfb bench speed")

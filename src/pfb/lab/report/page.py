@@ -7,17 +7,12 @@ import io
 from typing import Any, NamedTuple
 
 import jinja2
-import matplotlib.image
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pfb.lab.report.run import HEADINGS, ORIGIN, Run
 from pfb.lab.train.paired import twins
 
 DPI = 110
-GAP = 20
-"""Pixels between two figures of a picture."""
 
 
 class Section(NamedTuple):
@@ -47,9 +42,7 @@ def html(runs: list[Run], sections: list[Section]) -> str:
         origin_headings=ORIGIN,
         origin=[run.origin() for run in runs],
         twin_note=twins.note(summaries),
-        sections=[
-            (title, figure and base64.b64encode(png([figure])).decode(), text) for title, figure, text in sections
-        ],
+        sections=[(title, figure and base64.b64encode(png(figure)).decode(), text) for title, figure, text in sections],
     )
 
 
@@ -58,29 +51,8 @@ def _has_twin(run: dict[str, Any], others: list[dict[str, Any]]) -> bool:
     return any(twins.kind(one["config"], two["config"]) for one, two in pairs)
 
 
-def png(figures: list[Figure]) -> bytes:
-    """Figures below each other."""
-    pixels = [_rendered(figure) for figure in figures]
-    width = max(picture.shape[1] for picture in pixels)
-    padded = [_on_white(picture, width, GAP if picture is not pixels[-1] else 0) for picture in pixels]
+def png(figure: Figure) -> bytes:
+    """A figure on white."""
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.concatenate(padded), format="png")
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()
-
-
-def _rendered(figure: Figure) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """Its pixels ``[H, W, 4]``."""
-    figure.set(dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
-
-
-def _on_white(
-    picture: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]], width: int, below: int
-) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    height, own_width, _ = picture.shape
-    left = (width - own_width) // 2
-    sheet = np.full((height + below, width, 4), 255, dtype=np.uint8)
-    sheet[:height, left : left + own_width] = picture
-    return sheet

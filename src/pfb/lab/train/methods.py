@@ -24,6 +24,7 @@ from pfb.lab.baselines import InfoBatch, Loop, OrderDP, Release, SelectiveBackpr
 from pfb.lab.errors import RunError
 from pfb.lab.train.options.config import TrainConfig, in_flags
 from pfb.lab.train.options.settings import PruningSettings
+from pfb.selection.choice import choose
 from pfb.selection.rules import Rule, RuleCall
 
 if TYPE_CHECKING:
@@ -269,7 +270,9 @@ def check(model: nn.Module, tools: tuple[Any, Any], x: Tensor, config: TrainConf
         if blocker is not None:
             pfb.Shallow(model, blocker.cut, channel_dim=config.channel_dim)(x)
         if pruner is not None and RuleCall.of(pruner.rule).reads != "nothing":
-            pruner.features(x)
+            features = pruner.features(x)
+            generator = torch.Generator(features.device).manual_seed(0)
+            choose(features, RuleCall.of(pruner.rule), pruner.density, pfb.Views(), 0, features, generator)
     except (ValueError, TypeError) as error:
         raise in_flags(error) from error
 
@@ -297,9 +300,9 @@ def _own_rule(name: str, config: TrainConfig) -> Rule:
         sys.path.insert(0, os.getcwd())
     try:
         found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever a module does when it is imported
+        rule: Any = found() if inspect.isclass(found) else found
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         raise RunError(f"--method {name}: {type(error).__name__}: {error}. Give MODULE:NAME of a rule") from error
-    rule: Any = found() if inspect.isclass(found) else found
     if not callable(rule):
         raise RunError(
             f"--method {name} must be a function of features [N, D] (and, as second argument, the density) that "

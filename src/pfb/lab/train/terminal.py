@@ -56,19 +56,6 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     )
 
 
-def progress_bar(console: Console, shown: bool) -> Progress:
-    """Steps done and to do, with the time they take."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not shown, transient=True)
-
-
 class Bars:
     """Bars of what is under way on a terminal; elsewhere a line now and then.
 
@@ -84,7 +71,15 @@ class Bars:
 
     def __init__(self, console: Console, shown: bool = True) -> None:
         self.console, self._lines = console, shown and not console.is_terminal
-        self._progress = progress_bar(console, shown and not self._lines)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console, disable=not shown or self._lines, transient=True)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -93,16 +88,18 @@ class Bars:
             yield
 
     @contextlib.contextmanager
-    def task(self, name: str, total: int, completed: int = 0, unit: str = "") -> Iterator[Callable[[int], None]]:
+    def task(self, name: str, total: int | None, completed: int = 0) -> Iterator[Callable[[int], None]]:
         """A bar of its own until the block ends; yields what is told how much is done."""
-        task, said = self._progress.add_task(name, total=total, completed=completed), time.monotonic()
+        task, begun = self._progress.add_task(name, total=total, completed=completed), time.monotonic()
+        said = begun
 
         def done(count: int) -> None:
             nonlocal said
             self._progress.update(task, completed=count)
-            if self._lines and count < total and time.monotonic() - said >= SECONDS_PER_LINE:
-                said = time.monotonic()
-                self.console.print(f"{name}: {count:,} of {total:,}{unit}", highlight=False)
+            now = time.monotonic()
+            if self._lines and total and completed < count < total and now - said >= SECONDS_PER_LINE:
+                said, left = now, (now - begun) * (total - count) / (count - completed)
+                self.console.print(f"{name}: {count:,} of {total:,}, about {left:.0f} s left", highlight=False)
 
         yield done
         self._progress.remove_task(task)

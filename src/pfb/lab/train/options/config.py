@@ -110,13 +110,6 @@ class TrainConfig(RunSettings, OptimisationSettings, PruningSettings, ModelSetti
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
     @classmethod
-    def from_file(cls, path: Path) -> TrainConfig:
-        """The settings of :func:`settings_in`; those that the file does not name keep their
-        defaults.
-        """
-        return cls(**settings_in(path))
-
-    @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """Read back what :meth:`to_json` wrote; raises ``RunError`` for anything else."""
         try:

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rich.table import Table
+from scipy.stats import t
 
 from pfb.lab.train.options.config import TrainConfig
 from pfb.lab.train.options.settings import PruningSettings
-from pfb.lab.train.paired.pairs import Group, on_cpu, paired_difference, seconds
 
 Arm = Literal["full", "short", "small-batch", "uniform", "paper"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -27,6 +28,8 @@ ASIDE = ("out", "overwrite", "data_root", "workers", "log_every", "eval_every", 
 """Settings that decide nothing."""
 
 Settings = dict[str, Any]
+Group = dict[int, dict[str, Any]]
+"""Runs that differ in the seed alone, by seed."""
 
 
 def twin(config: TrainConfig, arm: Arm, compute: float, samples: int) -> TrainConfig:
@@ -197,6 +200,39 @@ def _row(arm: str, name: str, group: Group, run: Group | None) -> Row:
         saved,
         statistics.mean(computes),
     )
+
+
+def paired_difference(group: Group, base: Group) -> tuple[float, float] | None:
+    """Mean difference of test accuracy in points, over the seeds both have, and half its 95 %
+    interval (Student).
+
+    ``None`` with fewer than two common seeds.
+
+    Example:
+        >>> pruned = {0: {"test_accuracy": 0.5}, 1: {"test_accuracy": 0.6}}
+        >>> full = {0: {"test_accuracy": 0.4}, 1: {"test_accuracy": 0.3}}
+        >>> mean, half = paired_difference(pruned, full)
+        >>> round(mean, 1), round(half, 1)
+        (20.0, 127.1)
+    """
+    seeds = sorted(group.keys() & base.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [100 * (group[s]["test_accuracy"] - base[s]["test_accuracy"]) for s in seeds]
+    half = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(differences) / math.sqrt(len(seeds))
+    return statistics.mean(differences), float(half)
+
+
+def seconds(run: dict[str, Any]) -> float:
+    """What a run's training epochs took: processor time where a CPU trained, which other load
+    changes little, else by the clock.
+    """
+    return float(run["train_cpu_seconds" if on_cpu(run) else "train_seconds"])
+
+
+def on_cpu(run: dict[str, Any]) -> bool:
+    """Whether a run, known by its ``device``, trained on a CPU."""
+    return "threads" in run["device"]
 
 
 HEADINGS = ["", "seeds", "accuracy", "run minus it", "time", "saved by the run", "compute"]
