@@ -7,10 +7,10 @@ import sys
 import tyro
 
 from pfb.lab.cli import add_benchmark, exit_codes
-from studies import advice, deviations, gpu, grid, groups, saturated, scale, starved, stream, tools, whole, zoo
+from studies import advice, cifair, deviations, gpu, grid, groups, saturated, scale, starved, stream, tools, whole, zoo
 
 app = tyro.extras.SubcommandApp()
-for _study in (grid, stream, groups, starved, advice, tools, scale, gpu, saturated, whole, deviations, zoo):
+for _study in (grid, stream, groups, starved, advice, tools, cifair, scale, gpu, saturated, whole, deviations, zoo):
     add_benchmark(app, _study)
 
 

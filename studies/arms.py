@@ -27,7 +27,7 @@ from studies.sets import Recipe, Task
 ARMS = (
     *("full", "short", "small-batch", "uniform"),
     *("paper", "paper-before", "infobatch"),
-    *("copies", "copies-fill", "oracle"),
+    *("copies", "copies-fill", "hybrid", "oracle"),
     *("removed", "removed-exact", "removed-true", "removed-at-random"),
     *("sampler", "sampler-found"),
     *("removed-epochs", "removed-exact-epochs", "removed-true-epochs", "removed-at-random-epochs"),
@@ -35,11 +35,12 @@ ARMS = (
 """``short``, ``small-batch``: fewer steps, or smaller batches. ``uniform``: pruned at random.
 ``paper``: ``pfb.attach``; ``paper-before``: its rule before the model. ``copies``: near-duplicates
 pruned in the batch, ``pfb.BatchPruner`` as it comes; ``copies-fill``: the same, gathered to full
-batches. ``oracle``: drawn in the batch with weight 1 / size of the group. ``removed``: one of each
-group stays, as ``find_copies`` tells; ``-exact``: as equality tells; ``-true``: as the known groups
-tell; ``-at-random``: as many as ``-true`` leave. ``sampler``: loaded with weight 1 / size of the
-group, and ``-found`` as ``find_copies`` tells. ``-epochs``: as many epochs of the rest as ``full``
-has of all, which is less than the budget.
+batches; ``hybrid``: the same in the first epoch, and later epochs are drawn before loading by the
+weights that it found, ``pfb.CopyBatchSampler``. ``oracle``: drawn in the batch with weight 1 / size
+of the group. ``removed``: one of each group stays, as ``find_copies`` tells; ``-exact``: as
+equality tells; ``-true``: as the known groups tell; ``-at-random``: as many as ``-true`` leave.
+``sampler``: loaded with weight 1 / size of the group, and ``-found`` as ``find_copies`` tells.
+``-epochs``: as many epochs of the rest as ``full`` has of all, which is less than the budget.
 """
 PRUNE, START, STOP = 0.5, 0.05, 0.875
 BUDGET = 1 - PRUNE * (STOP - START)
@@ -90,7 +91,7 @@ def sizes(arm: str, full_steps: int, batch_size: int, left: float = 1.0, shallow
     if arm == "small-batch":
         small = max(2, round(BUDGET * batch_size))
         return Sizes(full_steps, full_steps, small, small / batch_size)
-    if arm in ("uniform", "copies", "oracle"):
+    if arm in ("uniform", "copies", "hybrid", "oracle"):
         return Sizes(full_steps, full_steps, batch_size, _kept(full_steps, batch_size) / (full_steps * batch_size))
     if arm == "copies-fill":
         steps = _kept(full_steps, batch_size) // batch_size
@@ -150,7 +151,7 @@ def found(task: Task) -> pfb.Copies:
     """The near-duplicates that the library finds in a task's training set."""
     sketch = pfb.Sketch()
     features = torch.cat([sketch(task.prepare(part)) for part in torch.split(task.x, 500)])
-    return pfb.find_copies(features, task.y, images=task.images)
+    return pfb.find_copies(features, task.labels, images=task.images)
 
 
 class Oracle:
@@ -171,6 +172,10 @@ class Run:
         recipe: batch size and epochs.
         model: what is trained, new; the paper's arms attach to it or read it.
         seed: of the order of the samples.
+
+    Attributes:
+        loaded: samples that were loaded so far.
+        of_full: those that ``full`` loads.
     """
 
     def __init__(self, arm: str, task: Task, recipe: Recipe, model: nn.Module, seed: int) -> None:
@@ -182,6 +187,7 @@ class Run:
         shallow = shallow_share(model, task.cut, given) if arm.startswith("paper") else 0.0
         self.sizes = sizes(arm, full_steps, min(recipe.batch_size, len(self.left)), len(self.left) / n, shallow)
         share = pfb.window(PRUNE, START, STOP)
+        self.loaded, self.of_full = 0, full_steps * recipe.batch_size
         self.blocker: pfb.Blocker | None = None
         self.pruner: pfb.BatchPruner | None = None
         self.infobatch = _infobatch(n) if arm == "infobatch" else None
@@ -204,6 +210,8 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """What comes to the model, one batch for each step."""
+        if self.arm == "hybrid":
+            return itertools.islice(self._drawn_before(), self.sizes.loads)
         loaded = (self._load(indices) for indices in itertools.islice(self._order(), self.sizes.loads))
         pruner = self.pruner
         if pruner is None:
@@ -217,7 +225,17 @@ class Run:
             return (pruner(*batch, by=batch[0]) for batch in loaded)
         return (pruner(*batch) for batch in loaded)
 
+    def _drawn_before(self) -> Iterator[Batch]:
+        share, total, n = pfb.window(PRUNE, START, STOP), self.sizes.loads, len(self.task.y)
+        sampler = pfb.CopyBatchSampler(n, self.sizes.batch_size, share, total_steps=total, seed=self.seed)
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            for indices in sampler:
+                batch = self._load(torch.tensor(indices))
+                yield sampler(batch[2], *batch)
+
     def _load(self, indices: Tensor) -> Batch:
+        self.loaded += len(indices)
         return self.task.augment(self.task.x[indices]), self.task.y[indices], indices
 
     def _order(self) -> Iterator[Tensor]:

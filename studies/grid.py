@@ -4,6 +4,7 @@ none done twice; then a table of what pruning near-duplicates in the batch is wo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
@@ -20,11 +21,11 @@ from pfb.lab import files
 from pfb.lab.bench import checks, output
 from pfb.lab.errors import RunError
 from pfb.lab.origin import processor, versions
-from studies import verdicts
+from studies import source_code, verdicts
 from studies.arms import ARMS, PRUNE, START, STOP
 from studies.arms import Run as Way
 from studies.sets import RECIPES, SETS, Recipe, SetName, Task, make
-from studies.verdicts import Run
+from studies.verdicts import METRICS, Run
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class GridConfig:
     """
 
     set: SetName = "logs"
-    """logs, signs, digits: natural, from --folder. clips, tail: made from --images."""
+    """logs, signs, digits: natural, from --folder. clips, tail: made from --images. code: files of
+    the transformers package that is installed.
+    """
     folder: Path = Path("data")
     """Where loghub.npz, gtsrb10.npz and fsdd.npz lie, see docs/redundancy.md."""
     images: str = "cifar10"
@@ -62,7 +65,7 @@ class GridConfig:
     @property
     def recipe(self) -> Recipe:
         own = RECIPES[self.set]
-        return own if self.epochs is None else Recipe(self.epochs, own.batch_size, own.lr, own.primary, own.title)
+        return own if self.epochs is None else dataclasses.replace(own, epochs=self.epochs)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class GridConfig:
             "tiny": self.tiny,
         }
         told |= {"images": images} if self.set in ("clips", "tail") else {}
+        told |= {source_code.PACKAGE: source_code.version()} if self.set == "code" else {}
         return {**told, "prune": PRUNE, "start": START, "stop": STOP}
 
 
@@ -91,7 +95,10 @@ def run(config: GridConfig) -> Path:
     """Do what is missing, seed by seed, then write the table; returns its path."""
     torch.set_num_threads(1)
     place = config.out / f"{config.set}.jsonl"
-    asked = [Cell(config.set, seed, arm) for seed in config.seeds for arm in config.arms]
+    useful = config.recipe.arms or ARMS
+    if idle := [arm for arm in config.arms if arm not in useful]:
+        print(f"{config.set} has no use for {', '.join(idle)}")
+    asked = [Cell(config.set, seed, arm) for seed in config.seeds for arm in config.arms if arm in useful]
     task = functools.lru_cache(1)(lambda seed: make(config.set, config.folder, seed, config.images, config.tiny))
 
     def train(cell: Cell) -> Run:
@@ -151,7 +158,7 @@ def run_missing(
         with place.open("a") as file:
             file.write(json.dumps(output.rounded(ended)) + "\n")
         spent = (time.monotonic() - begun) / 60
-        told = f"accuracy {ended['accuracy']:.2%}, mean recall {ended['mean_recall']:.2%}"
+        told = ", ".join(f"{name} {ended[name]:.4f}" for name in METRICS if ended.get(name) is not None)
         left = spent / (i + 1) * (len(missing) - i - 1)
         print(f"{i + 1}/{len(missing)} {cell.set} {cell.arm} seed {cell.seed}: {told}; {left:.0f} min left", flush=True)
 
@@ -169,7 +176,7 @@ def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
         logits = model(x)
         if way.blocker is not None:
             y, index = way.blocker.select(y), way.blocker.select(index)
-        losses = F.cross_entropy(logits, y, reduction="none")
+        losses = F.cross_entropy(logits, y, reduction="none").view(len(y), -1).mean(1)
         loss = losses.mean() if way.infobatch is None else way.infobatch.reduce(losses, index)
         loss.backward()
         optimizer.step()
@@ -185,6 +192,7 @@ def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
     return {
         "compute": way.sizes.compute,
         "left": len(way.left) / len(task.y),
+        "loaded": way.loaded / way.of_full,
         "trained_alone": _mean(trained[task.sizes <= ALONE]),
         "trained_others": _mean(trained[task.sizes > ALONE]),
         "seconds": seconds,
@@ -202,13 +210,22 @@ def _mean(times: Tensor) -> float | None:
     return float(times.mean()) if len(times) else None
 
 
+def _nats(model: nn.Module, task: Task, is_new: Tensor) -> dict[str, float | None]:
+    held = zip(torch.split(task.x_test, 500), torch.split(task.y_test, 500), strict=True)
+    taken = torch.cat([F.cross_entropy(model(task.prepare(x)), y, reduction="none").mean(1) for x, y in held]).double()
+    return {"nats_new": float(taken[is_new].mean()), "nats": float(taken.mean()), "new": float(is_new.double().mean())}
+
+
 @torch.no_grad()
 def judge(model: nn.Module, task: Task) -> dict[str, float | None]:
     """What is right of the samples held out, without augmentation: of all, in the mean over the
     classes, and of the samples of the rarest fifth of the classes that are held out, by their
-    number in training (``None`` where all classes have about as many).
+    number in training (``None`` where all classes have about as many). Where bytes are asked, the
+    nats that each takes: of all samples, and of those that are equal to none in training.
     """
     model.eval()
+    if task.is_new is not None:
+        return _nats(model, task, task.is_new)
     parts = [model(task.prepare(x)).argmax(1) for x in torch.split(task.x_test, 500)]
     right = (torch.cat(parts) == task.y_test).double()
     in_test = torch.bincount(task.y_test, minlength=task.classes)

@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pfb.lab.errors import RunError
+from studies import source_code
 from studies.redundancy import Clips
 
-SetName = Literal["logs", "signs", "digits", "clips", "tail"]
+SetName = Literal["logs", "signs", "digits", "clips", "tail", "code"]
 SETS: tuple[SetName, ...] = get_args(SetName)
+CODE_ARMS = (
+    *("full", "short", "small-batch", "uniform", "infobatch", "copies", "hybrid", "oracle"),
+    *("removed", "removed-exact", "removed-at-random", "sampler", "sampler-found"),
+)
+"""Not the paper's, which need a classifier; all that is known of groups is equality."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,9 @@ class Recipe:
         epochs: of the arm ``full``.
         batch_size: samples of a batch.
         lr: peak learning rate of SGD (momentum 0.9) under OneCycle.
-        primary: the number that claims are about: ``accuracy`` or ``mean_recall``.
+        primary: the number that claims are about: ``accuracy``, ``mean_recall`` or ``nats_new``.
         title: what the set is, for tables.
+        arms: those that the set has a use for; empty: all.
     """
 
     epochs: int
@@ -43,6 +50,7 @@ class Recipe:
     lr: float
     primary: str
     title: str
+    arms: tuple[str, ...] = ()
 
 
 RECIPES: dict[SetName, Recipe] = {
@@ -51,6 +59,7 @@ RECIPES: dict[SetName, Recipe] = {
     "digits": Recipe(10, 64, 0.1, "accuracy", "spoken digits, 50 takes each"),
     "clips": Recipe(10, 64, 0.1, "accuracy", "CIFAR-10 clips of 40 frames beside single images"),
     "tail": Recipe(10, 64, 0.1, "accuracy", "the same, lengths by a power law"),
+    "code": Recipe(6, 64, 0.1, "nats_new", "source code, functions copied between files", CODE_ARMS),
 }
 
 
@@ -59,9 +68,11 @@ class Task:
     """One seed's data, and its model.
 
     Attributes:
-        x, y: training samples ``[N, ...]`` as they are stored, and their classes ``[N]``.
+        x, y: training samples ``[N, ...]`` as they are stored, and their classes ``[N]``, or what
+            follows each byte, ``[N, T]``.
         groups: ``[N]`` int64, equal for samples that show the same thing.
         x_test, y_test: what is held out; only classes that occur in training.
+        is_new: which of them are equal to no training sample, where that is asked.
         classes: number of classes.
         prepare: stored samples to what the model takes.
         augment: the same in training.
@@ -81,6 +92,12 @@ class Task:
     model: Callable[[], nn.Module]
     cut: str
     images: bool = True
+    is_new: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes, if each sample has one."""
+        return self.y if self.y.dim() == 1 else None
 
     @property
     def sizes(self) -> Tensor:
@@ -120,6 +137,8 @@ def make(name: SetName, folder: Path, seed: int, images: str = "cifar10", tiny: 
         return _signs(folder, generator, 12 if tiny else 226)
     if name == "digits":
         return _digits(folder, seed, generator)
+    if name == "code":
+        return _code(generator, *((300, 100) if tiny else (6_000, 2_000)))
     return _clips(name, images, seed, tiny)
 
 
@@ -220,6 +239,25 @@ def _digits(folder: Path, seed: int, generator: torch.Generator) -> Task:
         augment=lambda x: moved(prepare(x), 2),
         model=lambda: picture_reader(1, 10),
         cut="0",
+    )
+
+
+def _code(generator: torch.Generator, train: int, test: int) -> Task:
+    """Beginnings of functions, whose next byte is asked; files of other models are held out."""
+    x, x_test = source_code.drawn(generator, train, test)
+    return Task(
+        x=x[:, :-1],
+        y=x[:, 1:].long(),
+        groups=source_code.groups_of(x),
+        x_test=x_test[:, :-1],
+        y_test=x_test[:, 1:].long(),
+        classes=source_code.BYTES,
+        prepare=Tensor.long,
+        augment=Tensor.long,
+        model=source_code.NextByte,
+        cut="embed",
+        images=False,
+        is_new=source_code.is_new(x_test, x),
     )
 
 

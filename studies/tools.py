@@ -28,7 +28,7 @@ from pfb.lab.train.data.folder import sketched
 from pfb.lab.train.data.source import InMemory
 from pfb.lab.train.options.config import TrainConfig
 from studies.known_copies import SETS, images_of, tickets, write
-from studies.own_process import cpu_seconds_so_far, taken
+from studies.own_process import Taken, cpu_seconds_so_far, taken
 from studies.pairs import of_pairs
 
 Pairs = list[tuple[int, int]]
@@ -71,10 +71,9 @@ def run(config: ToolsConfig) -> Path:
         rows = _rows(IMAGE_TOOLS, scenes, folders, config.on.threads)
     words, scene_N = tickets()
     rows += _rows(TEXT_TOOLS, {TICKETS: scene_N}, [words], config.on.threads)
-    packages = {package: _version(package) for tools in (IMAGE_TOOLS, TEXT_TOOLS) for _, package in tools.values()}
     settings = asdict(config) | {"data": config.data.rsplit("/", 1)[-1]}
     numbers = output.origin(settings, torch.device("cpu"))
-    numbers["versions"] |= {package: version for package, version in packages.items() if version}
+    numbers["versions"] |= installed(IMAGE_TOOLS) | installed(TEXT_TOOLS)
     return output.write(config.out, {**numbers, "rows": rows}, render)
 
 
@@ -88,32 +87,45 @@ def render(numbers: dict[str, Any]) -> str:
             lines.append([*start, row["missing"], "", "", ""])
             continue
         precision = f"{row['precision']:.3f}" if row["pairs"] else "none found"
-        lines.append([*start, precision, f"{row['recall']:.3f}", f"{row['cpu_seconds']:.1f}", _mib(row["peak_bytes"])])
+        lines.append([*start, precision, f"{row['recall']:.3f}", f"{row['cpu_seconds']:.1f}", mib(row["peak_bytes"])])
     return output.table(header, lines)
 
 
-def _mib(size: float) -> str:
+def mib(size: float) -> str:
+    """Bytes, for a table."""
     return f"{size / MIB:,.0f}"
 
 
 def _rows(tools: Tools, scenes: dict[str, Tensor], given: list[Any], threads: int | None) -> list[dict[str, Any]]:
     """A row for each set and tool; the sets are those of ``scenes``, given in their order."""
-    found = {}
-    for tool, (look, package) in tools.items():
-        missing = "not installed" if _version(package) is None else ""
-        took = None if missing else taken(looks, look, package, given, threads=threads)
-        if took is not None and took.error:
-            missing = "needs weights that are downloaded" if "URLError" in took.error else "failed"
-        found[tool] = missing, took
+    told = found(tools, given, threads)
     rows = []
     for number, (data, scene_N) in enumerate(scenes.items()):
-        for tool, (missing, took) in found.items():
+        for tool, (missing, took) in told.items():
             row = {"data": data, "samples": len(scene_N), "tool": tool, "missing": missing}
             if took is not None and not missing:
                 pairs, seconds = took.result[number]
                 row |= {**of_pairs(pairs, scene_N), "cpu_seconds": seconds, "peak_bytes": took.peak_bytes}
             rows.append(row)
     return rows
+
+
+def found(tools: Tools, given: list[Any], threads: int | None) -> dict[str, tuple[str, Taken | None]]:
+    """Of each tool why it cannot tell (empty if it can), and what it finds in each of the sets."""
+    told = {}
+    for tool, (look, package) in tools.items():
+        missing = "not installed" if _version(package) is None else ""
+        took = None if missing else taken(looks, look, package, given, threads=threads)
+        if took is not None and took.error:
+            missing = "needs weights that are downloaded" if "URLError" in took.error else "failed"
+        told[tool] = missing, took
+    return told
+
+
+def installed(tools: Tools) -> dict[str, str]:
+    """Versions of the packages that are there."""
+    versions = {package: _version(package) for _, package in tools.values()}
+    return {package: version for package, version in versions.items() if version}
 
 
 def looks(look: Look, package: str, given: list[Any]) -> list[tuple[Pairs, float]]:

@@ -14,7 +14,16 @@ from scipy import stats
 from pfb.lab.bench import output
 
 Run = dict[str, Any]
-METRICS = {"accuracy": "accuracy, %", "mean_recall": "mean recall, %", "rarest_fifth": "rarest fifth, %"}
+METRICS = {
+    "accuracy": "accuracy, %",
+    "mean_recall": "mean recall, %",
+    "rarest_fifth": "rarest fifth, %",
+    "nats_new": "nats per byte, new samples",
+    "nats": "nats per byte, all",
+}
+"""Of nats fewer are better."""
+PARTS = {"loaded": "samples loaded", "left": "samples left"}
+"""Shares of those that ``full`` loads, and of the data set."""
 OWN = "copies"
 """The arm that is compared with every other; until it has run, ``uniform`` is."""
 
@@ -54,12 +63,16 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def by_arm(runs: list[Run], metric: str) -> dict[str, dict[int, float]]:
-    """A metric in percent by arm and seed; runs without it are left out."""
+    """A metric by arm and seed, in percent where it is a share; runs without it are left out."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        if run[metric] is not None:
-            found.setdefault(run["arm"], {})[run["seed"]] = 100 * run[metric]
+        if run.get(metric) is not None:
+            found.setdefault(run["arm"], {})[run["seed"]] = run[metric] * (100 if _is_share(metric) else 1)
     return found
+
+
+def _is_share(metric: str) -> bool:
+    return METRICS[metric].endswith("%")
 
 
 def render(runs: list[Run], primary: str) -> str:
@@ -67,24 +80,25 @@ def render(runs: list[Run], primary: str) -> str:
     ``copies`` is better by in pairs of seeds; the p-values are of the primary metric and corrected
     for the number of arms.
     """
-    metrics = [m for m in METRICS if any(run[m] is not None for run in runs)]
+    metrics = [m for m in METRICS if any(run.get(m) is not None for run in runs)]
     arms = _in_order(runs)
     own = OWN if OWN in arms else "uniform"
+    parts = {name: title for name, title in PARTS.items() if any(name in run for run in runs)}
     told = {arm: found for arm in arms if (found := _against(runs, own, arm, primary)) is not None}
     corrected = dict(zip(told, holm([p for _, _, p in told.values()]), strict=True))
     rows = []
     for arm in arms:
         mine = [run for run in runs if run["arm"] == arm]
         row = [f"`{arm}`", f"{len(mine)}", f"{statistics.mean(run['compute'] for run in mine):.0%}"]
-        row += [_left(mine)]
-        row += [_mean_and_deviation([100 * run[m] for run in mine if run[m] is not None]) for m in metrics]
-        row += [difference(_against(runs, own, arm, m)) for m in metrics]
+        row += [_part(mine, name) for name in parts]
+        row += [_mean_and_deviation(list(by_arm(mine, m)[arm].values()), _digits(m)) for m in metrics]
+        row += [difference(_against(runs, own, arm, m), _digits(m)) for m in metrics]
         row += [_p_value(corrected[arm]) if arm in corrected else ""]
         rows.append(row)
     titles = [METRICS[m] for m in metrics]
     minus = [f"`{own}` minus it, {title.removesuffix(', %')}" for title in titles]
     p = f"p, {METRICS[primary].removesuffix(', %')} (Holm)"
-    return output.table(["arm", "n", "compute", "samples left", *titles, *minus, p], rows)
+    return output.table(["arm", "n", "compute", *parts.values(), *titles, *minus, p], rows)
 
 
 OTHERS = ("full", "uniform", "short", "small-batch", "removed", "removed-true", "sampler-found", "sampler")
@@ -109,13 +123,14 @@ def overview(sets: dict[str, list[Run]], titles: dict[str, tuple[str, str]]) -> 
         own = by_arm(runs, primary).get(OWN, {})
         if not told:
             continue
-        row = [f"`{name}`: {title}", METRICS[primary].removesuffix(", %"), f"{len(own)}"]
-        row += [f"{statistics.mean(own.values()):.1f}"]
+        row = [f"`{name}`: {title}", METRICS[primary], f"{len(own)}"]
+        digits = _digits(primary) - _is_share(primary)
+        row += [f"{statistics.mean(own.values()):.{digits}f}"]
         for arm in OTHERS:
-            text = "" if arm not in told else f"{told[arm][0]:+.1f} ± {told[arm][1]:.1f}"
+            text = difference(told.get(arm), digits)
             row.append(f"**{text}**" if corrected.get(arm, 1.0) < 0.05 else text)
         rows.append(row)
-    return output.table(["data", "metric", "n", "`copies`, %", *(f"minus `{arm}`" for arm in OTHERS)], rows)
+    return output.table(["data", "metric", "n", "`copies`", *(f"minus `{arm}`" for arm in OTHERS)], rows)
 
 
 def _in_order(runs: list[Run]) -> list[str]:
@@ -130,24 +145,29 @@ def _against(runs: list[Run], own: str, arm: str, metric: str) -> tuple[float, f
     return None if arm == own else paired(values.get(own, {}), values.get(arm, {}))
 
 
-def _left(runs: list[Run]) -> str:
-    left = statistics.mean(run["left"] for run in runs)
-    return "" if left == 1 else f"{left:.0%}"
+def _part(runs: list[Run], name: str) -> str:
+    """The mean of a share of all samples; empty where it is exactly one, or was not noted."""
+    share = statistics.mean(run.get(name, 1.0) for run in runs)
+    return "" if share == 1 else f"{share:.0%}"
 
 
-def _mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+def _digits(metric: str) -> int:
+    return 2 if _is_share(metric) else 3
 
 
-def difference(told: tuple[float, float, float] | None) -> str:
+def _mean_and_deviation(values: list[float], digits: int) -> str:
+    deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def difference(told: tuple[float, float, float] | None, digits: int = 2) -> str:
     """What :func:`paired` says, for a table; empty for none.
 
     Example:
         >>> difference((1.5, 0.25, 0.04))
         '+1.50 ± 0.25'
     """
-    return "" if told is None else f"{told[0]:+.2f} ± {told[1]:.2f}"
+    return "" if told is None else f"{told[0]:+.{digits}f} ± {told[1]:.{digits}f}"
 
 
 def _p_value(p: float) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pfb.blocking.blocker import Blocker as Blocker
     from pfb.blocking.paper import paper as paper
     from pfb.copies.acting import Copies as Copies
+    from pfb.copies.batch_sampler import CopyBatchSampler as CopyBatchSampler
     from pfb.copies.files import read_groups as read_groups
     from pfb.copies.near_duplicates import find_copies as find_copies
     from pfb.density.moving_centers import MovingCenters as MovingCenters
@@ -42,6 +43,7 @@ _PLACES = {
     "blocking.blocker": ("Blocker",),
     "blocking.paper": ("paper",),
     "copies.acting": ("Copies",),
+    "copies.batch_sampler": ("CopyBatchSampler",),
     "copies.files": ("read_groups",),
     "copies.near_duplicates": ("find_copies",),
     "density.moving_centers": ("MovingCenters",),

@@ -1,12 +1,14 @@
 """The machine that runs arms in pairs, on tiny made data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from pfb.lab.errors import RunError
 from studies import __main__ as studies
-from studies import arms, grid, sets, stream, verdicts
+from studies import arms, grid, sets, source_code, stream, verdicts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # tiny data are all alike, which the library tells
@@ -103,6 +105,35 @@ def test_each_seed_draws_data_of_its_own_and_the_same_again(folder):
     assert clips.sizes.max() > 10
     assert (clips.sizes == 1).sum() == 50
     assert clips.augment(clips.x[:4]).shape == (4, 1, 8, 8)
+
+
+def test_source_code_is_predicted_and_judged_by_bytes(tmp_path, capsys):
+    flags = ["grid", "--set", "code", "--tiny", "--epochs", "1", "--out", str(tmp_path), "--seeds", "0"]
+    studies.main([*flags, "--arms", "paper", "infobatch", "copies", "hybrid", "removed-exact"])
+    assert "code has no use for paper" in capsys.readouterr().out
+    runs = grid.read(tmp_path / "code.jsonl")
+    assert [run["arm"] for run in runs] == ["infobatch", "copies", "hybrid", "removed-exact"]
+    assert all(0 < run["nats"] < 5 for run in runs)
+    assert runs[0]["settings"]["transformers"] == source_code.version()
+    table = (tmp_path / "code.md").read_text()
+    assert "nats per byte, new samples" in table
+    assert "samples loaded" in table
+
+
+def test_a_byte_is_predicted_from_those_before_it():
+    task = sets.make("code", Path(), 0, tiny=True)
+    assert torch.equal(task.x[:, 1:].long(), task.y[:, :-1])
+    assert len(task.groups.unique()) < len(task.y)
+    there = (task.x_test[:, None] == task.x).all(2).any(1)
+    assert torch.equal(there, there | ~task.is_new)
+    assert 0 < task.is_new.float().mean() < 1
+    model, x = task.model(), task.prepare(task.x[:2])
+    changed = x.clone()
+    changed[:, 60:] = 7
+    before, after = model(x), model(changed)
+    assert before.shape == (2, 128, 127)
+    torch.testing.assert_close(before[..., :60], after[..., :60])
+    assert not torch.equal(before[..., 60:], after[..., 60:])
 
 
 def test_a_missing_file_is_named(tmp_path):

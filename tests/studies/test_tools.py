@@ -1,11 +1,15 @@
 """find_copies at scale, and beside other tools: the data, the rows and the tables."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from studies import known_copies, scale, tools
+from pfb.lab.errors import RunError
+from pfb.lab.train.data.source import InMemory
+from studies import cifair, known_copies, scale, tools
 from studies.own_process import taken
 from studies.pairs import ALONE
 
@@ -61,3 +65,48 @@ def test_a_row_of_a_tool_and_of_a_scale():
     row = scale._row(2000, True, took, None, scene)
     assert "| 2,000 | all pairs |" in scale.render({"rows": [row]})
     assert row["near"] > 100
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """Twelve test images of which four repeat a training image, in an order by class; and lists
+    that count in another order.
+    """
+    train, y_train = pictures(40), torch.arange(40) % 4
+    test, y_test = pictures(12), torch.arange(12) % 4
+    test[[0, 5, 7]] = train[[20, 9, 30]]
+    test[11] = test[3]
+    np.savez(
+        tmp_path / "cifair10.npz",
+        test_train=np.array([[0, 20, 1], [5, 9, 1], [7, 30, 2]]),
+        test_test=np.array([[11, 3, 1]]),
+        y_train=y_train.numpy().astype(np.uint8),
+        y_test=y_test.numpy().astype(np.uint8),
+    )
+    parts = [(x[y.argsort(stable=True)], y.sort().values) for x, y in ((train, y_train), (test, y_test))]
+    source = SimpleNamespace(train=InMemory(*parts[0]), test=InMemory(*parts[1]))
+    monkeypatch.setattr(cifair, "load", lambda config: source)
+    return cifair.CifairConfig(folder=tmp_path, train_samples=20, out=tmp_path / "cifair.json")
+
+
+def test_lists_in_the_order_of_cifar_are_found_in_that_of_the_classes(listed):
+    images, pairs, tests = cifair.chosen(listed)
+    assert (len(images), tests) == (32, 12)
+    assert sorted(pairs.values()) == [1, 1, 1, 2]
+    assert all(torch.equal(images[a], images[b]) for a, b in pairs)
+
+
+def test_what_tools_find_of_the_lists_is_told_in_a_table(listed, monkeypatch):
+    some = {"equal files": (tools.equal_files, "torch"), "none": (tools.fastdup, "no-such-package")}
+    monkeypatch.setattr(tools, "IMAGE_TOOLS", some)
+    table = cifair.run(listed).read_text()
+    assert "| equal files | 1.000 | 1.000 | 5 | 1.000 |" in table
+    assert "| none | not installed |" in table
+
+
+def test_lists_of_other_data_are_refused(listed, tmp_path):
+    with pytest.raises(RunError, match="number of images of a class"):
+        cifair.places(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    (tmp_path / "cifair10.npz").unlink()
+    with pytest.raises(RunError, match=r"must hold cifair10\.npz"):
+        cifair.chosen(listed)
