@@ -13,9 +13,10 @@ README = (ROOT / "README.md").read_text()
 NATURAL = ("uniform", "short", "small-batch", "removed", "full")
 ROWS = {
     "log lines": ("logs", "mean_recall", NATURAL),
-    "half as many": ("clips", "accuracy", NATURAL),
+    "as they come": ("stream", "mean_recall", ("uniform", None, None, None, "full")),
+    "of 100 images": ("clips", "accuracy", NATURAL),
     "traffic signs": ("signs", "accuracy", NATURAL),
-    "CIFAR-10 clips": ("gpu clips", "test_accuracy", ("uniform", "short", None, "removed-true", "full")),
+    "twice as many": ("gpu clips", "test_accuracy", ("uniform", "short", None, "removed-true", "full")),
     "50,000 images": ("gpu plain", "test_accuracy", ("uniform", "short", None, None, "full")),
 }
 """By a part of the row's first cell: runs, metric, and the twins of its columns."""
@@ -27,7 +28,10 @@ def runs(name):
         lines = (ROOT / "results/gpu-h100/lines.jsonl").read_text().splitlines()
         of = [line for line in map(json.loads, lines) if line["item"].startswith(f"train/{name[4:]}/")]
         return [{**line["settings"], **line["result"]} for line in of if line["status"] == "done"]
-    return [json.loads(line) for line in (ROOT / f"results/natural-cpu/{name}.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (ROOT / f"results/natural-cpu/{name}.jsonl").read_text().splitlines()]
+    if name == "stream":  # of log lines in their order, with the default memory
+        return [run | {"arm": run["arm"].removesuffix("-4096")} for run in found if run["set"] == "logs/1"]
+    return found
 
 
 def difference(found, metric, twin):

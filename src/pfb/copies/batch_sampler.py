@@ -130,8 +130,9 @@ class CopyBatchSampler(Sampler[list[int]]):
 
     def _round(self, generator: torch.Generator) -> Tensor:
         """As many indices as the weights add up to, in random order, none twice."""
-        number = max(1, round(float(self.log_weights.double().exp().sum())))
-        indices = drawn(self.log_weights, generator).topk(number).indices
+        log_weights = self.log_weights.cpu()
+        number = max(1, round(float(log_weights.double().exp().sum())))
+        indices = drawn(log_weights, generator).topk(number).indices
         return indices[torch.randperm(number, generator=generator)]
 
     def __call__(self, index: Tensor, *batch: Any, by: Any = None) -> Any:
@@ -163,9 +164,10 @@ class CopyBatchSampler(Sampler[list[int]]):
         latest_N = self._rule.latest
         if len(latest_N) != len(place_N):
             raise ValueError(f"`index` must be one for each of {len(latest_N)} samples (got {len(place_N)})")
-        both_R2 = sync.concatenated(torch.stack([place_N.to(latest_N.device), latest_N.double()], 1)).cpu()
+        both_R2 = sync.concatenated(torch.stack([place_N.to(latest_N.device), latest_N.double()], 1))
         # A sample whose features are not finite comes by in full, so that the loss shows it.
-        self.log_weights[both_R2[:, 0].long()] = both_R2[:, 1].float().nan_to_num(0.0, 0.0, 0.0)
+        found_R = both_R2[:, 1].float().nan_to_num(0.0, 0.0, 0.0)
+        self.log_weights = self.log_weights.to(found_R.device).index_copy_(0, both_R2[:, 0].long(), found_R)
         return kept if is_pruned else given
 
     def state_dict(self) -> dict[str, Any]:
