@@ -39,7 +39,7 @@ format: $(BIN)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 evidence: $(BIN)/.train  ## train with near-duplicates pruned, drawn less often and removed, on data in FOLDER (docs/redundancy.md), into EVIDENCE
-	for set in logs signs digits clips tail; do $(BIN)/python -m studies grid --set $$set --folder $(FOLDER) --images $(DATA) --out $(EVIDENCE) || exit 1; done
+	for set in logs signs digits code clips tail; do $(BIN)/python -m studies grid --set $$set --folder $(FOLDER) --images $(DATA) --out $(EVIDENCE) || exit 1; done
 	$(BIN)/python -m studies stream --folder $(FOLDER) --out $(EVIDENCE)
 
 docs: $(BIN)/.docs  ## build the documents site into build/site
