@@ -136,6 +136,11 @@ class Gate:
             return None
         if not self.reached:
             left_out = "the cut did not run in it: the forward left it out (LayerDrop, a branch not taken)"
+            if _compiled_anything():
+                left_out += (
+                    ", or PyTorch ran what it had compiled of a model of the same class without this blocker (set "
+                    "`torch._dynamo.config.skip_nnmodule_hook_guards = False` before compiling either)"
+                )
             return f"{left_out}. pfb.BatchPruner(features=pfb.Shallow(model)) scores where no layer is dropped"
         if self._saw_no_grad:
             return "gradients were disabled in its forwards"

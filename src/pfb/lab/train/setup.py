@@ -113,6 +113,7 @@ class Setup:
         self.optimizer = accelerator.prepare(self.plain_optimizer) if scales else self.plain_optimizer
         methods.check(model, (self.pruner, self.blocker), self.two_samples(), config)
         if config.compile:
+            torch._dynamo.reset()  # or code of a run before, of other hooks, would be run again
             self.model.compile()  # in place: names of weights stay
         self.averaged = None if config.ema is None else averaged(model, config.ema)
 
