@@ -105,11 +105,8 @@ def run(config: GridConfig) -> Path:
         return train_one(cell.arm, task(cell.seed), config.recipe, cell.seed)
 
     run_missing(asked, config.settings, place, train, config.minutes)
-    table = place.with_suffix(".md")
-    files.write_text(table, render(read(place)))
     files.write_text(config.out / "overview.md", overview(config.out))
-    print(table.read_text())
-    return table
+    return write_table(place, render)
 
 
 def overview(folder: Path) -> str:
@@ -121,6 +118,14 @@ def overview(folder: Path) -> str:
 def read(place: Path) -> list[Run]:
     """The runs that a file holds."""
     return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+
+
+def write_table(place: Path, render: Callable[[list[Run]], str]) -> Path:
+    """Write the table of a file's runs beside it, and show it; returns its path."""
+    table = place.with_suffix(".md")
+    files.write_text(table, render(read(place)))
+    print(table.read_text())
+    return table
 
 
 def render(runs: list[Run]) -> str:
@@ -168,9 +173,27 @@ def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
     torch.manual_seed(seed)
     model = task.model()
     way = Way(arm, task, recipe, model, seed)
+    trained, seconds = fit(way, model, recipe)
+    return {
+        "compute": way.sizes.compute,
+        "left": len(way.left) / len(task.y),
+        "loaded": way.loaded / way.of_full,
+        "trained_alone": _mean(trained[task.sizes <= ALONE]),
+        "trained_others": _mean(trained[task.sizes > ALONE]),
+        "seconds": seconds,
+        "train_samples": len(task.y),
+        "test_samples": len(task.y_test),
+        **judge(model, task),
+    }
+
+
+def fit(way: Way, model: nn.Module, recipe: Recipe) -> tuple[Tensor, float]:
+    """Train a model by an arm's batches; returns how often each sample was trained on, ``[N]``, and
+    the seconds of processor time that it took.
+    """
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, 0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=way.sizes.steps)
-    trained = torch.zeros(len(task.y))
+    trained = torch.zeros(len(way.task.y))
     begun, steps = time.process_time(), 0
     for x, y, index in way.batches():
         logits = model(x)
@@ -188,18 +211,8 @@ def train_one(arm: str, task: Task, recipe: Recipe, seed: int) -> Run:
         steps += 1
     seconds = time.process_time() - begun
     if steps != way.sizes.steps:
-        raise RuntimeError(f"{arm} took {steps} steps, {way.sizes.steps} were planned")
-    return {
-        "compute": way.sizes.compute,
-        "left": len(way.left) / len(task.y),
-        "loaded": way.loaded / way.of_full,
-        "trained_alone": _mean(trained[task.sizes <= ALONE]),
-        "trained_others": _mean(trained[task.sizes > ALONE]),
-        "seconds": seconds,
-        "train_samples": len(task.y),
-        "test_samples": len(task.y_test),
-        **judge(model, task),
-    }
+        raise RuntimeError(f"{way.arm} took {steps} steps, {way.sizes.steps} were planned")
+    return trained, seconds
 
 
 ALONE = 5

@@ -14,16 +14,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import pfb
-from pfb.lab import files
 from pfb.lab.bench import checks, output
 from studies import arms, sets
-from studies.grid import Cell, judge, read, run_missing
+from studies.grid import Cell, fit, judge, run_missing, write_table
 from studies.group_data import skies
 from studies.redundancy import Clips
-from studies.verdicts import Run, difference, holm, paired
+from studies.verdicts import Run, difference, holm, mean_and_deviation, paired
 
 SetName = Literal["night", "sky", "clips", "distinct"]
 SETS: tuple[SetName, ...] = get_args(SetName)
@@ -140,10 +138,7 @@ def run(config: StarvedConfig) -> Path:
         return train_one(cell.arm, made(cell.set, cell.seed), cell.seed)
 
     run_missing(asked, config.settings, place, train, config.minutes)
-    table = place.with_suffix(".md")
-    files.write_text(table, render(read(place)))
-    print(table.read_text())
-    return table
+    return write_table(place, render)
 
 
 def make(name: SetName, images: str, seed: int, tiny: bool = False) -> Judged:
@@ -219,15 +214,7 @@ def train_one(arm: str, data: Judged, seed: int) -> Run:
     torch.manual_seed(seed)
     task, model = data.task, data.task.model()
     way = Way(arm, task, model, seed)
-    optimizer = torch.optim.SGD(model.parameters(), RECIPE.lr, 0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE.lr, total_steps=way.sizes.steps)
-    trained = torch.zeros(len(task.y))
-    for x, y, index in way.batches():
-        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        trained.index_add_(0, index, torch.ones(len(index)))
+    trained, _ = fit(way, model, RECIPE)
     found: Run = {**judge(model, task), "compute": way.sizes.compute}
     groups = {"group": data.train, "rest": ~data.train & (task.sizes == 1), "copies": task.sizes > 1}
     for name, here in groups.items():
@@ -298,5 +285,4 @@ def _times(runs: list[Run], part: str) -> str:
 
 def _mean_and_deviation(runs: list[Run], part: str) -> str:
     values = [100 * run[part] for run in runs if run[part] is not None]
-    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}" if values else ""
+    return mean_and_deviation(values) if values else ""

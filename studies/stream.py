@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pfb
-from pfb.lab import files
 from pfb.lab.bench import checks, output
 from studies import sets, verdicts
-from studies.grid import Cell, judge, read, run_missing
+from studies.grid import Cell, judge, run_missing, write_table
 from studies.verdicts import Run, paired
 
 StreamName = Literal["logs", "signs"]
@@ -83,10 +82,7 @@ def run(config: StreamConfig) -> Path:
 
     settings = {"batch_size": BATCH, "prune": PRUNE, "tiny": config.tiny}
     run_missing(asked, settings, place, train, config.minutes)
-    table = place.with_suffix(".md")
-    files.write_text(table, render(read(place)))
-    print(table.read_text())
-    return table
+    return write_table(place, render)
 
 
 def named(name: str, window: int) -> str:

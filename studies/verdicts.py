@@ -91,7 +91,7 @@ def render(runs: list[Run], primary: str) -> str:
         mine = [run for run in runs if run["arm"] == arm]
         row = [f"`{arm}`", f"{len(mine)}", f"{statistics.mean(run['compute'] for run in mine):.0%}"]
         row += [_part(mine, name) for name in parts]
-        row += [_mean_and_deviation(list(by_arm(mine, m)[arm].values()), _digits(m)) for m in metrics]
+        row += [mean_and_deviation(list(by_arm(mine, m)[arm].values()), _digits(m)) for m in metrics]
         row += [difference(_against(runs, own, arm, m), _digits(m)) for m in metrics]
         row += [_p_value(corrected[arm]) if arm in corrected else ""]
         rows.append(row)
@@ -155,7 +155,13 @@ def _digits(metric: str) -> int:
     return 2 if _is_share(metric) else 3
 
 
-def _mean_and_deviation(values: list[float], digits: int) -> str:
+def mean_and_deviation(values: list[float], digits: int = 2) -> str:
+    """For a table, the standard deviation in brackets if there is one.
+
+    Example:
+        >>> mean_and_deviation([1.0, 2.0]), mean_and_deviation([1.0])
+        ('1.50 (0.71)', '1.00')
+    """
     deviation = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 

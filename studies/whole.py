@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from pfb.lab import files
 from pfb.lab.bench import checks, output
 from pfb.lab.train import loop
 from pfb.lab.train.batches.loaders import length
 from pfb.lab.train.data import Source, load
 from pfb.lab.train.options.config import TrainConfig, without_folders
 from pfb.lab.train.paired.twins import twin
-from studies.grid import Cell, read, run_missing
-from studies.verdicts import Run, by_arm, difference, paired
+from studies.grid import Cell, run_missing, write_table
+from studies.verdicts import Run, by_arm, difference, mean_and_deviation, paired
 
 STAGES = (
     ("full", "paper", "uniform-inside"),
@@ -106,10 +105,7 @@ def run(config: WholeConfig) -> Path:
         return train_one(config.config_of(cell.arm, cell.seed, samples), source)
 
     run_missing(cells, settings, place, train, config.minutes)
-    table = place.with_suffix(".md")
-    files.write_text(table, render(read(place)))
-    print(table.read_text())
-    return table
+    return write_table(place, render)
 
 
 def train_one(config: TrainConfig, source: Source) -> Run:
@@ -136,12 +132,11 @@ def render(runs: list[Run]) -> str:
     rows = []
     for arm in (arm for arm in ARMS if arm in accuracies):
         own, mine = accuracies[arm], [run for run in runs if run["arm"] == arm]
-        spread = f" ({statistics.stdev(own.values()):.2f})" if len(own) > 1 else ""
         rows.append(
             [
                 f"`{arm}`",
                 len(own),
-                f"{statistics.mean(own.values()):.2f}{spread}",
+                mean_and_deviation(list(own.values())),
                 *("" if arm == other else minus(own, accuracies.get(other, {})) for other in CONTROLS),
                 f"{100 * statistics.mean(run['train_accuracy'] for run in mine):.1f}",
                 f"{statistics.mean(run['trained_samples'] / whole for run in mine):.1%}",

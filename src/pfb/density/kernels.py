@@ -48,10 +48,6 @@ class Density(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-DENSITY = frozenset(name for name in (*vars(Density), *Density.__annotations__) if not name.startswith("_"))
-"""Names that a density has."""
-
-
 def silverman_bandwidth(std_D: Tensor, n: int) -> Tensor:
     """Silverman's rule of thumb: the kernel's standard deviation h in each dimension.
 
