@@ -47,11 +47,11 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     page, table = tmp_path / "new/advice.html", tmp_path / "copies.csv"
     shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", page, "--export", table)
     assert "289 of 289 samples looked at, in batches of 16, on cpu." in shown
-    assert "Recommended: prune in the batch." in shown
+    assert "Recommended: remove these copies once." in shown
     assert "0.3% because they are equal to others to the last bit" in shown
     assert "of 4 samples 0.0% have a near-copy in training; 0.0% there or in the test" in shown
-    assert "does not repeat itself as much" in shown
-    assert re.search(r"pfb train --data \S+ --model cifar-resnet8 --prune 0.45 --method copies --control short", shown)
+    assert "Or prune in the batch: loader = pfb.prune_batches(loader, prune=0.45" in shown
+    assert re.search(r"pfb train --data \S+ --model cifar-resnet8 --drop \S+copies.csv --method full", shown)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     groups = {}
@@ -67,11 +67,12 @@ def test_a_folder_of_clips(folder, tmp_path, capsys):
     assert text.count("data:image/png;base64,") == 12 * 8
     assert "train/class1/scene01_" in text
     assert "http" not in text  # no resource of another place
-    assert "Recommended: prune in the batch." in text
-    assert "Or remove these copies once" in text
+    assert "Recommended: remove these copies once." in text
+    assert "Or draw copies less often" in text
 
 
-def test_the_command_that_is_printed_can_be_run(folder, tmp_path, capsys):
+def test_the_command_that_is_printed_can_be_run(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pfb.adviser.near_copies.FADING", -1.0)  # as of log lines: copies shade into the rest
     shown = run(capsys, "--data", f"imagefolder:{folder}", "--batch-size", 16, "--out", tmp_path / "a.html")
     (command,) = re.findall(r"pfb (train .*--method copies .*)", shown)
     cli.main([*shlex.split(command), "--dry-run", "--workers", "0"])
@@ -88,7 +89,7 @@ def test_which_groups_a_split_sets_aside_decides_nothing(folder, tmp_path, capsy
         told |= set(re.findall("Recommended: (.*?)\\.", shown))
         assert "samples set aside of the same data decide nothing" in shown
         assert "near-copy in training" not in shown
-    assert told == {"prune in the batch"}
+    assert told == {"remove these copies once"}
 
 
 def test_copies_that_are_equal_are_to_be_dropped_by_the_list(folder, tmp_path, capsys):

@@ -113,15 +113,15 @@ class Advice:
             return "fix-data"
         if self.spare < WORTH_REMOVING:
             return "nothing"
-        steps = self.steps
-        if self.test_repeats_itself and self.spare >= WORTH_PRUNING:
-            return "nothing" if steps is not None and steps.kept.median > 1 - WORTH_TIME else "random"
-        if self.copies.equal >= MOSTLY * self.spare:
-            return "remove"
-        idle = steps is not None and (steps.waits or steps.is_shorter is False)
-        if self.copies.seen >= max(WORTH_PRUNING, self.copies.few) and not idle:
-            return "prune"
-        return "draw"
+        copies, idle = self.copies, self.steps is not None and (self.steps.waits or self.steps.is_shorter is False)
+        seen = copies.seen >= max(WORTH_PRUNING, copies.few)
+        if self.test_repeats_itself and not (copies.shade and seen and self._test_repeats_training):
+            return "nothing" if self._steps_as_long else "random"
+        if seen and (copies.shade or self.total is None):
+            return "prune" if not idle else "nothing" if self.total is None else "draw"
+        if copies.shade and copies.equal < MOSTLY * self.spare:
+            return "nothing" if self._steps_as_long else "random"
+        return "remove"
 
     @property
     def code(self) -> str:
@@ -137,9 +137,12 @@ class Advice:
             "prune": f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})",
             "random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())",
         }
+        if self.copies.shade and self.total is not None:
+            given = f"{self.total}, batch_size={self.batch_size}, prune={self.prune:g}"
+            found["draw"] = f"sampler = pfb.CopyBatchSampler({given})  # see docs/copies.md"
         if self.known_indices and self.groups:
             drawn = round(sum(self.weights))
-            found["draw"] = f"sampler = torch.utils.data.WeightedRandomSampler(advice.weights, {drawn})"
+            found.setdefault("draw", f"sampler = torch.utils.data.WeightedRandomSampler(advice.weights, {drawn})")
             found["remove"] = "dataset = torch.utils.data.Subset(dataset, advice.keep)"
         return found
 
@@ -176,7 +179,7 @@ class Advice:
         """The other ways to act on the same copies, with the line of each."""
         if self.recommendation not in ("prune", "draw", "remove"):
             return ()
-        ways: tuple[Kind, ...] = ("prune", "draw", "remove")
+        ways: tuple[Kind, ...] = ("prune", "draw") if self.copies.shade else ("prune", "draw", "remove")
         others = (way for way in ways if way != self.recommendation and way in self.codes)
         return tuple((RECOMMENDED[way][0], self.codes[way]) for way in others)
 
@@ -196,46 +199,59 @@ class Advice:
         """Samples of the data set, as far as they are known."""
         return max(self.total or self.samples, 1 + max((i for group in self.groups for i in group), default=-1))
 
+    @property
+    def _steps_as_long(self) -> bool:
+        """Whether a step on fewer samples takes as long, even without a choice."""
+        return self.steps is not None and self.steps.kept.median > 1 - WORTH_TIME
+
+    @property
+    def _test_repeats_training(self) -> bool:
+        return self.tested is not None and self.tested.repeats_training(self.near_copies)
+
     def _prune(self) -> str:
         saves = "" if self.saved is None else f", and saves {self.saved:.0%} of the time of a training"
         if self.steps is not None and self.steps.is_shorter is None:
             saves = " (whether that saves time here cannot be told)"
-        end = "If what you test on repeats itself as much, random is as good."
-        if self.tested is not None and self.tested.is_whole:
+        end = "If what you test on repeats itself, but nothing of training, random is as good."
+        if self._test_repeats_training:
+            end = "What you test on repeats training, too: new and rare things gain, the average of all hardly does."
+        elif self.tested is not None and self.tested.is_whole:
             end = "What you test on does not repeat itself as much, which is where it pays."
+        why = ", and shade into the rest, so that one of each would be too little" if self.copies.shade else ""
         return (
-            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training. "
-            f"Leaving out {self.prune:.0%} of each batch drops mostly these, each still comes by now and then{saves}. "
-            f"{end}{self._starved()}"
+            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training"
+            f"{why}. Leaving out {self.prune:.0%} of each batch drops mostly these, each still comes by now and then"
+            f"{saves}. {end}{self._starved()}"
         )
 
     def _draw(self) -> str:
-        why = "groups too small to be seen while training"
-        if self.copies.seen >= max(WORTH_PRUNING, self.copies.few) and self.steps is not None:
-            why = (
-                f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
-            )
-            if self.steps.is_shorter is False:
-                why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
+        assert self.steps is not None
+        why = f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
+        if self.steps.is_shorter is False:
+            why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
         return (
-            f"{self.spare:.0%} of the samples could be spared, but {why}. Drawn by 1 / size of its group each group "
-            f"counts as one sample, an epoch is {self.spare:.0%} shorter, and no copy is lost for good."
-            f"{self._to_be_told_which()}"
+            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training, "
+            f"but {why}. Pruned in the first epoch only, copies are hardly loaded again in later ones, and none is "
+            "lost for good."
         )
 
     def _remove(self) -> str:
+        equal = f"{self.copies.equal:.0%} are equal to others to the last bit. " if self.copies.equal else ""
         return (
-            f"{self.copies.equal:.0%} of the samples are equal to others to the last bit, {self.spare:.0%} could be "
-            "spared with near-copies: what is removed is not loaded again. Where it matters how often a thing occurs, "
-            f"as in logs, prune in the batch instead.{self._to_be_told_which()}"
+            f"{self.spare:.0%} of the samples could be spared, and copies are told apart from the rest clearly. {equal}"
+            "What is removed is not loaded again, and every epoch is shorter. Data that grow, or come as a stream: "
+            f"prune in the batch.{self._to_be_told_which()}"
         )
 
     def _random(self) -> str:
         saves = "" if self.saved is None else f", which saves {self.saved:.0%} of the time"
-        return (
-            f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, where "
-            f"sparing copies was no better than chance{saves}."
+        why = (
+            "what you test on repeats itself, too, where"
+            if self.test_repeats_itself
+            else f"copies shade into the rest ({self.copies.unclear:.0%} are neither), in small groups, where"
         )
+        gained = f"sparing copies was no better than chance{saves}"
+        return f"{self.spare:.0%} of the samples could be spared, but {why} {gained}."
 
     def _fix(self) -> str:
         count = len(self.not_finite)
@@ -247,10 +263,10 @@ class Advice:
         )
 
     def _nothing(self) -> str:
-        if self.spare >= WORTH_PRUNING:
+        if self.spare >= WORTH_REMOVING:
             return (
-                f"{self.spare:.0%} of the samples could be spared, but what you test on repeats itself, too, and on "
-                "this device a step on fewer samples takes as long as one on all: train fewer epochs."
+                f"{self.spare:.0%} of the samples could be spared, but pruning in the batch would save no time here, "
+                "and removing copies would lose what counts: train fewer epochs."
             )
         return (
             f"{self.spare:.1%} of the samples could be spared: to spend less, train fewer epochs. On data that do not "
@@ -268,7 +284,8 @@ class Advice:
 
     def _to_be_told_which(self) -> str:
         if self.known_indices:
-            return ""
+            part = self.total is not None and self.samples < self.total
+            return f" These were found in a part of the data: look at all, samples={self.total}." if part else ""
         return (
             " The loader shuffles, so that indices only count its order: look again with shuffle=False, or return the "
             "index of each sample from `prepare=`, to be told which."

@@ -19,6 +19,7 @@ from pfb.copies.reach import in_deviations
 
 SEEN_ROWS = 3  # of a group, in the memory: then its copies are seen
 DEFAULT_MEMORY = 4096
+FADING = 0.1  # of the near-copies: with so many unclear ones they shade into the rest
 NEARLY_ALL = 0.9  # of the data: then hardly a group is missed
 TOKENS = 2  # the kind of input
 
@@ -35,6 +36,7 @@ class NearCopies:
             each should stay.
         spare: share that could go if one sample of each group stayed.
         seen: the part of that whose groups are large enough for the memory to see.
+        unclear: share that is neither clearly a copy nor clearly none.
         equal: share that could go because it is equal to another to the last bit.
         memory: rows for :class:`pfb.NeighbourMemory`.
         least_group: near-copies in a group of the whole data of which three were likely looked at;
@@ -50,6 +52,7 @@ class NearCopies:
     spare: float
     seen: float
     equal: float
+    unclear: float
     memory: int
     least_group: int | None
     hints: tuple[str, ...]
@@ -61,6 +64,11 @@ class NearCopies:
         """How many groups hold several labels."""
         whole = set(map(frozenset, self.parts))
         return sum(frozenset(group) not in whole for group in self.groups)
+
+    @property
+    def shade(self) -> bool:
+        """Whether copies shade into the rest, so that where a group ends is arbitrary."""
+        return self.unclear > FADING * self.near
 
     @property
     def few(self) -> float:
@@ -93,6 +101,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
         sum(len(group) - 1 for group in found.groups) / n,
         len(seen_by_memory) / n,
         equal / n,
+        found.unclear,
         _memory(seen_by_memory, n, total),
         None if n >= NEARLY_ALL * total else math.ceil(SEEN_ROWS * total / n),
         tuple(_hints(seen)),
@@ -109,6 +118,7 @@ def say(found: NearCopies) -> list[tuple[str, str]]:
         many = f"{len(found.groups):,} group{'s' if len(found.groups) > 1 else ''}"
         text += f", in {many} (largest: {sizes}); {found.spare:.1%} could be spared"
         text += f", {found.equal:.1%} because they are equal to others to the last bit" if found.equal else ""
+    text += f"; {found.unclear:.1%} are neither clearly copies nor clearly none" if found.groups else ""
     if found.least_group is not None:
         text += f". Of a part of the data, groups of fewer than about {found.least_group:,} are mostly not seen"
     rows = [("near-copies", ". ".join([text, *found.hints]))]

@@ -34,6 +34,10 @@ class Overlap:
         """Whether it does so half as much as training, a share ``near`` of which has a copy."""
         return self.near_copies >= ALIKE * near > 0
 
+    def repeats_training(self, near: float) -> bool:
+        """Whether its copies are in training half as often."""
+        return self.in_training >= ALIKE * near > 0
+
     @property
     def is_whole(self) -> bool:
         """Whether all of it was looked at."""

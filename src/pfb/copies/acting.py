@@ -18,6 +18,7 @@ from pfb.copies.quality import sharpness, size
 
 Best = Literal["central", "largest", "sharpest"] | Callable[[int], float]
 Groups = tuple[tuple[int, ...], ...]
+CLEARLY = 0.71  # of the reach of a near-copy
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Copies:
         alike: ``[N]`` int64, how many samples are near-copies of each, itself included; of more
             than 50,000 samples at least so many.
         nearest: ``[N]`` int64, the nearest other sample.
+        distance: ``[N]`` float32, to that sample, in units of how far a near-copy reaches there: of
+            near-copies 1 at most.
         labels: one of each sample, or ``None`` if they are not known. Where they are, a group keeps
             one sample for each of its labels.
 
@@ -49,7 +52,16 @@ class Copies:
     groups: Groups
     alike: Tensor
     nearest: Tensor
+    distance: Tensor
     labels: tuple[Hashable, ...] | None = None
+
+    @property
+    def unclear(self) -> float:
+        """Share of the samples whose nearest is neither clearly a copy nor clearly none: at 0.71 to
+        1.41 of how far one reaches. High where copies shade into the rest, and groups are
+        arbitrary.
+        """
+        return float(((self.distance > CLEARLY) & (self.distance < 1 / CLEARLY)).double().mean())
 
     @property
     def keep(self) -> Tensor:

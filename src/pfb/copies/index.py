@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pfb.copies.groups import lead_within, within
-from pfb.copies.reach import FEWEST_GROUPS, GROUPS, USUAL, in_reach, reach
+from pfb.copies.reach import FEWEST_GROUPS, GROUPS, USUAL, in_reach, in_units, reach
 
 BLOCK = 8192  # rows that are looked up at a time
 LED = 512  # ... that are made followers or leaders
@@ -29,7 +29,7 @@ ASKED = 4096  # samples that tell it for groups of other sizes
 SEED = 0
 
 
-def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[Tensor, ...]:
     """Search like that of all pairs, in time about in proportion to ``N ** 1.5``.
 
     Args:
@@ -38,8 +38,9 @@ def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[
         on_rows: told how many rows are done.
 
     Returns:
-        The nearest other sample ``[N]``; which are near-copies ``[F]``; at least how many are alike
-        to each of these ``[F]``; and which of them each follows ``[F]``, numbers of 0 to F - 1.
+        The nearest other sample ``[N]``; its distance in units of how far a near-copy reaches
+        ``[N]``; which are near-copies ``[F]``; at least how many are alike to each of these
+        ``[F]``; and which of them each follows ``[F]``, numbers of 0 to F - 1.
 
     Raises:
         ImportError: faiss is not installed.
@@ -50,7 +51,7 @@ def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[
     z_UD = z_ND[first_U].contiguous()
     reach_U = _reach(z_ND, z_UD, images)
     index = _index(faiss, z_UD)
-    near_U, nearest_U, count_U = often_U > 1, torch.arange(len(z_UD)), often_U.clone()
+    far_U, nearest_U, count_U = torch.zeros(len(z_UD)), torch.arange(len(z_UD)), often_U.clone()
     for start in range(0, len(z_UD), BLOCK):
         block = slice(start, min(start + BLOCK, len(z_UD)))
         square_BK, found_BK = _nearest(index, z_UD[block], NEIGHBOURS + 1)
@@ -62,8 +63,10 @@ def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[
         count_U[block] += (often_U[found_BK] * like_BK).sum(1)
         best_B1 = square_BK.argmin(1, keepdim=True)
         nearest_U[block] = found_BK.gather(1, best_B1)[:, 0]
-        near_U[block] |= square_BK.gather(1, best_B1)[:, 0].sqrt() <= reach_U[block]
+        far_U[block] = in_units(square_BK.gather(1, best_B1)[:, 0].sqrt(), reach_U[block])
         on_rows(min(n, round(block.stop * n / len(z_UD))))
+    far_U[often_U > 1] = 0.0
+    near_U = far_U <= 1
     of_V = near_U.nonzero()[:, 0]
     led_V = of_V[_led(faiss, index, z_UD[of_V], reach_U[of_V], count_U[of_V])]
     copies_F = near_U[same_N].nonzero()[:, 0]
@@ -74,7 +77,7 @@ def search(z_ND: Tensor, images: bool, on_rows: Callable[[int], None]) -> tuple[
     leader_F = position_N[first_U[leader_U[same_N[copies_F]]]]
     size_F = torch.bincount(leader_F, minlength=len(copies_F))[leader_F]
     count_F = torch.maximum(count_U[same_N[copies_F]], size_F)
-    return _nearest_of_all(first_U, same_N, often_U, nearest_U), copies_F, count_F, leader_F
+    return _nearest_of_all(first_U, same_N, often_U, nearest_U), far_U[same_N], copies_F, count_F, leader_F
 
 
 def _faiss() -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pfb.copies import index
 from pfb.copies.acting import Copies, listed
 from pfb.copies.groups import lead_within, within
-from pfb.copies.reach import FEWEST, FEWEST_GROUPS, GROUPS, MOST_GROUPS, USUAL, in_deviations, reach
+from pfb.copies.reach import FEWEST, FEWEST_GROUPS, GROUPS, MOST_GROUPS, USUAL, in_deviations, in_units, reach
 
 BLOCK = 512  # rows that are compared with all others at a time
 MOST_COMPARED = 50_000  # samples of which all pairs are
@@ -80,9 +80,9 @@ def find_copies(
     x_ND = features.detach().float().cpu()
     place_N = (x_ND.isfinite() & x_ND.square().isfinite()).all(1).nonzero()[:, 0]
     near_N, alike_N = torch.zeros(total, dtype=torch.bool), torch.ones(total, dtype=torch.int64)
-    nearest_N = torch.arange(total)
+    nearest_N, far_N = torch.arange(total), torch.full((total,), math.inf)
     if len(place_N) < 2:
-        return Copies(near_N, (), alike_N, nearest_N, known)
+        return Copies(near_N, (), alike_N, nearest_N, far_N, known)
     z_ND, own_N = in_deviations(x_ND[place_N]), None
     if own is not None:
         own_ND = own.detach().float().cpu()[place_N]
@@ -96,12 +96,13 @@ def find_copies(
             reach_N = torch.maximum(reach_N, reach_N[neighbour_N])
         copies_F = (distance_N <= reach_N).nonzero()[:, 0]
         count_F, leader_F = _led(z_ND[copies_F], reach_N[copies_F])
+        relative_N = in_units(distance_N, reach_N)
     else:
-        neighbour_N, copies_F, count_F, leader_F = index.search(z_ND, images, on_rows)
+        neighbour_N, relative_N, copies_F, count_F, leader_F = index.search(z_ND, images, on_rows)
     near_N[place_N[copies_F]] = True
-    nearest_N[place_N] = place_N[neighbour_N]
+    nearest_N[place_N], far_N[place_N] = place_N[neighbour_N], relative_N
     alike_N[place_N[copies_F]] = count_F
-    return Copies(near_N, _split(place_N[copies_F], leader_F), alike_N, nearest_N, known)
+    return Copies(near_N, _split(place_N[copies_F], leader_F), alike_N, nearest_N, far_N, known)
 
 
 def _neighbours(

@@ -100,6 +100,11 @@ def reach(
     return reach_N
 
 
+def in_units(distance: Tensor, reach: Tensor) -> Tensor:
+    """Distances in units of how far a near-copy reaches; 0 between equal samples."""
+    return torch.where(distance == 0, 0.0, distance / reach)
+
+
 def in_reach(square: Tensor, radius: Tensor) -> Tensor:
     """Whether a squared distance is within a radius, computed in another order of sums."""
     return square <= radius.square() * 1.0001 + 1e-9

@@ -115,6 +115,6 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | Non
         print(f"{train} --prune {found.prune:g} --method {method} --control short{same}")
     if found.recommendation == "remove":
         listed = export is not None and export.suffix == ".csv" and "weights" not in export.name
-        print(f"{train} --drop {shlex.quote(str(export)) if listed else 'auto'}{same}")
+        print(f"{train} --drop {shlex.quote(str(export)) if listed else 'auto'} --method full{same}")
     if found.groups and export is None:
         print("  --export copies.csv lists all near-copies, keep.txt what to keep, weights.csv how often to draw each")
