@@ -31,6 +31,8 @@ def test_the_index_finds_the_groups_of_all_pairs():
     assert {frozenset(group) for group in some.groups} == {frozenset(group) for group in every.groups}
     assert (some.nearest == every.nearest).float().mean() > 0.95
     assert (some.alike == every.alike).float().mean() > 0.99
+    assert (some.distance - every.distance).abs()[some.near].max() < 0.1
+    assert some.unclear == pytest.approx(every.unclear, abs=0.01)
 
 
 def test_groups_of_equal_rows_and_groups_larger_than_the_list_of_neighbours():

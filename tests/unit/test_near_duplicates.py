@@ -33,6 +33,8 @@ def test_frames_of_scenes_are_found_and_grouped_and_single_samples_are_not():
     assert (found.alike[found.near] == 10).all()
     assert (found.alike[~found.near] == 1).all()
     assert torch.equal(scene[found.nearest[found.near]], scene[found.near])
+    assert torch.equal(found.distance <= 1, found.near)
+    assert found.unclear < 0.01
 
 
 @pytest.mark.parametrize("kind", ["gauss2", "gauss10", "gauss48", "digits", "tokens", "sequences"])
@@ -73,6 +75,13 @@ def test_the_first_of_a_group_is_the_one_that_most_are_alike_to():
     assert found.groups[0][0] == 0
 
 
+def test_copies_that_shade_into_the_rest_are_unclear():
+    frames = scenes(30, 10, 0) + 0.3 * torch.rand(300, 1) * torch.randn(300, 16)
+    found = find_copies(torch.cat([frames, torch.randn(700, 16)]))
+    assert torch.equal(found.distance <= 1, found.near)
+    assert found.unclear > 0.1 * found.near.float().mean()
+
+
 def test_few_samples_are_copies_only_if_they_are_equal():
     x = torch.randn(12, 4)
     x[5] = x[2]
@@ -93,6 +102,7 @@ def test_what_is_not_finite_is_nobodys_copy():
     assert not found.near[:2].any()
     assert {len(group) for group in found.groups} == {6, 8}
     assert found.nearest[:2].tolist() == [0, 1]
+    assert found.distance[:2].isinf().all()
 
 
 @pytest.mark.parametrize("n", [0, 1])

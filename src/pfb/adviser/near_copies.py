@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pfb.adviser.scan import Progress, Scan
 from pfb.copies.near_duplicates import find_copies
-from pfb.copies.reach import in_deviations
 
 SEEN_ROWS = 3  # of a group, in the memory: then its copies are seen
 DEFAULT_MEMORY = 4096
@@ -43,7 +42,7 @@ class NearCopies:
             ``None`` if nearly all samples were.
         hints: what hides copies here.
         group_sizes: ``[N]``, size of the group of each, 1 for a single one.
-        distances: ``[N]``, to the nearest other sample, in deviations of the features.
+        distances: ``[N]``, to the nearest other sample, in units of how far a near-copy reaches.
     """
 
     near: float
@@ -106,7 +105,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
         None if n >= NEARLY_ALL * total else math.ceil(SEEN_ROWS * total / n),
         tuple(_hints(seen)),
         sizes_N,
-        _to_nearest(seen.features, found.nearest),
+        found.distance,
     )
 
 
@@ -127,12 +126,6 @@ def say(found: NearCopies) -> list[tuple[str, str]]:
             ("conflicts", f"labels differ in {found.conflicts:,} of these groups: one of each label should stay")
         )
     return rows
-
-
-def _to_nearest(features_ND: Tensor, nearest_N: Tensor) -> Tensor:
-    """Distance to the nearest other sample, ``[N]``; infinite where features are not finite."""
-    z_ND = in_deviations(features_ND)
-    return (z_ND - z_ND[nearest_N]).square().sum(1).sqrt().nan_to_num(math.inf)
 
 
 def _memory(sizes: list[int], n: int, total: int) -> int:
