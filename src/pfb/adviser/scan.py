@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from pfb.features.base import Features, FromFunction
-from pfb.features.judged import kind_of, labels_of
+from pfb.features.judged import are_classes, kind_of, labels_of
 from pfb.model.inputs import Prepare, without_labels
 from pfb.pruning.arguments import checked_features
 from pfb.pruning.judging import Judge
@@ -132,7 +132,7 @@ def scan(
         first, taken = len(found), min(n, samples - len(found))  # of the last batch not all
         rows.append(features_ND[:taken].detach().float().cpu())
         own.append(None if view is None else view[:taken].detach().float().cpu())
-        labels.append(y[:taken].detach().cpu() if _are_classes(y, n) else None)
+        labels.append(y[:taken].detach().cpu() if are_classes(y, n) else None)
         found.not_finite += [first + i for i in _not_finite((x, y), n) if i < taken]
         found.index += [int(i) for i in index[:taken]] if index is not None else range(first, first + taken)
         found.known_indices |= index is not None
@@ -190,11 +190,6 @@ def _prepared(batch: Any, prepare: Prepare | None) -> tuple[Any, Any, Any]:
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         raise TypeError(f"`prepare` must return (input, labels) or (input, labels, index) (got {_named(made)})")
     return (*made, None) if len(made) == 2 else made
-
-
-def _are_classes(y: Any, n: int) -> bool:
-    whole = isinstance(y, Tensor) and y.shape == (n,) and not (y.is_floating_point() or y.is_complex())
-    return whole and y.dtype != torch.bool
 
 
 def _all(parts: list[Tensor | None]) -> Tensor | None:

@@ -40,6 +40,8 @@ def _known(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
         return
     if is_array(value):
         value = as_tensor(value)
+    if isinstance(value, Tensor) and 0 in value.shape[1:]:
+        return
     fields = depth == 0 and isinstance(value, tuple)  # what a call was given, however it looks
     if kind_of(value) is not None and not fields:
         yield path, value
@@ -64,8 +66,6 @@ def kind_of(x: Any) -> int | None:
         return 0
     if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
         return None
-    if 0 in x.shape[1:]:
-        return None
     whole = not x.is_floating_point()
     return {2: 2 if whole else 3, 3: None if whole else 1, 4: 0, 5: 0}.get(x.dim())
 
@@ -88,15 +88,18 @@ def as_tensor(array: Any) -> Any:
         return array
 
 
+def are_classes(x: Any, n: int) -> bool:
+    """Whether these are the classes of n samples, whole numbers ``[N]``."""
+    whole = isinstance(x, Tensor) and x.shape == (n,) and not (x.is_floating_point() or x.is_complex())
+    return whole and x.dtype != torch.bool
+
+
 def labels_of(batch: Any, n: int) -> Tensor | None:
-    """The classes of n samples, whole numbers ``[N]``, where a batch names or places them as usual:
-    a key or field such as ``"label"``, else the second of ``(input, labels)``.
+    """The classes of n samples where a batch names or places them as usual: a key or field such as
+    ``"label"``, else the second of ``(input, labels)``.
     """
     inside = dict(children(batch) or ())
     named = [value for place, value in inside.items() if key_of(place) in LABELS]
     second = [batch[1]] if not named and isinstance(batch, (tuple, list)) and len(batch) >= 2 else []
-    for value in (*named, *second):
-        x = as_tensor(value) if is_array(value) else value
-        if isinstance(x, Tensor) and x.shape == (n,) and not (x.is_floating_point() or x.is_complex()):
-            return x if x.dtype != torch.bool else None
-    return None
+    found = (as_tensor(value) if is_array(value) else value for value in (*named, *second))
+    return next((x for x in found if are_classes(x, n)), None)

@@ -8,7 +8,7 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pfb.density.kernels import full_precision
 from pfb.features import own_views
 from pfb.features.base import Features
 from pfb.features.cut import fixed_normal, mean_and_deviation, mean_and_spread
-from pfb.features.judged import are_images, as_tensor, candidates
+from pfb.features.judged import are_images, as_tensor, candidates, kind_of
 from pfb.selection.select import is_array
 
 FILTERS = 16  # of images; as many again tell copies no better
@@ -80,9 +80,9 @@ class Sketch(Features):
         x = as_tensor(x) if is_array(x) else x
         if are_images(x):
             return torch.cat([self(image[None]) for image in x])
-        x, kind = self._known(x)
+        x, kind = _prepared(x)
         with full_precision(x.device):
-            return _SKETCHES[kind](x)
+            return SKETCHES[kind](x)
 
     @torch.no_grad()
     def own_view(self, x: Any, generator: torch.Generator | None = None) -> Tensor:
@@ -109,22 +109,20 @@ class Sketch(Features):
         """
         if are_images(x):
             return torch.cat([self.own_view(image[None], generator) for image in x])
-        x, kind = self._known(x)
+        x, kind = _prepared(x)
         with full_precision(x.device):
-            return _SKETCHES[kind](_VIEWS[kind](x, generator))
+            return SKETCHES[kind](VIEWS[kind](x, generator))
 
-    def _known(self, x: Any) -> tuple[Tensor, str]:
-        """The input with its samples first, and what it is; images small."""
-        if not isinstance(x, Tensor) or x.is_nested or x.is_complex() or x.dtype == torch.bool or x.dim() < 2:
-            raise TypeError(_refusal(x))
-        x = x.detach()
-        if x.dim() == 2 and not x.is_floating_point():
-            return x, "tokens"
-        if x.dim() in (4, 5):
-            return small((x.movedim(3, 1) if _has_channels_last(x) else x).float()), "images"
-        if x.dim() in (2, 3) and x.is_floating_point():
-            return x.float(), "sequences" if x.dim() == 3 else "vectors"
+
+def _prepared(x: Any) -> tuple[Tensor, int]:
+    """The input with its samples first, and its kind; images small."""
+    kind = kind_of(x)
+    if kind is None:
         raise TypeError(_refusal(x))
+    x = x.detach()
+    if kind == 0:
+        return small((x.movedim(3, 1) if _has_channels_last(x) else x).float()), kind
+    return x if kind == 2 else x.float(), kind
 
 
 def _has_channels_last(x: Tensor) -> bool:
@@ -202,18 +200,9 @@ def of_vectors(x_NF: Tensor) -> Tensor:
     return x_NF if width <= VECTOR else x_NF @ fixed_normal(width, VECTOR, device=x_NF.device)
 
 
-_SKETCHES: dict[str, Callable[[Tensor], Tensor]] = {
-    "images": of_images,
-    "tokens": of_tokens,
-    "sequences": of_sequences,
-    "vectors": of_vectors,
-}
-_VIEWS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
-    "images": own_views.of_images,
-    "tokens": own_views.of_tokens,
-    "sequences": own_views.of_sequences,
-    "vectors": own_views.of_vectors,
-}
+SKETCHES = of_images, of_sequences, of_tokens, of_vectors
+VIEWS = own_views.of_images, own_views.of_sequences, own_views.of_tokens, own_views.of_vectors
+"""By kind, see :func:`kind_of`."""
 
 
 def _refusal(x: object) -> str:
