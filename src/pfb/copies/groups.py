@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pfb.copies.reach import in_reach
 
+BLOCK = 512  # rows that are made followers or leaders at a time
 T = TypeVar("T", bound=Hashable)
 
 
@@ -39,6 +40,31 @@ def led(near: Mapping[T, Iterable[T]]) -> tuple[tuple[T, ...], ...]:
         if mine:
             groups.append((member, *mine))
     return tuple(sorted(groups, key=lambda group: -len(group)))
+
+
+def followed(
+    rows_FD: Tensor, radius_F: Tensor, count_F: Tensor, near_leader: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Whom each row follows, ``[F]`` int64: in the order of their counts each follows a leader
+    within reach, if there is one, or else leads. So near-copies of near-copies do not chain on.
+
+    Args:
+        rows_FD: the near-copies.
+        radius_F: how far each reaches.
+        count_F: how many are alike to each.
+        near_leader: from the numbers of some rows ``[B]`` and of the leaders before them ``[L]``,
+            one at least, to the leader that each row follows, ``[B]``, -1 for none.
+    """
+    leader_F = torch.empty(len(rows_FD), dtype=torch.int64)
+    leaders = torch.empty(0, dtype=torch.int64)
+    for block_B in torch.split(count_F.argsort(descending=True, stable=True), BLOCK):
+        found_B = near_leader(block_B, leaders) if len(leaders) else torch.full_like(block_B, -1)
+        free_B = found_B < 0
+        rows_BD, radius_B = rows_FD[block_B].double(), radius_F[block_B].double()
+        first_B = lead_within(within(rows_BD, radius_B, rows_BD, radius_B), free_B)
+        leader_F[block_B] = torch.where(free_B, block_B[first_B], found_B)
+        leaders = torch.cat([leaders, block_B[torch.unique(first_B[free_B])]])
+    return leader_F
 
 
 def lead_within(near_BB: Tensor, free_B: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfb.copies.groups import lead_within, within
+from pfb.copies.groups import followed
 from pfb.copies.reach import FEWEST_GROUPS, GROUPS, USUAL, in_reach, in_units, reach
 
 BLOCK = 8192  # rows that are looked up at a time
-LED = 512  # ... that are made followers or leaders
 NEIGHBOURS = 32  # found of each
 LEADERS = 4  # looked at for each
 LISTS = 4  # times the square root of the samples: lists of the inverted file
@@ -162,27 +161,18 @@ def _nearest(index: Any, z_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _led(faiss: Any, index: Any, z_VD: Tensor, reach_V: Tensor, count_V: Tensor) -> Tensor:
-    """Whom each follows, ``[V]``: in the order of their counts, each follows one of the nearest
-    leaders, if it is within reach, or else leads.
-    """
-    leaders = faiss.IndexIVFFlat(index.quantizer, z_VD.size(1), index.nlist)
-    leaders.nprobe = PROBED
-    numbers: list[Tensor] = []
-    leader_V = torch.empty(len(z_VD), dtype=torch.int64)
-    for block_B in torch.split(count_V.argsort(descending=True, stable=True), LED):
-        z_BD, reach_B = z_VD[block_B], reach_V[block_B]
-        free_B = torch.ones(len(block_B), dtype=torch.bool)
-        if numbers:
-            square_BK, found_BK = _nearest(leaders, z_BD, LEADERS)
-            led_BK = torch.cat(numbers)[found_BK.clamp_min(0)]
-            radius_BK = torch.maximum(reach_B[:, None], reach_V[led_BK])
-            like_BK = in_reach(square_BK, radius_BK) & (found_BK >= 0)
-            free_B = ~like_BK.any(1)
-            first_B1 = like_BK.int().argmax(1, keepdim=True)
-            leader_V[block_B] = led_BK.gather(1, first_B1)[:, 0]
-        first_B = lead_within(within(z_BD.double(), reach_B.double(), z_BD.double(), reach_B.double()), free_B)
-        leader_V[block_B[free_B]] = block_B[first_B[free_B]]
-        if len(new_L := block_B[torch.unique(first_B[free_B])]):
-            leaders.add(z_VD[new_L].numpy())
-            numbers = [torch.cat([*numbers, new_L])]
-    return leader_V
+    """Whom each follows, ``[V]``, of the nearest leaders."""
+    of_leaders = faiss.IndexIVFFlat(index.quantizer, z_VD.size(1), index.nlist)
+    of_leaders.nprobe = PROBED
+
+    def near_leader(block_B: Tensor, leaders: Tensor) -> Tensor:
+        if len(new_L := leaders[of_leaders.ntotal :]):
+            of_leaders.add(z_VD[new_L].numpy())
+        square_BK, found_BK = _nearest(of_leaders, z_VD[block_B], LEADERS)
+        led_BK = leaders[found_BK.clamp_min(0)]
+        radius_BK = torch.maximum(reach_V[block_B, None], reach_V[led_BK])
+        like_BK = in_reach(square_BK, radius_BK) & (found_BK >= 0)
+        nearest_B = led_BK.gather(1, like_BK.int().argmax(1, keepdim=True))[:, 0]
+        return torch.where(like_BK.any(1), nearest_B, -1)
+
+    return followed(z_VD, reach_V, count_V, near_leader)

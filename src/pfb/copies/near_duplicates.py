@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pfb.copies import index
 from pfb.copies.acting import Copies, listed
-from pfb.copies.groups import lead_within, within
+from pfb.copies.groups import followed, within
 from pfb.copies.reach import FEWEST, FEWEST_GROUPS, GROUPS, MOST_GROUPS, USUAL, in_deviations, in_units, reach
 
 BLOCK = 512  # rows that are compared with all others at a time
@@ -141,29 +141,17 @@ def _neighbours(
 
 
 def _led(rows_FD: Tensor, radius_F: Tensor) -> tuple[Tensor, Tensor]:
-    """How many are alike to each, and whom each follows, ``[F]`` both: in the order of these
-    numbers, each follows the first leader within reach, or else leads. So near-copies of
-    near-copies do not chain on.
-    """
+    """How many are alike to each, and whom each follows, ``[F]`` both."""
     rows_FD, radius_F = rows_FD.double(), radius_F.double()
     parts = torch.split(torch.arange(len(rows_FD)), BLOCK)
     counts = [within(rows_FD[part], radius_F[part], rows_FD, radius_F).sum(1) for part in parts]
     count_F = torch.cat(counts) if counts else torch.empty(0, dtype=torch.int64)
-    order_F = count_F.argsort(descending=True, stable=True)
-    leaders = torch.empty(0, dtype=torch.int64)
-    leader_F = torch.empty(len(rows_FD), dtype=torch.int64)
-    for block_B in torch.split(order_F, BLOCK):
-        rows_BD, radius_B = rows_FD[block_B], radius_F[block_B]
-        free_B = torch.ones(len(block_B), dtype=torch.bool)
-        if len(leaders):
-            near_BL = within(rows_BD, radius_B, rows_FD[leaders], radius_F[leaders])
-            follows_B = near_BL.any(1)
-            leader_F[block_B[follows_B]] = leaders[near_BL[follows_B].int().argmax(1)]
-            free_B &= ~follows_B
-        first = lead_within(within(rows_BD, radius_B, rows_BD, radius_B), free_B)
-        leader_F[block_B[free_B]] = block_B[first[free_B]]
-        leaders = torch.cat([leaders, block_B[torch.unique(first[free_B])]])
-    return count_F, leader_F
+
+    def near_leader(block_B: Tensor, leaders: Tensor) -> Tensor:
+        near_BL = within(rows_FD[block_B], radius_F[block_B], rows_FD[leaders], radius_F[leaders])
+        return torch.where(near_BL.any(1), leaders[near_BL.int().argmax(1)], -1)
+
+    return count_F, followed(rows_FD, radius_F, count_F, near_leader)
 
 
 def _split(place_F: Tensor, leader_F: Tensor) -> tuple[tuple[int, ...], ...]:
