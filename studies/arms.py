@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import pfb
 from pfb.lab.errors import RunError
+from pfb.lab.train.data.split import sketched
 from pfb.model.cost import shallow_share, step_cost
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
@@ -149,9 +150,8 @@ def firsts(groups: Tensor) -> Tensor:
 
 def found(task: Task) -> pfb.Copies:
     """The near-duplicates that the library finds in a task's training set."""
-    sketch = pfb.Sketch()
-    features = torch.cat([sketch(task.prepare(part)) for part in torch.split(task.x, 500)])
-    return pfb.find_copies(features, task.labels, images=task.images)
+    features, own = sketched(map(task.prepare, torch.split(task.x, 500)))
+    return pfb.find_copies(features, task.labels, own=own, images=task.images)
 
 
 class Oracle:

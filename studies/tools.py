@@ -24,8 +24,9 @@ from pfb.lab.bench import output
 from pfb.lab.bench.setup import Device, On
 from pfb.lab.errors import RunError
 from pfb.lab.train.data import load
-from pfb.lab.train.data.folder import sketched
+from pfb.lab.train.data.folder import small
 from pfb.lab.train.data.source import InMemory
+from pfb.lab.train.data.split import groups_among
 from pfb.lab.train.options.config import TrainConfig
 from studies.known_copies import SETS, images_of, tickets, write
 from studies.own_process import Taken, cpu_seconds_so_far, taken
@@ -152,7 +153,7 @@ def _version(package: str) -> str | None:
 def ours(folder: str) -> Pairs:
     """Sketches of the files, all pairs compared."""
     files = [(str(path), 0) for path in sorted(Path(folder).iterdir())]
-    return _in_groups(find_copies(sketched(files), images=True).groups)
+    return _in_groups(groups_among(small(files), images=True))
 
 
 def equal_files(folder: str) -> Pairs:

@@ -19,6 +19,7 @@ from pfb.selection.select import is_array
 
 SAYS_LITTLE = re.compile("mask|type_ids|position|label(?!l?ed)|target|length|index|idx|^y$")
 """Names of what lies beside a sample and does not tell it from others; not "unlabelled"."""
+NAMES_CLASS = re.compile(f"^({'|'.join(LABELS)})$|(^|_)(label|class)(es)?$")
 FEW_FIELDS = 8  # a longer list holds samples, not the fields of a batch
 
 
@@ -88,18 +89,20 @@ def as_tensor(array: Any) -> Any:
         return array
 
 
-def are_classes(x: Any, n: int) -> bool:
-    """Whether these are the classes of n samples, whole numbers ``[N]``."""
-    whole = isinstance(x, Tensor) and x.shape == (n,) and not (x.is_floating_point() or x.is_complex())
-    return whole and x.dtype != torch.bool
+def as_classes(x: Any, n: int) -> Tensor | None:
+    """The classes of n samples, int64 ``[N]``, from whole numbers or bool ``[N]`` or ``[N, 1]``."""
+    x = as_tensor(x) if is_array(x) else x
+    if not isinstance(x, Tensor) or x.shape not in ((n,), (n, 1)) or x.is_floating_point() or x.is_complex():
+        return None
+    return x.flatten().long()
 
 
 def labels_of(batch: Any, n: int) -> Tensor | None:
-    """The classes of n samples where a batch names or places them as usual: a key or field such as
-    ``"label"``, else the second of ``(input, labels)``.
+    """The classes of n samples, int64 ``[N]``, where a batch names or places them as usual: a key
+    or field such as ``"label"`` or ``"fine_label"``, else the first such part after the input.
     """
     inside = dict(children(batch) or ())
-    named = [value for place, value in inside.items() if key_of(place) in LABELS]
-    second = [batch[1]] if not named and isinstance(batch, (tuple, list)) and len(batch) >= 2 else []
-    found = (as_tensor(value) if is_array(value) else value for value in (*named, *second))
-    return next((x for x in found if are_classes(x, n)), None)
+    named = [value for place, value in inside.items() if NAMES_CLASS.search(key_of(place))]
+    others = batch[1:] if not named and isinstance(batch, (tuple, list)) else ()
+    found = (as_classes(value, n) for value in (*named, *others))
+    return next((x for x in found if x is not None), None)

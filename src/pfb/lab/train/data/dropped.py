@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pfb.copies.acting import Groups, by_label, kept
 from pfb.copies.files import Member, read_groups, samples_of
-from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError
-from pfb.lab.train.data.folder import OnDisk, sketched
+from pfb.lab.train.data.folder import OnDisk, small
 from pfb.lab.train.data.source import InMemory, Source, labels_of
 from pfb.lab.train.data.split import groups_among
 from pfb.lab.train.options.config import TrainConfig
@@ -35,7 +34,7 @@ def left(source: Source, config: TrainConfig) -> Source:
     n = len(labels_of(source.train))
     labels = labels_of(source.train).tolist() if source.task == "classification" else None
     if config.drop == AUTO:
-        groups = groups_among(sketches(source), images=source.task != "language")
+        groups = groups_among(inputs(source), images=source.task != "language")
     else:
         if config.train_samples is not None:
             raise RunError("--drop FILE counts the whole training set: leave out --train-samples, or use --drop auto")
@@ -52,12 +51,12 @@ def left(source: Source, config: TrainConfig) -> Source:
     return dataclasses.replace(source, train=_only(source, keep), names=names)
 
 
-def sketches(source: Source) -> Tensor:
-    """Sketches ``[N, D]`` of all training samples, without augmentation."""
+def inputs(source: Source) -> Iterator[Tensor]:
+    """All training samples without augmentation, a part at a time."""
     if isinstance(train := source.train, OnDisk):
-        return sketched(train.files)
+        return small(train.files)
     assert isinstance(train, InMemory)
-    return torch.cat([Sketch()(source.prepare_test(part)) for part in torch.split(train.images, SKETCHED)])
+    return map(source.prepare_test, torch.split(train.images, SKETCHED))
 
 
 def _only(source: Source, keep: Tensor) -> InMemory | OnDisk:

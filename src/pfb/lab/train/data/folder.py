@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError, printable
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
@@ -77,14 +76,14 @@ def load(root: Path, config: TrainConfig) -> Source:
     return dataclasses.replace(source, names=[str(Path(file).relative_to(root)) for file, _ in train_files])
 
 
-def sketched(files: Files) -> Tensor:
-    """Sketches ``[N, D]`` of whole images, which are read a part at a time.
+def small(files: Files) -> Iterator[Tensor]:
+    """Whole images as they are sketched, ``[N, 3, 32, 32]``, read a part at a time.
 
     Raises:
         RunError: images cannot be read.
     """
-    parts = [files[start : start + SKETCHED] for start in range(0, len(files), SKETCHED)]
-    return torch.cat([Sketch()(_decoded(part, SMALL_IMAGE).images.float() / 255) for part in parts])
+    for start in range(0, len(files), SKETCHED):
+        yield _decoded(files[start : start + SKETCHED], SMALL_IMAGE).images.float() / 255
 
 
 def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
@@ -107,7 +106,7 @@ def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
 
 
 def _split(files: Files) -> tuple[Files, Files]:
-    train, test = by_groups(groups_among(sketched(files), images=True), torch.tensor([label for _, label in files]))
+    train, test = by_groups(groups_among(small(files), images=True), torch.tensor([label for _, label in files]))
     if not test:
         raise RunError("--split groups: every class is a single group of near-copies, so that none is left to test on")
     return [files[i] for i in train], [files[i] for i in test]

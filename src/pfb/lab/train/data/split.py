@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from pfb.adviser.scan import FEWEST_ROWS
 from pfb.copies.acting import Groups
 from pfb.copies.near_duplicates import find_copies
+from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError
 
 TEST = 5  # one sample of so many
 SEED = 0  # the same test set for all methods and seeds
 
 
-def groups_among(features: Tensor, images: bool) -> Groups:
-    """Groups of near-copies.
+def sketched(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sketches ``[N, D]`` of samples that come in parts, and those of changed views, as
+    :func:`pfb.advise` makes them.
+    """
+    sketch, found = Sketch(), []
+    for number, part in enumerate(parts):
+        view = sketch.own_view(part, torch.Generator().manual_seed(number))
+        found.append((sketch(part), view if len(part) >= FEWEST_ROWS else torch.full_like(view, torch.nan)))
+    features, own = zip(*found, strict=True)
+    return torch.cat(features), torch.cat(own)
+
+
+def groups_among(parts: Iterable[Tensor], images: bool) -> Groups:
+    """Groups of near-copies among samples that come in parts.
 
     Raises:
         RunError: there are so many samples that it takes a package which is not installed.
     """
+    features, own = sketched(parts)
     try:
-        return find_copies(features, images=images).groups
+        return find_copies(features, own=own, images=images).groups
     except ImportError as error:
         raise RunError(str(error).split("; or pass")[0]) from error
 
@@ -50,11 +66,15 @@ def by_groups(groups: Sequence[Sequence[int]], labels: Tensor) -> tuple[list[int
     for number in torch.randperm(len(units), generator=generator).tolist():
         of_class.setdefault(int(labels[units[number][0]]), []).append(units[number])
     test: list[int] = []
+    left = Counter(labels.tolist())
     for its in of_class.values():
         wanted, drawn = sum(map(len, its)) / TEST, 0
         for unit in its[:-1]:
-            if abs(drawn + len(unit) - wanted) < abs(drawn - wanted):
+            classes = Counter(labels[list(unit)].tolist())
+            stays = all(left[c] > count for c, count in classes.items())  # it may hold all of another class
+            if stays and abs(drawn + len(unit) - wanted) < abs(drawn - wanted):
                 test += unit
                 drawn += len(unit)
+                left -= classes
     tested = set(test)
     return [i for i in range(len(labels)) if i not in tested], sorted(test)
