@@ -33,6 +33,7 @@ class NearCopies:
             keep first, and the others ascending.
         parts: the same, split by label: what to act on, since where labels differ one sample of
             each should stay.
+        conflicts: how many groups hold several labels.
         spare: share that could go if one sample of each group stayed.
         seen: the part of that whose groups are large enough for the memory to see.
         unclear: share that is neither clearly a copy nor clearly none.
@@ -48,6 +49,7 @@ class NearCopies:
     near: float
     groups: tuple[tuple[int, ...], ...]
     parts: tuple[tuple[int, ...], ...]
+    conflicts: int
     spare: float
     seen: float
     equal: float
@@ -57,12 +59,6 @@ class NearCopies:
     hints: tuple[str, ...]
     group_sizes: Tensor = field(repr=False, compare=False)
     distances: Tensor = field(repr=False, compare=False)
-
-    @property
-    def conflicts(self) -> int:
-        """How many groups hold several labels."""
-        whole = set(map(frozenset, self.parts))
-        return sum(frozenset(group) not in whole for group in self.groups)
 
     @property
     def shade(self) -> bool:
@@ -80,7 +76,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
     n, total = len(seen), max(len(seen), seen.total or 0)
     found = find_copies(
         seen.features,
-        None if seen.labels is None else seen.labels,
+        seen.labels,
         own=seen.own,
         images=seen.kind == 0,
         exact=True,
@@ -97,6 +93,7 @@ def find(seen: Scan, progress: Progress) -> NearCopies:
         float(found.near.double().mean()),
         tuple(seen.numbered(group) for group in found.groups),
         tuple(seen.numbered(part) for part in found.parts),
+        0 if found.labels is None else len(found.conflicts()),
         sum(len(group) - 1 for group in found.groups) / n,
         len(seen_by_memory) / n,
         equal / n,

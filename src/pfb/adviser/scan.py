@@ -48,7 +48,7 @@ class Scan:
         known_indices: whether these are the data set's.
         labels: ``[N]`` classes, if the loader gives any.
         not_finite: places of samples that hold NaN or infinity, in input or labels.
-        first: input, labels and judged part of the first batch.
+        first: input and judged part of the first batch.
         batch_size: samples of that.
         total: of the whole data set, if the loader tells.
         kind: what is judged: 0 images, 1 sequences, 2 tokens, 3 vectors; ``None``: by features of
@@ -65,7 +65,7 @@ class Scan:
     known_indices: bool = True
     labels: Tensor | None = None
     not_finite: list[int] = field(default_factory=list)
-    first: tuple[Any, Any, Any] | None = None
+    first: tuple[Any, Any] | None = None
     batch_size: int = 0
     total: int | None = None
     kind: int | None = None
@@ -116,7 +116,7 @@ def scan(
         if y is None and prepare is None:
             y = labels_of(batch, n)
         if found.first is None:
-            found.first, found.batch_size, found.kind = (x, y, judged), n, None
+            found.first, found.batch_size, found.kind = (x, judged), n, None
             if not isinstance(judge.features, FromFunction):
                 found.kind = kind_of(judged)
             found.augmented = _is_augmented(getattr(loader, "dataset", None))

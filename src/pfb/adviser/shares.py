@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pfb.adviser.near_copies import NearCopies
 from pfb.adviser.scan import Progress, Scan
+from pfb.copies.batch_sampler import Noting
 from pfb.density.neighbours import NeighbourMemory
 from pfb.features.base import Features
 from pfb.pruning.batch_pruner import BatchPruner
-from pfb.selection.rules import InverseDensity
 
 EPOCHS = 4  # that are counted, after one that fills the memory
 FEWEST = 64  # samples; of fewer nothing is told
@@ -39,7 +39,6 @@ class Shares:
         prune: the share left out of each batch.
         mean: the share kept of all.
         by_group: by the size of a sample's group of near-copies, of those sizes that occur.
-        by_density: by tenth of the distance to the nearest other sample, the densest tenth first.
         by_class: by class, if labels are classes.
         starved: classes of which less than 0.7 of the mean is kept, beyond chance, the least kept
             first, and what share of each are near-copies.
@@ -51,7 +50,6 @@ class Shares:
     prune: float
     mean: float
     by_group: dict[str, float]
-    by_density: tuple[float, ...]
     by_class: dict[int, float] | None
     starved: dict[int, float]
     mistaken: float
@@ -87,7 +85,6 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
         inside_N = (copies.group_sizes >= low) & (copies.group_sizes <= high)
         if inside_N.any():
             by_group[name] = float(kept_N[inside_N].mean())
-    tenths = torch.tensor_split(copies.distances.argsort(), 10)
     by_class, starved = (None, {}) if seen.labels is None else _by_class(kept_N, seen.labels, copies, mean)
     mistaken_N = (copies.group_sizes == 1) & (log_weights_N < LIKE_A_COPY)
     least_M = mistaken_N.nonzero()[:, 0]
@@ -96,7 +93,6 @@ def find(seen: Scan, copies: NearCopies, prune: float, progress: Progress) -> Sh
         prune,
         mean,
         by_group,
-        tuple(float(kept_N[part].mean()) for part in tenths),
         by_class,
         starved,
         float(mistaken_N.double().mean()),
@@ -108,25 +104,17 @@ def say(found: Shares) -> list[tuple[str, str]]:
     """Rows of the advice."""
     groups = ", ".join(f"{name} {share:.2f}" for name, share in found.by_group.items())
     rows = [("kept", f"with {found.prune:.0%} left out, by group of near-copies: {groups} (all: {found.mean:.2f})")]
-    tenths = " ".join(f"{share:.2f}" for share in found.by_density)
-    rows.append(("", f"by tenth of the samples, from the densest to the emptiest: {tenths}"))
     if found.by_class:
         order = sorted(found.by_class, key=lambda c: found.by_class[c])  # type: ignore[index]
         some = order if len(order) <= FEW_CLASSES else [*order[: FEW_CLASSES - 1], order[-1]]
         classes = ", ".join(f"{c} {found.by_class[c]:.2f}" for c in some)
         rows.append(("", f"by class: {classes}{' (the others lie between)' if len(order) > len(some) else ''}"))
     if found.mistaken >= WORTH_TELLING:
-        rows.append(
-            (
-                "mistaken",
-                f"{found.mistaken:.0%} of the samples have no near-copy, but are left out like copies: they are only "
-                "more alike than the rest",
-            )
-        )
+        why = "have no near-copy, but are left out like copies: they are only more alike than the rest"
+        rows.append(("mistaken", f"{found.mistaken:.0%} of the samples {why}"))
     if found.starved:
-        classes = ", ".join(
-            f"{c} ({copies:.0%} near-copies)" for c, copies in list(found.starved.items())[:FEW_CLASSES]
-        )
+        some = list(found.starved)[:FEW_CLASSES]
+        classes = ", ".join(f"{c} ({found.starved[c]:.0%} near-copies)" for c in some)
         rows.append(("warning", f"kept less than {STARVED} as often as the mean: class {classes}"))
     return rows
 
@@ -146,18 +134,18 @@ def simulated(
         (True, True)
     """
     n = len(features_ND)
-    pruner = BatchPruner(prune, features=Replayed(features_ND, own_ND), density=NeighbourMemory(memory))
+    rule = Noting()
+    pruner = BatchPruner(prune, rule=rule, features=Replayed(features_ND, own_ND), density=NeighbourMemory(memory))
     generator, kept_N, weight_N, looks_N = torch.Generator().manual_seed(0), *torch.zeros(3, n)
     size = max(batch_size, LEAST_BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the pruner says of this stream is told in the advice
         for epoch in range(1 + EPOCHS):
             for place, index_B in enumerate(torch.split(torch.randperm(n, generator=generator), size)):
-                if place * size >= memory:  # before, samples meet themselves from the epoch before
-                    own_BD = None if own_ND is None else own_ND[index_B]
-                    weight_N[index_B] += InverseDensity().log_weights(features_ND[index_B], pruner.density, own_BD)
-                    looks_N[index_B] += 1
                 kept_K = pruner(index_B, by=index_B)
+                if place * size >= memory:  # before, samples meet themselves from the epoch before
+                    weight_N[index_B] += rule.latest
+                    looks_N[index_B] += 1
                 if epoch > 0:
                     kept_N[kept_K] += 1 / EPOCHS
             progress("trying the default", (epoch + 1) * n, (1 + EPOCHS) * n)

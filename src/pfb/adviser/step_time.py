@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +18,7 @@ from pfb.pruning.batch_pruner import BatchPruner
 from pfb.selection import nested as tree
 from pfb.selection.select import select
 from pfb.selection.selection import keep_count
-from pfb.utils.timing import Clock, Spread, interleaved_seconds
+from pfb.utils.timing import Clock, Spread, clock_of, interleaved_seconds
 
 SECONDS = 10.0  # spent on timing, beyond which no further round begins
 FEWEST, MOST = 3, 9  # rounds
@@ -74,9 +72,9 @@ def find(
         ValueError: the model cannot be copied, or does not run on the batch.
     """
     assert seen.first is not None
-    x, y, judged = seen.first
+    x, judged = seen.first
     if not prepared:
-        x, y = split(x, model)[0], y
+        x = split(x, model)[0]
     work, device, n = copied(model), device_of(model), seen.batch_size
     try_out(work, x)
     x, judged = moved(x, device), moved(judged, device)
@@ -85,11 +83,15 @@ def find(
     pruner = BatchPruner(prune, features=features, density=NeighbourMemory(memory))
     step = step_of(work)
     steps = {"whole": lambda: step(x), "few": lambda: step(few), "judge": lambda: pruner(judged)}
-    with as_timed(device) as clock:
-        seconds = rounds(steps, device, clock, progress)
+    threads, is_cpu = torch.get_num_threads(), device.type == "cpu"
+    torch.set_num_threads(1 if is_cpu else threads)  # other programs then do not count
+    try:
+        seconds = rounds(steps, device, clock_of("cpu" if is_cpu else "wall"), progress)
+    finally:
+        torch.set_num_threads(threads)
     whole = Spread.of(seconds["whole"]).median
     loading = None
-    if device.type == "cpu" and seen.load_seconds is not None:
+    if is_cpu and seen.load_seconds is not None:
         loading = seen.load_seconds / (seen.load_seconds + whole)
     return StepTime(
         str(device),
@@ -140,22 +142,6 @@ def step_of(model: nn.Module) -> Callable[[Any], None]:
         optimizer.zero_grad()
 
     return step
-
-
-@contextlib.contextmanager
-def as_timed(device: torch.device) -> Iterator[Clock]:
-    """The clock to time by: on a CPU that of this process, with one thread, so that other programs
-    do not count; elsewhere elapsed time.
-    """
-    if device.type != "cpu":
-        yield time.perf_counter
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield time.process_time
-    finally:
-        torch.set_num_threads(threads)
 
 
 def rounds(
