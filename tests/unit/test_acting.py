@@ -39,7 +39,7 @@ def test_of_each_label_in_a_group_one_is_kept_and_conflicts_are_listed():
     assert copies.groups == GROUPS
     assert copies.weights.tolist() == [0.5, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 1]
     assert copies.with_labels(None).keep.tolist() == [4, 5, 6, 7]
-    assert found(GROUPS, 8).conflicts(torch.arange(8)) == GROUPS
+    assert found(GROUPS, 8).with_labels(torch.arange(8)).conflicts() == GROUPS
 
 
 def test_labels_reach_the_search():

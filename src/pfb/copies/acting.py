@@ -82,26 +82,22 @@ class Copies:
         """
         return self.groups if self.labels is None else by_label(self.groups, self.labels)
 
-    def conflicts(self, labels: Sequence[Hashable] | Tensor | None = None) -> Groups:
+    def conflicts(self) -> Groups:
         """Groups that hold several labels, which someone should look at: the label is wrong, or the
         copies differ in what is asked.
 
-        Args:
-            labels: one of each of the N samples; by default those that the search was given.
-
         Raises:
-            ValueError: no labels are known, or not one for each sample.
+            ValueError: no labels are known.
 
         Example:
             >>> import torch, pfb
             >>> _ = torch.manual_seed(0)
-            >>> found = pfb.find_copies(torch.randn(100, 8).repeat(2, 1))
-            >>> found.conflicts(["cat"] * 199 + ["dog"])
+            >>> labels = ["cat"] * 199 + ["dog"]
+            >>> pfb.find_copies(torch.randn(100, 8).repeat(2, 1), labels).conflicts()
             ((99, 199),)
         """
-        known = self.labels if labels is None else listed(labels, len(self.near))
-        if known is None:
-            raise ValueError("`labels` must be given, here or to find_copies(labels=...) (got None)")
+        if (known := self.labels) is None:
+            raise ValueError("`labels` must be given to find_copies(labels=...) or by with_labels(labels) (got None)")
         return tuple(group for group in self.groups if len({known[i] for i in group}) > 1)
 
     def with_labels(self, labels: Sequence[Hashable] | Tensor | None) -> Copies:
@@ -180,10 +176,8 @@ def weights(groups: Sequence[Sequence[int]], n: int) -> Tensor:
         [0.5, 1.0, 1.0, 0.5]
     """
     weights_N = torch.ones(n, dtype=torch.float64)
-    sizes = [1 / len(group) for group in groups for _ in group]
-    weights_N[torch.tensor([i for group in groups for i in group], dtype=torch.int64)] = torch.tensor(
-        sizes, dtype=torch.float64
-    )
+    for group in groups:
+        weights_N[list(group)] = 1 / len(group)
     return weights_N
 
 

@@ -5,7 +5,7 @@ Shape suffixes: N samples, C centers, D feature dimensions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -105,13 +105,9 @@ class Centers:
         sums, counts, squares, step = torch.split(self.pending, [c * d, c, d, 1])
         return sums.view(c, d), counts, squares, step
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All fields by name; references."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     def to(self, device: torch.device) -> Centers:
         """The same on another device."""
-        return Centers(**{name: value.to(device) for name, value in self.tensors().items()})
+        return Centers(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def spread_of(deviation_ND: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class MovingCenters:
     Attributes:
         centers: ``[C, D]`` float32, or ``None`` while fewer than C samples have been seen.
         counts: ``[C]`` int64, samples that went to each center so far, itself included.
-        mean, variance: ``[D]`` float32, of the features.
+        variance: ``[D]`` float32, of the features.
 
     Example:
         >>> import torch
@@ -82,10 +82,6 @@ class MovingCenters:
     @property
     def counts(self) -> Tensor | None:
         return None if self._centers is None else self._centers.counts
-
-    @property
-    def mean(self) -> Tensor | None:
-        return None if self._centers is None else self._centers.mean
 
     @property
     def variance(self) -> Tensor | None:
@@ -122,20 +118,6 @@ class MovingCenters:
         synchronises the device.
         """
         return {"centers_in_use": 0.0 if self.counts is None else float((self.counts > 1).sum())}
-
-    @torch.no_grad()
-    def nearest(self, x: Tensor) -> Tensor:
-        """Index ``[N]`` (int64) of the center nearest to each feature, in the kernel's metric.
-        Reads only.
-
-        Raises:
-            ValueError: there are no centers yet, or another feature width than they have.
-        """
-        x_ND = self._checked(x)
-        if self._centers is None:
-            raise ValueError(f"there are no centers yet: {self.n_centers} samples must have been kept first")
-        with full_precision(x_ND.device):
-            return self._centers.nearest(x_ND)
 
     @torch.no_grad()
     def accumulate(self, x: Tensor) -> None:
@@ -178,7 +160,7 @@ class MovingCenters:
         """Tensors and numbers only (safe for ``torch.load(weights_only=True)``); tensors are
         references.
         """
-        known = dict.fromkeys(NAMES) if self._centers is None else self._centers.tensors()
+        known = dict.fromkeys(NAMES) if self._centers is None else vars(self._centers)
         return {"n_centers": self.n_centers, "updates": self.updates, "seeds": list(self._seeds), **known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,17 +197,12 @@ class MovingCenters:
             return None, seeds
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"the density state's {', '.join(NAMES)} must be tensors all, or None all")
-        types = {name: torch.int64 if name == "counts" else torch.float32 for name in NAMES}
-        if wrong := [name for name, x in tensors.items() if x.dtype != types[name]]:
-            raise ValueError(
-                f"the density state's `{wrong[0]}` must be {types[wrong[0]]} (got {tensors[wrong[0]].dtype})"
-            )
         centers = Centers(**{name: value.detach().clone() for name, value in tensors.items()})
-        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         c, d = self.n_centers, centers.mean.numel()
-        expected = {"centers": (c, d), "counts": (c,), "mean": (d,), "variance": (d,), "pending": (c * d + c + d + 1,)}
-        if shapes != expected:
-            raise ValueError(f"the density state's shapes do not belong together (got {shapes})")
+        shapes = {"centers": (c, d), "counts": (c,), "mean": (d,), "variance": (d,), "pending": (c * d + c + d + 1,)}
+        expected = {name: (shapes[name], torch.int64 if name == "counts" else torch.float32) for name in NAMES}
+        if (got := {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}) != expected:
+            raise ValueError(f"the density state's tensors do not belong together (got {got})")
         return centers, seeds
 
     def _seed(self) -> None:

@@ -46,11 +46,9 @@ class CutFeatures:
         batch_dim: int = 0,
         spread: bool = False,
     ) -> None:
-        if feature_dim is not None and (
-            isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or feature_dim < 1
-        ):
+        if feature_dim is not None and (type(feature_dim) is not int or feature_dim < 1):
             raise ValueError(f"`feature_dim` must be None or a whole number of at least 1 (got {feature_dim!r})")
-        if channel_dim is not None and (isinstance(channel_dim, bool) or not isinstance(channel_dim, int)):
+        if channel_dim is not None and type(channel_dim) is not int:
             raise ValueError(f"`channel_dim` must be None or a whole number, such as 1 or -1 (got {channel_dim!r})")
         self.name = "callable" if features is not None else "cut-spread" if spread else "cut"
         self.batch_dim, self._spread = batch_dim, spread
