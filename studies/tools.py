@@ -26,7 +26,7 @@ from pfb.lab.errors import RunError
 from pfb.lab.train.data import load
 from pfb.lab.train.data.folder import small
 from pfb.lab.train.data.source import InMemory
-from pfb.lab.train.data.split import groups_among
+from pfb.lab.train.data.split import copies_among
 from pfb.lab.train.options.config import TrainConfig
 from studies.known_copies import SETS, images_of, tickets, write
 from studies.own_process import Taken, cpu_seconds_so_far, taken
@@ -153,7 +153,7 @@ def _version(package: str) -> str | None:
 def ours(folder: str) -> Pairs:
     """Sketches of the files, all pairs compared."""
     files = [(str(path), 0) for path in sorted(Path(folder).iterdir())]
-    return _in_groups(groups_among(small(files), images=True))
+    return _in_groups(copies_among(small(files), images=True).groups)
 
 
 def equal_files(folder: str) -> Pairs:

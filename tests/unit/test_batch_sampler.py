@@ -1,5 +1,6 @@
 """The first epoch finds copies, and later ones do not load them."""
 
+import warnings
 from unittest import mock
 
 import pytest
@@ -131,13 +132,18 @@ def test_what_cannot_be_right_is_refused():
     with pytest.raises(ValueError, match=r"got -1"):
         batches(torch.tensor([0, 1, 2, -1]), x)
     with pytest.raises(ValueError, match=r"one for each of 4 samples \(got 3\)"):
-        batches(torch.tensor([0, 1, 2]), x)
+        batches(torch.tensor(next(iter(batches))[:3]), x)
+    with pytest.raises(ValueError, match="places that this sampler drew"):
+        batches(torch.tensor(list(batches)[3][:4]), x)
     with pytest.raises(ValueError, match="whole numbers"):
         batches(torch.rand(4), x)
     with pytest.raises(ValueError, match="this has 600"):
         batches.load_state_dict(CopyBatchSampler(601, SIZE).state_dict())
     with pytest.raises(ValueError, match="not a state"):
         batches.load_state_dict({"version": 1})
+    for name, other in (("batch_size", CopyBatchSampler(600, 60)), ("seed", CopyBatchSampler(600, SIZE, seed=1))):
+        with pytest.raises(ValueError, match=f"saved with {name}="):
+            batches.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="at least a batch of 30"):
         CopyBatchSampler(20, SIZE)
     with pytest.raises(ValueError, match="above 0"):
@@ -153,6 +159,27 @@ def test_what_cannot_be_right_is_refused():
         few(torch.tensor(indices), torch.randn(30, 8))
     with pytest.raises(RuntimeError, match=r"set_epoch\(1\)"):
         few(torch.arange(30), torch.randn(30, 8))
+
+
+def test_a_window_that_ends_before_the_training_is_told():
+    batches = CopyBatchSampler(60, SIZE, pfb.window(0.5, 0.1), total_steps=4)
+    for number, told in ((0, False), (1, False), (2, True)):
+        batches.set_epoch(number)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for indices in batches:
+                if number == 0:
+                    batches(torch.tensor(indices), torch.randn(30, 8))
+        assert bool(found) == told
+    assert "after total_steps=4: then batches are whole" in str(found[0].message)
+
+
+def test_a_state_stays_as_it_was_taken():
+    batches = CopyBatchSampler(600, SIZE)
+    taken = batches.state_dict()["log_weights"]
+    epoch(batches, 0)
+    assert not taken.any()
+    assert batches.log_weights.any()
 
 
 class Calling(torch.utils.data.Dataset):

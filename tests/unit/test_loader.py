@@ -192,6 +192,32 @@ class TestResume:
         assert [y.tolist() for _, y in again] == seen
         assert again.pruner.steps == straight.pruner.steps
 
+    @pytest.mark.parametrize("fill", [False, True])
+    def test_after_an_evaluation_inside_the_epoch(self, fill):
+        """Which is another iteration, whose batches do not count for the training's."""
+
+        def make():
+            return pfb.prune_batches(DataLoader(data(), batch_size=10), 0.5, fill=fill)
+
+        alone, loader = make(), make()
+        expected = [y.tolist() for _, y in alone]
+        given = iter(loader)
+        got = [next(given)[1].tolist()]
+        batches = loader.state_dict()["batches"]
+        with loader.pruner.paused():
+            assert sorted(torch.cat([y for _, y in loader]).tolist()) == sorted(data().tensors[1].tolist())
+        assert loader.state_dict()["batches"] == batches
+        got += [y.tolist() for _, y in given]
+        assert got == expected
+        assert loader.state_dict()["batches"] == 0
+
+    def test_other_batches_in_the_middle_of_an_epoch_are_refused(self):
+        loaders = [pfb.prune_batches(DataLoader(data(), batch_size=size), 0.5) for size in (10, 20)]
+        loaders[1].load_state_dict(loaders[0].state_dict())  # at its beginning
+        next(iter(loaders[0]))
+        with pytest.raises(ValueError, match=r"after 1 batches, of 10 samples over all ranks, and they have 20 now"):
+            loaders[1].load_state_dict(loaders[0].state_dict())
+
     def test_a_foreign_state(self):
         loader = pfb.prune_batches(DataLoader(data()))
         for state in (None, {}, {"pruner": 1}):

@@ -40,6 +40,8 @@ class Advice:
         own_features: whether samples were compared by features of the user's.
         not_finite: indices of samples that hold NaN or infinity, in input or labels.
         known_indices: whether indices are those of the data set.
+        is_part: whether the loader's sampler gives a part of the data set only.
+        size: samples of the data set, as far as they are known.
     """
 
     samples: int
@@ -53,6 +55,8 @@ class Advice:
     own_features: bool = False
     not_finite: tuple[int, ...] = ()
     known_indices: bool = True
+    is_part: bool = False
+    size: int = 0
 
     # The findings that are asked for most
 
@@ -78,14 +82,14 @@ class Advice:
         """Indices of all samples of the data set but the surplus of each group and label,
         ascending, for ``Subset``.
         """
-        return kept(self.copies.parts, self._size).tolist()
+        return kept(self.copies.parts, self.size).tolist()
 
     @property
     def weights(self) -> list[float]:
         """For each sample of the data set 1 / (how many of its group have its label), for
         ``WeightedRandomSampler``.
         """
-        return weights(self.copies.parts, self._size).tolist()
+        return weights(self.copies.parts, self.size).tolist()
 
     @property
     def test_repeats_itself(self) -> bool:
@@ -113,15 +117,17 @@ class Advice:
             return "fix-data"
         if self.spare < WORTH_REMOVING:
             return "nothing"
-        copies, idle = self.copies, self.steps is not None and (self.steps.waits or self.steps.is_shorter is False)
-        seen = copies.seen >= max(WORTH_PRUNING, copies.few)
-        if self.test_repeats_itself and not (copies.shade and seen and self._test_repeats_training):
-            return "nothing" if self._steps_as_long else "random"
-        if seen and (copies.shade or self.total is None):
-            return "prune" if not idle else "nothing" if self.total is None else "draw"
+        copies, spares_nothing = self.copies, self._steps_as_long
+        if self.test_repeats_itself and not (copies.shade and self._is_seen and self._test_repeats_training):
+            return "nothing" if spares_nothing else "random"
+        if self._is_seen and (copies.shade or self.total is None):
+            waits = self.steps is not None and self.steps.waits
+            if not waits and (self.steps is None or self.steps.is_shorter is not False):
+                return "prune"
+            return "draw" if self.total is not None and (waits or not spares_nothing) else "nothing"
         if copies.shade and copies.equal < MOSTLY * self.spare:
-            return "nothing" if self._steps_as_long else "random"
-        return "remove"
+            return "nothing" if spares_nothing else "random"
+        return "nothing" if self.total is None else "remove"
 
     @property
     def code(self) -> str:
@@ -133,11 +139,10 @@ class Advice:
         """The line for each way to act that is open."""
         features = ", features=features" if self.own_features else ""
         memory = "" if self.copies.memory <= DEFAULT_MEMORY else f", density=pfb.NeighbourMemory({self.copies.memory})"
-        found = {
-            "prune": f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})",
-            "random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())",
-        }
-        if self.copies.shade and self.total is not None:
+        found = {"random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())"}
+        if self._is_seen:
+            found["prune"] = f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})"
+        if self.copies.shade and self.total is not None and not self.is_part:
             given = f"{self.total}, batch_size={self.batch_size}, prune={self.prune:g}"
             found["draw"] = f"sampler = pfb.CopyBatchSampler({given})  # see docs/copies.md"
         if self.known_indices and self.groups:
@@ -195,9 +200,9 @@ class Advice:
     # Inside
 
     @property
-    def _size(self) -> int:
-        """Samples of the data set, as far as they are known."""
-        return max(self.total or self.samples, 1 + max((i for group in self.groups for i in group), default=-1))
+    def _is_seen(self) -> bool:
+        """Whether most copies are in groups that the memory sees."""
+        return self.copies.seen >= max(WORTH_PRUNING, self.copies.few)
 
     @property
     def _steps_as_long(self) -> bool:
@@ -226,9 +231,9 @@ class Advice:
 
     def _draw(self) -> str:
         assert self.steps is not None
-        why = f"half of the time or more is loading ({self.steps.loading:.0%}), which pruning in the batch spares not"
-        if self.steps.is_shorter is False:
-            why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
+        why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
+        if self.steps.waits:
+            why = f"loading takes {self.steps.loading:.0%} of the time, which pruning in the batch spares not"
         return (
             f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training, "
             f"but {why}. Pruned in the first epoch only, copies are hardly loaded again in later ones, and none is "
@@ -265,8 +270,8 @@ class Advice:
     def _nothing(self) -> str:
         if self.spare >= WORTH_REMOVING:
             return (
-                f"{self.spare:.0%} of the samples could be spared, but pruning in the batch would save no time here, "
-                "and removing copies would lose what counts: train fewer epochs."
+                f"{self.spare:.0%} of the samples could be spared, but not while training: copies come in groups too "
+                "small to be seen, or loading or a step on fewer samples takes as long here. Train fewer epochs."
             )
         return (
             f"{self.spare:.1%} of the samples could be spared: to spend less, train fewer epochs. On data that do not "

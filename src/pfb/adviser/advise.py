@@ -94,6 +94,8 @@ def advise(
             own_features=features is not None,
             not_finite=seen.numbered(seen.not_finite),
             known_indices=seen.known_indices,
+            is_part=seen.is_part,
+            size=max(seen.total or 0, 1 + max(seen.index)),
         )
 
 

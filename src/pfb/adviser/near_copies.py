@@ -133,6 +133,8 @@ def _memory(sizes: list[int], n: int, total: int) -> int:
 
 
 def _hints(seen: Scan) -> Iterable[str]:
+    if seen.unlabelled:
+        yield "No classes were recognized, so that copies of different labels count as one: pass `prepare=`"
     if seen.augmented:
         yield "Inputs are augmented, which hides some: look again without; if that finds more, pass `by=` to the pruner"
     if seen.kind == TOKENS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import math
 import random
 import sys
 import time
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler, SubsetRandomSampler
 
 from pfb.features.base import Features, FromFunction
-from pfb.features.judged import are_classes, kind_of, labels_of
+from pfb.features.judged import as_classes, kind_of, labels_of
 from pfb.model.inputs import Prepare, without_labels
 from pfb.pruning.arguments import checked_features
 from pfb.pruning.judging import Judge
@@ -51,6 +52,8 @@ class Scan:
         first: input and judged part of the first batch.
         batch_size: samples of that.
         total: of the whole data set, if the loader tells.
+        is_part: whether a sampler gives a part of the data set only.
+        unlabelled: whether batches have several parts, and none was recognized as classes.
         kind: what is judged: 0 images, 1 sequences, 2 tokens, 3 vectors; ``None``: by features of
             the user's.
         load_seconds: of the processor for a batch, without the first; ``None`` where worker
@@ -68,6 +71,8 @@ class Scan:
     first: tuple[Any, Any] | None = None
     batch_size: int = 0
     total: int | None = None
+    is_part: bool = False
+    unlabelled: bool = False
     kind: int | None = None
     load_seconds: float | None = None
     augmented: bool = False
@@ -92,9 +97,16 @@ def scan(
     """
     if isinstance(loader, (str, bytes, dict)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         raise TypeError(f"`loader` must be an iterable of batches, such as a DataLoader (got {_named(loader)})")
-    if getattr(getattr(loader, "sampler", None), "replacement", False):
+    sampler = _sampler_of(loader)
+    if getattr(sampler, "replacement", False):
         raise ValueError(REPEATS)
-    found = Scan(known_indices=_in_order(loader), total=_total_of(loader))
+    in_order = isinstance(loader, (list, tuple)) or isinstance(sampler, SequentialSampler)
+    found = Scan(known_indices=in_order)
+    of_data, drawn = _length(getattr(loader, "dataset", None)), _length(sampler)
+    found.total = drawn if isinstance(sampler, SubsetRandomSampler) or of_data is None else of_data
+    found.is_part = (drawn or 0) < (of_data or 0) and not hasattr(
+        sampler, "num_replicas"
+    )  # of which others get the rest
     judge = Judge(checked_features(features), Declared(), "features")
     rows: list[Tensor] = []
     own: list[Tensor | None] = []
@@ -113,8 +125,7 @@ def scan(
         n = len(features_ND)
         if n == 0:
             continue
-        if y is None and prepare is None:
-            y = labels_of(batch, n)
+        y_N = labels_of(batch, n, floats=True) if prepare is None else as_classes(y, n, floats=True)
         if found.first is None:
             found.first, found.batch_size, found.kind = (x, judged), n, None
             if not isinstance(judge.features, FromFunction):
@@ -132,8 +143,9 @@ def scan(
         first, taken = len(found), min(n, samples - len(found))  # of the last batch not all
         rows.append(features_ND[:taken].detach().float().cpu())
         own.append(None if view is None else view[:taken].detach().float().cpu())
-        labels.append(y[:taken].detach().cpu() if are_classes(y, n) else None)
-        found.not_finite += [first + i for i in _not_finite((x, y), n) if i < taken]
+        labels.append(None if y_N is None else y_N[:taken].detach().cpu())
+        found.unlabelled |= y_N is None and len(tree.children(batch) or ()) > 1
+        found.not_finite += [first + i for i in _not_finite(batch if prepare is None else (x, y), n) if i < taken]
         found.index += [int(i) for i in index[:taken]] if index is not None else range(first, first + taken)
         found.known_indices |= index is not None
         found.digests += digests(judged[:taken])
@@ -142,6 +154,13 @@ def scan(
         raise ValueError("`loader` gave no samples: is the data set empty, or a generator that was used up before?")
     if len(set(found.index)) < len(found.index):
         raise ValueError(REPEATS)
+    if isinstance(loader, (list, tuple)) and len(found) < samples:
+        found.total = len(found)
+    if max(found.index) >= (of_data or math.inf):
+        raise ValueError(
+            f"`prepare` returned index {max(found.index)}, and the loader's data set has {of_data} samples: return "
+            "places in that data set, not in what it is a part of"
+        )
     found.features, found.own, found.labels = torch.cat(rows), _all(own), _all(labels)
     if found.labels is not None and len(torch.unique(found.labels)) > NUMBERS * len(found):
         found.labels = None
@@ -155,7 +174,7 @@ def random_states_kept(loader: Any, device: torch.device) -> Iterator[None]:
     """Afterwards all random numbers are drawn as if nothing had happened inside: those of torch,
     Python, NumPy if it is loaded, and the loader's own generators.
     """
-    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None), _sampler_of(loader))
     devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
     with contextlib.ExitStack() as after, torch.random.fork_rng(devices, device_type=kind):
         after.callback(random.setstate, random.getstate())
@@ -167,18 +186,17 @@ def random_states_kept(loader: Any, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _in_order(loader: Any) -> bool:
-    """Whether the loader is known to give the samples of its data set in their order."""
-    return isinstance(loader, (list, tuple)) or isinstance(getattr(loader, "sampler", None), SequentialSampler)
+def _sampler_of(loader: Any) -> Any:
+    """What decides which samples come, in which order; ``None`` where that cannot be told. A loader
+    that is given batches of indices has a sampler that does nothing.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader, "sampler", None) if batches is None else getattr(batches, "sampler", None)
 
 
-def _total_of(loader: Any) -> int | None:
-    """Samples of the whole data set, or of the part that is trained on, if the loader tells."""
-    if isinstance(sampler := getattr(loader, "sampler", None), SubsetRandomSampler):
-        return len(sampler)
-    for counted in (getattr(loader, "dataset", None), getattr(getattr(loader, "sampler", None), "data_source", None)):
-        with contextlib.suppress(TypeError, NotImplementedError):
-            return len(counted)  # type: ignore[arg-type]
+def _length(counted: Any) -> int | None:
+    with contextlib.suppress(TypeError, NotImplementedError):
+        return len(counted)
     return None
 
 

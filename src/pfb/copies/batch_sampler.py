@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,7 @@ class CopyBatchSampler(Sampler[list[int]]):
         self.pruner = BatchPruner(window.prune, rule=self._rule, seed=seed)
         self.pruner.density.epoch = samples  # a memory of which a third of an epoch is used
         self.log_weights = torch.zeros(samples)
+        self._first: Tensor | None = None  # the order of the first epoch, once a batch came
 
     def __len__(self) -> int:
         """Batches of each rank, in every epoch."""
@@ -119,6 +121,13 @@ class CopyBatchSampler(Sampler[list[int]]):
         ranks, rank = sync.world_size(), sync.rank()
         generator = generator_of(torch.device("cpu"), self.seed, self.epoch)
         whole, by_weight = torch.randperm(self.samples, generator=generator), torch.empty(0, dtype=torch.int64)
+        end, total = (self.epoch + 1) * len(self), self._plan.total_steps
+        if self._plan.schedule.needs_total_steps and end > (total or 0):
+            warnings.warn(
+                f"pfb: this epoch ends after step {end}, and the window after total_steps={total}: then batches are "
+                "whole. It counts steps, not epochs: len(sampler) * epochs.",
+                stacklevel=2,
+            )
         for step in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
             share = self._plan.share_after(step) if self.epoch else 0.0
             size = keep_count(self.batch_size, share)
@@ -143,7 +152,7 @@ class CopyBatchSampler(Sampler[list[int]]):
             batch, by: as :class:`pfb.BatchPruner` is called with.
 
         Raises:
-            ValueError: not one index for each sample, or one that the data set does not have.
+            ValueError: not one index for each sample, or one that this sampler did not draw.
             RuntimeError: more batches than the first epoch has, so that ``set_epoch`` is missing;
                 or a loader's worker process, of which nobody hears.
         """
@@ -159,6 +168,16 @@ class CopyBatchSampler(Sampler[list[int]]):
         if wrong_N.any():
             got = f"(got {place_N[wrong_N][0]:g}); of a data set that grows, make a new sampler"
             raise ValueError(f"`index` must hold whole numbers in [0, {self.samples}) {got}")
+        if self._first is None:
+            generator = generator_of(torch.device("cpu"), self.seed, 0)
+            self._first = torch.randperm(self.samples, generator=generator)
+        first = (self.pruner.steps * sync.world_size() + sync.rank()) * self.batch_size
+        drawn_B = self._first[first : first + self.batch_size]
+        if not torch.isin(place_N, drawn_B).all():
+            raise ValueError(
+                "`index` must hold the places that this sampler drew, in the order of its batches (got others: places "
+                "in another data set, of before a shuffle, or labels?)"
+            )
         is_pruned = self._plan.share_after(self.pruner.steps) > 0
         kept = self.pruner(*batch, by=by)
         latest_N = self._rule.latest
@@ -174,13 +193,20 @@ class CopyBatchSampler(Sampler[list[int]]):
         """All that a resumed run needs, equal on all ranks but for counts. The epoch is told by
         ``set_epoch``; of its batches those that were trained on must be skipped.
         """
-        return {"version": VERSION, "log_weights": self.log_weights, "pruner": self.pruner.state_dict()}
+        batch = {"batch_size": self.batch_size, "ranks": sync.world_size(), "seed": self.seed}
+        return {
+            "version": VERSION,
+            **batch,
+            "log_weights": self.log_weights.clone(),
+            "pruner": self.pruner.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken.
 
         Raises:
-            ValueError: not such a state, or of a data set of another size. Nothing is changed then.
+            ValueError: not such a state, or of a data set or batches of another size, of another
+                number of ranks, or another seed. Nothing is changed then.
         """
         if not isinstance(state, dict) or state.get("version") != VERSION or "pruner" not in state:
             raise ValueError("this is not a state of a CopyBatchSampler: pass what its `state_dict()` returned")
@@ -190,5 +216,11 @@ class CopyBatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"the state is of a data set of other samples, or damaged: this has {self.samples} (got {got})"
             )
+        for name, ours in (("batch_size", self.batch_size), ("ranks", sync.world_size()), ("seed", self.seed)):
+            if state.get(name) != ours:
+                saved = state.get(name)
+                raise ValueError(
+                    f"the state was saved with {name}={saved!r}, this has {name}={ours!r}: make it as before"
+                )
         self.pruner.load_state_dict(state["pruner"])
         self.log_weights = weights.detach().float().cpu().clone()

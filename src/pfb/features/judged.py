@@ -89,20 +89,24 @@ def as_tensor(array: Any) -> Any:
         return array
 
 
-def as_classes(x: Any, n: int) -> Tensor | None:
-    """The classes of n samples, int64 ``[N]``, from whole numbers or bool ``[N]`` or ``[N, 1]``."""
+def as_classes(x: Any, n: int, floats: bool = False) -> Tensor | None:
+    """The classes of n samples, int64 ``[N]``, from whole numbers or bool ``[N]`` or ``[N, 1]``;
+    and, which waits for the device, from floats that are whole numbers.
+    """
     x = as_tensor(x) if is_array(x) else x
-    if not isinstance(x, Tensor) or x.shape not in ((n,), (n, 1)) or x.is_floating_point() or x.is_complex():
+    if not isinstance(x, Tensor) or x.shape not in ((n,), (n, 1)) or x.is_complex():
+        return None
+    if x.is_floating_point() and not (floats and bool((x == x.round()).all())):
         return None
     return x.flatten().long()
 
 
-def labels_of(batch: Any, n: int) -> Tensor | None:
+def labels_of(batch: Any, n: int, floats: bool = False) -> Tensor | None:
     """The classes of n samples, int64 ``[N]``, where a batch names or places them as usual: a key
     or field such as ``"label"`` or ``"fine_label"``, else the first such part after the input.
     """
     inside = dict(children(batch) or ())
     named = [value for place, value in inside.items() if NAMES_CLASS.search(key_of(place))]
     others = batch[1:] if not named and isinstance(batch, (tuple, list)) else ()
-    found = (as_classes(value, n) for value in (*named, *others))
+    found = (as_classes(value, n, floats) for value in (*named, *others))
     return next((x for x in found if x is not None), None)

@@ -32,22 +32,29 @@ class PrunedLoader:
         self._pool = Pool(pruner.declared, pruner._lists) if fill else None
         self._skip = 0  # batches that an interrupted epoch had given before, when it is resumed
         self._given = 0  # batches taken from the loader in this epoch
+        self._open: list[list[int]] = []  # of each iteration that is under way, one inside the other
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
-        skip, self._skip = self._skip, 0
-        self._given = skip
-        for batch in itertools.islice(batches, skip, None):
-            self._given += 1
-            if self._device is not None:
-                batch = mapped(batch, self._moved)
-            if self._pool is None:
-                yield self.pruner(batch)
-            else:
-                kept = self.pruner(batch)
-                n, k = self.pruner.latest_sizes(batch)
-                yield from self._pool.add(kept, k, n)
-        self._given = 0
+        given, self._skip = [self._skip], 0
+        self._open.append(given)
+        try:
+            for batch in itertools.islice(batches, given[0], None):
+                given[0] += 1
+                self._given = given[0]
+                if self._device is not None:
+                    batch = mapped(batch, self._moved)
+                if self._pool is None or self.pruner._is_paused:
+                    yield self.pruner(batch)
+                else:
+                    kept = self.pruner(batch)
+                    n, k = self.pruner.latest_sizes(batch)
+                    yield from self._pool.add(kept, k, n)
+            self._given = 0
+        finally:
+            self._open = [others for others in self._open if others is not given]
+            if self._open:
+                self._given = self._open[-1][0]
 
     def _moved(self, x: Any, path: str) -> Any:
         if isinstance(x, Tensor):
@@ -64,7 +71,7 @@ class PrunedLoader:
                 cannot be told (no ``batch_size`` and data set).
         """
         batches = len(self.loader)
-        if self._pool is None:
+        if self._pool is None or self.pruner._is_paused:
             return batches
         sizes = batch_sizes(self.loader, batches)
         views, rows = self.pruner.views.count, (self._pool.size or sizes[0]) / sizes[0] if sizes else 1
@@ -97,7 +104,13 @@ class PrunedLoader:
         except AttributeError:  # Accelerate's has the method, and none of a plain DataLoader
             own = None
         held = None if self._pool is None else self._pool.state_dict()
-        return {"pruner": self.pruner.state_dict(), "batches": self._given, "held": held, "loader": own}
+        return {
+            "pruner": self.pruner.state_dict(),
+            "batches": self._given,
+            "samples": self._samples_of_a_step(),
+            "held": held,
+            "loader": own,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken: a loader without a state of its own gives the batches
@@ -105,8 +118,9 @@ class PrunedLoader:
         had been given are skipped.
 
         Raises:
-            ValueError: not a state of a pruned loader, with another ``fill``, or damaged. Nothing
-                is changed then, nor if the loader refuses its own part.
+            ValueError: not a state of a pruned loader, with another ``fill``, of the middle of an
+                epoch with other batches, or damaged. Nothing is changed then, nor if the loader
+                refuses its own part.
         """
         if not isinstance(state, dict) or not state.keys() >= {"pruner", "batches", "held", "loader"}:
             raise ValueError("this is not a state of pfb.prune_batches: pass what its `state_dict()` returned")
@@ -116,9 +130,15 @@ class PrunedLoader:
             )
         if type(state["batches"]) is not int or state["batches"] < 0:
             raise ValueError(f"the state's `batches` must be a whole number >= 0 (got {state['batches']!r})")
-        pool = None if self._pool is None else Pool(self.pruner.declared, self.pruner._lists)
         loads = state["loader"] is not None and hasattr(self.loader, "load_state_dict")
-        before = self.pruner.state_dict()
+        before, now = state.get("samples"), self._samples_of_a_step()
+        if state["batches"] and not loads and None not in (before, now) and before != now:
+            raise ValueError(
+                f"the state was saved after {state['batches']} batches, of {before} samples over all ranks, and they "
+                f"have {now} now, so that others would be skipped: resume with the same, or at an epoch's end"
+            )
+        pool = None if self._pool is None else Pool(self.pruner.declared, self.pruner._lists)
+        pruner = self.pruner.state_dict()
         self.pruner.load_state_dict(state["pruner"])
         try:
             if pool is not None:
@@ -126,9 +146,16 @@ class PrunedLoader:
             if loads:
                 self.loader.load_state_dict(state["loader"])
         except Exception:
-            self.pruner.load_state_dict(before)
+            self.pruner.load_state_dict(pruner)
             raise
         self._pool, self._skip = pool, 0 if loads else state["batches"]
+
+    def _samples_of_a_step(self) -> int | None:
+        """Of the batches of all ranks, before pruning; ``None`` where the loader does not tell."""
+        size = getattr(self.loader, "batch_size", None) or getattr(
+            getattr(self.loader, "batch_sampler", None), "batch_size", None
+        )
+        return None if size is None else size * self.pruner.ranks
 
     def __repr__(self) -> str:
         return f"PrunedLoader({type(self.loader).__name__}, {self.pruner!r}, fill={self._pool is not None})"

@@ -104,8 +104,8 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, values: list[float], base: list[float]) -> Spread:
-        """Ratio to ``base`` round by round."""
-        return cls.of([a / b for a, b in zip(values, base, strict=True)])
+        """Ratio to ``base`` round by round; a clock of coarse ticks may have told 0 of both."""
+        return cls.of([a / b if b else 1.0 for a, b in zip(values, base, strict=True)])
 
 
 @dataclass

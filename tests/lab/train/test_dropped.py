@@ -100,8 +100,8 @@ class TestDrop:
             load(TrainConfig(data="digits", drop=str(tmp_path / "none.csv")))
         with pytest.raises(RunError, match="leave out --train-samples"):
             load(TrainConfig(data="digits", drop="a.csv", train_samples=300))
-        with pytest.raises(RunError, match="no near-copies among the 300 training samples; leave it out"):
-            load(TrainConfig(data="digits", drop="auto", train_samples=300))
+        with pytest.raises(RunError, match="no near-copies among the 100 training samples; leave it out"):
+            load(TrainConfig(data="digits", drop="auto", train_samples=100))
 
     def test_indices_count_data_without_files(self, tmp_path):
         (tmp_path / "copies.csv").write_text("index,file,group,kept,of\n0,,1,no,1600\n39,,1,yes,1600\n")
@@ -157,6 +157,50 @@ class TestSplit:
         train, test = by_groups([tuple(range(50))], torch.cat([torch.zeros(50), torch.ones(10)]).long())
         assert set(range(50)) <= set(train)
         assert len(test) == 2
+
+    def test_a_class_that_lies_in_a_group_of_another_stays_in_training(self):
+        labels = torch.cat([torch.zeros(30), torch.ones(1)]).long()
+        for first in range(10):  # 30, of another class, may be drawn with any of these
+            train, _ = by_groups([(first, 30)], labels)
+            assert 30 in train
+
+    def test_moved_frames_are_on_one_side(self, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+
+        def shown(size):
+            return torch.nn.functional.interpolate(picture(generator)[None], size=size, mode="bicubic")[0]
+
+        for number in range(12):
+            scene = shown(34)
+            for frame in range(15):
+                down, right = torch.randint(3, (2,), generator=generator).tolist()
+                moved = scene[:, down : down + 32, right : right + 32]
+                save_frame(tmp_path / f"class{number % 2}/scene{number}_{frame}.png", moved, generator)
+        for number in range(100):
+            save_frame(tmp_path / f"class{number % 2}/single{number}.png", shown(32), generator)
+        source = source_of(tmp_path, split="groups")
+        names = {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.png")}
+        assert not set(scenes(source.names)) & set(scenes(names - set(source.names)))
+
+    def test_a_class_that_lies_in_a_group_of_another_stays_in_training(self):
+        labels = torch.cat([torch.zeros(30), torch.ones(1)]).long()
+        for first in range(10):  # 30, of another class, may be drawn with any of these
+            train, _ = by_groups([(first, 30)], labels)
+            assert 30 in train
+
+    def test_moved_frames_are_on_one_side(self, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+        for number in range(12):
+            scene = torch.nn.functional.pad(picture(generator), (1, 1, 1, 1), mode="replicate")
+            for frame in range(15):
+                down, right = torch.randint(3, (2,), generator=generator).tolist()
+                moved = scene[:, down : down + 32, right : right + 32]
+                save_frame(tmp_path / f"class{number % 2}/scene{number}_{frame}.png", moved, generator)
+        for number in range(100):
+            save_frame(tmp_path / f"class{number % 2}/single{number}.png", picture(generator), generator)
+        source = source_of(tmp_path, split="groups")
+        names = {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.png")}
+        assert not set(scenes(source.names)) & set(scenes(names - set(source.names)))
 
     def test_nothing_to_test_on(self, tmp_path):
         for label in range(2):

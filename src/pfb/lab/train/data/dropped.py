@@ -16,7 +16,7 @@ from pfb.copies.files import Member, read_groups, samples_of
 from pfb.lab.errors import RunError
 from pfb.lab.train.data.folder import OnDisk, small
 from pfb.lab.train.data.source import InMemory, Source, labels_of
-from pfb.lab.train.data.split import groups_among
+from pfb.lab.train.data.split import copies_among
 from pfb.lab.train.options.config import TrainConfig
 
 AUTO = "auto"
@@ -34,7 +34,7 @@ def left(source: Source, config: TrainConfig) -> Source:
     n = len(labels_of(source.train))
     labels = labels_of(source.train).tolist() if source.task == "classification" else None
     if config.drop == AUTO:
-        groups = groups_among(inputs(source), images=source.task != "language")
+        groups = copies_among(inputs(source), images=source.task != "language").groups
     else:
         if config.train_samples is not None:
             raise RunError("--drop FILE counts the whole training set: leave out --train-samples, or use --drop auto")

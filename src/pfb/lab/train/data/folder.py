@@ -24,7 +24,7 @@ from pfb.lab.errors import RunError, printable
 from pfb.lab.train.data import pixels
 from pfb.lab.train.data.images import SMALL_IMAGE, class_balanced, in_memory
 from pfb.lab.train.data.source import InMemory, Source
-from pfb.lab.train.data.split import by_groups, groups_among
+from pfb.lab.train.data.split import by_groups, copies_among, linked
 from pfb.lab.train.methods import method_of
 from pfb.lab.train.options.config import TrainConfig
 
@@ -106,7 +106,9 @@ def _roots(root: Path, split: str) -> tuple[Path, Path | None]:
 
 
 def _split(files: Files) -> tuple[Files, Files]:
-    train, test = by_groups(groups_among(small(files), images=True), torch.tensor([label for _, label in files]))
+    train, test = by_groups(
+        linked(copies_among(small(files), images=True)), torch.tensor([label for _, label in files])
+    )
     if not test:
         raise RunError("--split groups: every class is a single group of near-copies, so that none is left to test on")
     return [files[i] for i in train], [files[i] for i in test]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pfb.adviser.scan import FEWEST_ROWS
-from pfb.copies.acting import Groups
+from pfb.copies.acting import Copies
 from pfb.copies.near_duplicates import find_copies
 from pfb.features.sketch import Sketch
 from pfb.lab.errors import RunError
@@ -30,17 +30,39 @@ def sketched(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(features), torch.cat(own)
 
 
-def groups_among(parts: Iterable[Tensor], images: bool) -> Groups:
-    """Groups of near-copies among samples that come in parts.
+def copies_among(parts: Iterable[Tensor], images: bool) -> Copies:
+    """Near-copies among samples that come in parts.
 
     Raises:
         RunError: there are so many samples that it takes a package which is not installed.
     """
     features, own = sketched(parts)
     try:
-        return find_copies(features, own=own, images=images).groups
+        return find_copies(features, own=own, images=images)
     except ImportError as error:
         raise RunError(str(error).split("; or pass")[0]) from error
+
+
+def linked(copies: Copies) -> list[tuple[int, ...]]:
+    """Groups that are joined where the nearest of a near-copy is in another, as frames of a scene
+    that moves on: no sample's nearest near-copy is outside of its own.
+    """
+    leader = list(range(len(copies.near)))
+
+    def led(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    pairs = [(group[0], other) for group in copies.groups for other in group[1:]]
+    pairs += [(i, int(copies.nearest[i])) for i in copies.near.nonzero()[:, 0].tolist()]
+    for one, other in pairs:
+        leader[led(other)] = led(one)
+    members: dict[int, list[int]] = {}
+    for i in range(len(leader)):
+        members.setdefault(led(i), []).append(i)
+    return [tuple(group) for group in members.values() if len(group) > 1]
 
 
 def by_groups(groups: Sequence[Sequence[int]], labels: Tensor) -> tuple[list[int], list[int]]:
