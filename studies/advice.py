@@ -9,8 +9,9 @@ grid's sets:
 - to remove samples is recommended where copies are told apart clearly, and of sky beside street and
   of distinct pictures nothing;
 - of the grid's sets the way that docs/redundancy.md shows to be best is recommended, with and
-  without a look at what is tested on: to prune log lines and source code in the batch, to remove
-  the copies of clips, and to leave out signs and spoken digits at random;
+  without a look at what is tested on: to draw copies of log lines and source code less often, as
+  the first epoch finds them, to remove the copies of clips, and to leave out signs and spoken
+  digits at random;
 - a pass over 12,000 images of 32 pixels takes at most 60 s of the processor, without a model.
 """
 
@@ -99,8 +100,8 @@ KNOWN: dict[str, Callable[[int, Pictures, Generator], Known]] = {
 }
 """By name."""
 BEST: dict[sets.SetName, str] = {
-    "logs": "prune",
-    "code": "prune",
+    "logs": "draw",
+    "code": "draw",
     "clips": "remove",
     "tail": "remove",
     "signs": "random",

@@ -121,10 +121,10 @@ class Advice:
         if self.test_repeats_itself and not (copies.shade and self._is_seen and self._test_repeats_training):
             return "nothing" if spares_nothing else "random"
         if self._is_seen and (copies.shade or self.total is None):
-            waits = self.steps is not None and self.steps.waits
-            if not waits and (self.steps is None or self.steps.is_shorter is not False):
-                return "prune"
-            return "draw" if self.total is not None and (waits or not spares_nothing) else "nothing"
+            if self.total is None or self.is_part:  # no sampler can draw from it
+                shorter = self.steps is None or not (self.steps.waits or self.steps.is_shorter is False)
+                return "prune" if shorter else "nothing"
+            return "draw" if not spares_nothing or (self.steps is not None and self.steps.waits) else "nothing"
         if copies.shade and copies.equal < MOSTLY * self.spare:
             return "nothing" if spares_nothing else "random"
         return "nothing" if self.total is None else "remove"
@@ -217,28 +217,32 @@ class Advice:
         saves = "" if self.saved is None else f", and saves {self.saved:.0%} of the time of a training"
         if self.steps is not None and self.steps.is_shorter is None:
             saves = " (whether that saves time here cannot be told)"
-        end = "If what you test on repeats itself, but nothing of training, random is as good."
-        if self._test_repeats_training:
-            end = "What you test on repeats training, too: new and rare things gain, the average of all hardly does."
-        elif self.tested is not None and self.tested.is_whole:
-            end = "What you test on does not repeat itself as much, which is where it pays."
-        why = ", and shade into the rest, so that one of each would be too little" if self.copies.shade else ""
         return (
-            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training"
-            f"{why}. Leaving out {self.prune:.0%} of each batch drops mostly these, each still comes by now and then"
-            f"{saves}. {end}{self._starved()}"
+            f"{self._seen}. Leaving out {self.prune:.0%} of each batch drops mostly these, each still comes by now and "
+            f"then{saves}. {self._if_tested}{self._starved()}"
         )
 
     def _draw(self) -> str:
-        assert self.steps is not None
-        why = f"a pruned step of this model takes {self.steps.ratio:.2f} of a whole one, with the choice"
-        if self.steps.waits:
-            why = f"loading takes {self.steps.loading:.0%} of the time, which pruning in the batch spares not"
         return (
-            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training, "
-            f"but {why}. Pruned in the first epoch only, copies are hardly loaded again in later ones, and none is "
-            "lost for good."
+            f"{self._seen}. Pruned in the first epoch only, they are hardly loaded in later ones, and none is lost "
+            f"for good. {self._if_tested}{self._starved()}"
         )
+
+    @property
+    def _seen(self) -> str:
+        why = ", and shade into the rest, so that one of each would be too little" if self.copies.shade else ""
+        return (
+            f"{self.copies.seen:.0%} of the samples repeat others in groups large enough to be seen while training{why}"
+        )
+
+    @property
+    def _if_tested(self) -> str:
+        """For whom leaving out copies pays."""
+        if self._test_repeats_training:
+            return "What you test on repeats training, too: new and rare things gain, the average of all hardly does."
+        if self.tested is not None and self.tested.is_whole:
+            return "What you test on does not repeat itself as much, which is where it pays."
+        return "If what you test on repeats itself, but nothing of training, random is as good."
 
     def _remove(self) -> str:
         equal = f"{self.copies.equal:.0%} are equal to others to the last bit. " if self.copies.equal else ""

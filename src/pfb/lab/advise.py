@@ -110,8 +110,8 @@ def _say_how_to_go_on(found: pfb.Advice, config: TrainConfig, export: Path | Non
         if (value := getattr(config, name)) != getattr(TrainConfig, name)
     ) + (" --cpu" if config.cpu else "")
     train = f"  pfb train --data {shlex.quote(config.data)} --model {config.model}"
-    if found.recommendation in ("prune", "random"):
-        method = "copies" if found.recommendation == "prune" else "uniform"
+    if found.recommendation in ("prune", "draw", "random"):
+        method = "uniform" if found.recommendation == "random" else "copies"
         print(f"{train} --prune {found.prune:g} --method {method} --control short{same}")
     if found.recommendation == "remove":
         listed = export is not None and export.suffix == ".csv" and "weights" not in export.name
