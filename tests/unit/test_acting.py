@@ -147,6 +147,11 @@ def test_lists_of_other_tools_are_groups(tmp_path, name):
     assert pfb.read_groups(tmp_path / name) == (("b", "a", "c"),)
 
 
+def test_names_that_look_like_numbers_are_names(tmp_path):
+    (tmp_path / "similarity.csv").write_text("from,to,distance\n0007,0010,0.97\n")
+    assert pfb.read_groups(tmp_path / "similarity.csv") == (("0007", "0010"),)
+
+
 def test_components_of_fastdup_are_groups(tmp_path):
     (tmp_path / "c.csv").write_text("__id,component_id,sum\n0,5,1\n1,6,1\n2,5,1\n")
     assert pfb.read_groups(tmp_path / "c.csv") == ((0, 2),)

@@ -174,6 +174,16 @@ def test_a_window_that_ends_before_the_training_is_told():
     assert "after total_steps=4: then batches are whole" in str(found[0].message)
 
 
+def test_nothing_is_noted_while_its_pruner_is_paused():
+    batches = CopyBatchSampler(600, SIZE)
+    order, x = list(batches), data().tensors[0]
+    batches(torch.tensor(order[0]), x[order[0]])
+    before = batches.log_weights.clone()
+    with batches.pruner.paused():
+        assert len(batches(torch.tensor(order[1]), x[order[1]])) == SIZE
+    assert torch.equal(batches.log_weights, before)
+
+
 def test_a_state_stays_as_it_was_taken():
     batches = CopyBatchSampler(600, SIZE)
     taken = batches.state_dict()["log_weights"]

@@ -159,7 +159,7 @@ class CopyBatchSampler(Sampler[list[int]]):
         if get_worker_info() is not None:
             raise RuntimeError("a CopyBatchSampler is called in the training loop, not in a worker of the loader")
         given = batch[0] if len(batch) == 1 else batch
-        if self.epoch:
+        if self.epoch or self.pruner._is_paused:
             return given
         if self.pruner.steps >= len(self):
             raise RuntimeError(f"the first epoch has {len(self)} batches, and this is one more: call set_epoch(1)")

@@ -138,7 +138,7 @@ def _of_table(rows: csv.DictReader[str]) -> tuple[tuple[Member, ...], ...]:
 
 
 def _member(text: str) -> Member:
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isdecimal() and str(int(text)) == text else text  # 0007 is a file's name
 
 
 def _of_pairs(pairs: Iterable[tuple[Member, Member]]) -> tuple[tuple[Member, ...], ...]:

@@ -1,6 +1,6 @@
 """A local density: the nearest of the features that training has seen lately.
 
-Reading, collecting and writing are separate as in :class:`pfb.DensityEstimator`. Shape suffixes: N
+Reading, collecting and writing are separate as in :class:`pfb.MovingCenters`. Shape suffixes: N
 samples, M remembered ones, P pending ones, R those of all ranks, D feature dimensions.
 """
 
