@@ -28,7 +28,7 @@ VERSION = 3
 STATE = {"version", "cut", "features", "step", "density"}
 
 
-class Blocker:
+class Blocker(Progress):
     """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`. It
     stays attached until :meth:`detach`, also if nobody keeps it.
 
@@ -36,6 +36,8 @@ class Blocker:
         cut: name of the layer after which samples are stopped.
         density: what the rule reads.
         detached: whether its hooks are gone, so that it prunes nothing any more.
+        schedule: the pruned share over training.
+        steps: how many times :meth:`step` was called.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Blocker:
         self.cut = cut
         self.density: Any = gate.density  # a Density; of which kind, the user knows
         self._gate = gate
-        self._progress = progress
+        super().__init__(progress.schedule, progress.total_steps)
         self._ever_reached = False
         self._warned_to_step = False
         self._checked_ranks = False
@@ -52,7 +54,6 @@ class Blocker:
         self._model = weakref.ref(model)
         self._handles = handles
         gate.blocker = self  # the hooks keep the gate
-        self._set_share()
 
     # What a training loop calls
 
@@ -137,8 +138,7 @@ class Blocker:
                 self.density.apply()
         self._ever_reached = self._ever_reached or gate.reached
         gate.end_step()
-        self._progress.step()
-        self._set_share()
+        self._advance()
 
     @property
     def selection(self) -> Selection | None:
@@ -182,38 +182,6 @@ class Blocker:
             yield
 
     # What it knows
-
-    @property
-    def schedule(self) -> Schedule:
-        """The pruned share over training."""
-        return self._progress.schedule
-
-    @property
-    def total_steps(self) -> int | None:
-        """Number of optimizer steps the schedule spans; may be set until training begins."""
-        return self._progress.total_steps
-
-    @total_steps.setter
-    def total_steps(self, value: int | None) -> None:
-        self._progress.total_steps = value
-        self._set_share()
-
-    @property
-    def prune(self) -> float:
-        """The share pruned at the current step, by the schedule (``prune=pfb.window(...)``)."""
-        return self._progress.share
-
-    @prune.setter
-    def prune(self, value: float) -> None:
-        raise AttributeError(
-            f"`prune` follows the schedule and cannot be set (got {value!r}): attach with prune=pfb.window(...), use "
-            "`with blocker.paused():`, or detach() and attach anew"
-        )
-
-    @property
-    def steps(self) -> int:
-        """How many times :meth:`step` was called."""
-        return self._progress.steps
 
     @property
     def features(self) -> Tensor | None:
@@ -289,9 +257,9 @@ class Blocker:
         """
         states.check(state, STATE, VERSION, "pfb.Blocker", cut=self.cut, features=self._gate.reader.name)
         self.density.load_state_dict(state["density"])
-        self._progress.steps = state["step"]
+        self.steps = state["step"]
         self._gate.end_step()
-        self._set_share()
+        self._share_may_change()
 
     # Inside
 
@@ -301,8 +269,8 @@ class Blocker:
         self._gate.diagnostics.read(labels)
         return self._gate.selection
 
-    def _set_share(self) -> None:
-        self._gate.set_share(parts(self.prune) if self._progress.is_known else UNKNOWN_SHARE)
+    def _share_may_change(self) -> None:
+        self._gate.set_share(parts(self.prune) if self.is_known else UNKNOWN_SHARE)
 
     def _expects_pruning(self) -> bool:
         model = self._model()

@@ -31,7 +31,7 @@ VERSION = 1
 STATE = {"version", "step", "seed", "features", "judged", "lists", "density", "counts"}
 
 
-class BatchPruner:
+class BatchPruner(Progress):
     """Prune batches before the model sees them: inputs, labels, masks and whatever else belongs to
     a sample are selected together, so nothing can be mispaired, in any model and any trainer.
 
@@ -63,6 +63,8 @@ class BatchPruner:
     Attributes:
         selection: which samples the latest call kept, ``.indices`` (ascending int64) and
             ``.batch_size``; ``None`` if it chose nothing.
+        schedule: the share left out over training.
+        steps: calls so far, those while paused not counted.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
@@ -96,7 +98,7 @@ class BatchPruner:
             raise TypeError(f"`seed` must be a whole number (got {seed!r})")
         if on_left_out is not None and not callable(on_left_out):
             raise TypeError(f"`on_left_out` must be a function of the left-out part of a batch (got {on_left_out!r})")
-        self._progress = Progress(prune, total_steps)
+        super().__init__(prune, total_steps)
         self._rule = checked_rule(rule, InverseDensity())
         self.density: Any = checked_density(density, self._rule.rule)
         self.views = views if isinstance(views, Views) else Views(views)
@@ -141,7 +143,7 @@ class BatchPruner:
             return given
         share = self._share_in_parts()
         if share == 0:
-            self._progress.step()
+            self._advance()
             return given
         return self._pruned(given, by, share)
 
@@ -171,14 +173,9 @@ class BatchPruner:
         """Path of the part of the batch that samples are judged by, once a batch has told."""
         return self._judge.judged_by
 
-    @property
-    def prune(self) -> float:
-        """The share left out of the next batch."""
-        return self._progress.share
-
-    def share_after(self, calls: int) -> float:
+    def share_after(self, steps: int) -> float:
         """The share left out so many calls after the next one; 0 while paused."""
-        return 0.0 if self._is_paused else self._progress.share_after(calls)
+        return 0.0 if self._is_paused else super().share_after(steps)
 
     def latest_sizes(self, batch: Any) -> tuple[int, int]:
         """How many samples the latest batch, this one, had, and how many of them were kept."""
@@ -192,27 +189,6 @@ class BatchPruner:
         """Processes whose batches differ."""
         with sync.among(self._group):
             return sync.world_size()
-
-    @property
-    def schedule(self) -> Schedule:
-        """The share over training."""
-        return self._progress.schedule
-
-    @property
-    def steps(self) -> int:
-        """Calls so far, those while paused not counted."""
-        return self._progress.steps
-
-    @property
-    def total_steps(self) -> int | None:
-        """Calls in the whole training, over which a window spans; may be set until training
-        begins.
-        """
-        return self._progress.total_steps
-
-    @total_steps.setter
-    def total_steps(self, value: int | None) -> None:
-        self._progress.total_steps = value
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -266,7 +242,7 @@ class BatchPruner:
         self.seed = state["seed"]
         self._lists.clear()
         self._lists.update(lists)
-        self._progress.steps = state["step"]
+        self.steps = state["step"]
         self.selection = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -283,7 +259,7 @@ class BatchPruner:
     # Inside
 
     def _share_in_parts(self) -> int:
-        if not self._progress.is_known:
+        if not self.is_known:
             raise RuntimeError(
                 "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
                 "before training (got None)"
@@ -319,7 +295,7 @@ class BatchPruner:
             self._counts.note_weights(choice.log_weights, self.steps)
         self.selection = Selection(indices, n)
         self._first_look.count(len(indices), n)
-        self._progress.step()
+        self._advance()
         if left is not None and self._on_left_out is not None:
             self._on_left_out(left)
         return kept
