@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import weakref
 from collections.abc import Callable
@@ -116,15 +115,14 @@ def attach(
     reader = _reader(
         "cut" if features is None else features, channel_layers(module, model), feature_dim, channel_dim, dim
     )
-    gate = Gate(call, density, reader, views if isinstance(views, Views) else Views(views))
+    gate = Gate(call, density, reader, name, views if isinstance(views, Views) else Views(views))
     owner = OWNERS.get(id(density))
     if owner is not None and not owner.detached:
         raise ValueError(
             f"this `density` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
             "each blocker one of its own, or detach() the other first."
         )
-    handles = reuse.wire(model, module, name, gate, shared, doubt, dim)
-    blocker = Blocker(gate, handles, name, progress, model)
+    blocker = Blocker(gate, reuse.wire(model, module, gate, shared, doubt), progress, model)
     OWNERS[id(density)] = blocker
     return blocker
 
@@ -141,19 +139,13 @@ def _reader(
     Raises:
         ValueError: another name; or settings that a callable does not need.
     """
-    if isinstance(features, Features):
-        raise ValueError(
-            f"`features` of a blocker read the cut's output (got {type(features).__name__}, which reads the model's "
-            "input): use it before the model, pfb.BatchPruner(features=...)"
-        )
-    if features in FEATURES:
+    if isinstance(features, str) and features in FEATURES:
         return CutFeatures(layers, None, feature_dim, channel_dim, batch_dim, spread=features == "cut-spread")
-    if isinstance(features, (str, type)) or not callable(features):
-        near = difflib.get_close_matches(str(features).lower(), FEATURES, n=1)
-        sketch = " A sketch of the input judges before the model: pfb.BatchPruner." if features == "sketch" else ""
+    if isinstance(features, (str, type, Features)) or not callable(features):
         raise ValueError(
-            f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable to features [N, D] (got "
-            f"{features!r})." + (f" Did you mean {near[0]!r}?" if near else sketch)
+            f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable from the cut's output to features "
+            f"[N, D] (got {features!r}). What reads the model's input, such as a sketch, judges before the model: "
+            "pfb.BatchPruner(features=...)."
         )
     if channel_dim is not None:
         raise ValueError(

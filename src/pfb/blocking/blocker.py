@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pfb.blocking.gate import UNKNOWN_SHARE, Gate
-from pfb.blocking.hooks import remove
 from pfb.density.kernels import quantiles
 from pfb.density.moving_centers import MovingCenters
 from pfb.features.cut import CutFeatures
 from pfb.selection.rules import RuleCall, Uniform
 from pfb.selection.schedule import Progress, Schedule
 from pfb.selection.selection import Selection, parts
+from pfb.selection.views import Views
 from pfb.utils import distributed as sync
 from pfb.utils import states
 
@@ -40,15 +39,12 @@ class Blocker(Progress):
         steps: how many times :meth:`step` was called.
     """
 
-    def __init__(
-        self, gate: Gate, handles: list[RemovableHandle], cut: str, progress: Progress, model: nn.Module
-    ) -> None:
-        self.cut = cut
+    def __init__(self, gate: Gate, handles: list[RemovableHandle], progress: Progress, model: nn.Module) -> None:
+        self.cut = gate.cut
         self.density: Any = gate.density  # a Density; of which kind, the user knows
         self._gate = gate
         super().__init__(progress.schedule, progress.total_steps)
         self._ever_reached = False
-        self._warned_to_step = False
         self._checked_ranks = False
         self.detached = False
         self._model = weakref.ref(model)
@@ -154,12 +150,6 @@ class Blocker(Progress):
         return self._selection()
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """All samples pass inside this context, for instance in a teacher's forward."""
-        with self._gate.paused():
-            yield
-
-    @contextlib.contextmanager
     def decide_once(self) -> Iterator[None]:
         """The first forward inside this context decides, and the others take the same samples.
 
@@ -178,8 +168,11 @@ class Blocker(Progress):
             >>> a.shape, b.shape
             (torch.Size([6, 3]), torch.Size([6, 3]))
         """
-        with self._gate.decide_once():
+        before, self._gate.once = self._gate.once, []
+        try:
             yield
+        finally:
+            self._gate.once = before
 
     # What it knows
 
@@ -222,8 +215,9 @@ class Blocker(Progress):
 
     def detach(self) -> None:
         """Remove all hooks: the model is what it was. Leaving a ``with`` block does the same."""
-        remove(self._handles)
-        self._gate.set_share(0)
+        for handle in self._handles:
+            handle.remove()
+        self._gate.set_share(0, is_paused=False)
         self._gate.enter(training=False)
         self.detached = True
 
@@ -264,13 +258,18 @@ class Blocker(Progress):
     # Inside
 
     def _selection(self, labels: bool = False) -> Selection | None:
-        self._warn_of_missing_step()
+        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP:
+            self._gate.diagnostics.warn(
+                "step",
+                f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
+                "moves. Add `blocker.step()` beside `optimizer.step()`.",
+            )
         self._gate.check_thread()
         self._gate.diagnostics.read(labels)
         return self._gate.selection
 
     def _share_may_change(self) -> None:
-        self._gate.set_share(parts(self.prune) if self.is_known else UNKNOWN_SHARE)
+        self._gate.set_share(parts(self.prune) if self.is_known else UNKNOWN_SHARE, self._is_paused)
 
     def _expects_pruning(self) -> bool:
         model = self._model()
@@ -296,18 +295,9 @@ class Blocker(Progress):
         }
         sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
 
-    def _warn_of_missing_step(self) -> None:
-        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._warned_to_step:
-            self._warned_to_step = True
-            warnings.warn(
-                f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
-                "moves. Add `blocker.step()` beside `optimizer.step()`.",
-                stacklevel=3,
-            )
-
 
 def _detached(cut: str, schedule: Schedule, total_steps: int | None) -> Blocker:
-    gate = Gate(RuleCall.of(Uniform()), MovingCenters(), CutFeatures(()))
-    blocker = Blocker(gate, [], cut, Progress(schedule, total_steps), nn.Identity())
+    gate = Gate(RuleCall.of(Uniform()), MovingCenters(), CutFeatures(()), cut, Views())
+    blocker = Blocker(gate, [], Progress(schedule, total_steps), nn.Identity())
     blocker.detach()
     return blocker

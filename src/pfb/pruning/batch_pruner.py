@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -110,7 +109,6 @@ class BatchPruner(Progress):
         self.selection: Selection | None = None
         self._counts = Counts()
         self._lists: dict[str, bool] = {}
-        self._is_paused = False
         self._agreement = Agreement(group)
         self._first_look = FirstLook()
 
@@ -146,15 +144,6 @@ class BatchPruner(Progress):
             self._advance()
             return given
         return self._pruned(given, by, share)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, batches pass whole, and nothing is judged, remembered or counted."""
-        before, self._is_paused = self._is_paused, True
-        try:
-            yield
-        finally:
-            self._is_paused = before
 
     # What it knows
 

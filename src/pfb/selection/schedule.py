@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOST_LEVELS = 1000  # of a ramp; more change no batch, of which each level is another size
@@ -74,6 +76,7 @@ class Progress:
     def __init__(self, prune: float | Schedule, total_steps: int | None = None) -> None:
         self.schedule = prune if isinstance(prune, Schedule) else Schedule(prune)
         self.steps = 0
+        self._is_paused = False
         self.total_steps = total_steps
 
     @property
@@ -106,6 +109,17 @@ class Progress:
         at = self.steps + steps
         at = at if self.total_steps is None else min(at, self.total_steps)  # beyond the end as at the end
         return self.schedule.share(at, self.total_steps)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, all samples pass (a teacher's forward), and nothing is judged or remembered."""
+        before, self._is_paused = self._is_paused, True
+        self._share_may_change()
+        try:
+            yield
+        finally:
+            self._is_paused = before
+            self._share_may_change()
 
     def _share_may_change(self) -> None:
         """Called whenever another share may hold from now on."""
