@@ -158,11 +158,10 @@ def _reader(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module (got {type(model).__name__})")
-    if isinstance(model, nn.DataParallel):
-        raise TypeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(
-            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)"
+            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model), one "
+            "process per device; nn.DataParallel is not supported"
         )
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or model._compiled_call_impl is not None:
         raise TypeError(

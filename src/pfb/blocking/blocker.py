@@ -284,15 +284,7 @@ class Blocker(Progress):
         if self._checked_ranks:
             return
         self._checked_ranks = True
-        size = getattr(self.density, "size", getattr(self.density, "n_centers", None))
-        ours = {
-            "prune": repr(self.schedule),
-            "total_steps": repr(self.total_steps),
-            "cut": self.cut,
-            "features": self._gate.reader.name,
-            "density": f"{type(self.density).__name__}({size})",
-            "step": repr(self.steps),
-        }
+        ours = self.settings(self.density, cut=self.cut, features=self._gate.reader.name)
         sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
 
 

@@ -48,8 +48,3 @@ def register(model: nn.Module, cut: nn.Module, enter: Hook, meet: Hook, leave: H
 def is_wired(model: nn.Module) -> bool:
     """Whether a blocker is attached to the model or to a part of it."""
     return any(isinstance(hook, Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())
-
-
-def refuse_replica(cut: nn.Module) -> None:
-    if getattr(cut, "_is_replica", False):
-        raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")

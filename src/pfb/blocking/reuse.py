@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pfb.blocking.gate import Gate
-from pfb.blocking.hooks import Hook, refuse_replica, register
+from pfb.blocking.hooks import Hook, register
 from pfb.blocking.inputs import batches_in, check_rows, holds_batches, places_of, possible_rows
 from pfb.blocking.replay import in_backward
 from pfb.features.cut import batched_tensor
@@ -107,20 +107,15 @@ class _Leave(Hook):
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling() and self.gate.stopped_any:
-            if output is None:
-                self._explain(sys.exc_info()[1])
-            else:
+            if output is not None:
                 self.gate.look_at_states(model)
+            elif (error := sys.exc_info()[1]) is not None:  # whose sizes do not tell where they come from
+                error.add_note(
+                    f"pfb: samples were stopped at the cut {self.gate.cut!r} before this. If the sizes clash, "
+                    "something bypasses the cut and still holds the whole batch (a skip connection, a mask, labels "
+                    f"inside the forward, a remembered batch size): prune before the model, {before(self.gate.cut)}."
+                )
         self.gate.leave()
-
-    def _explain(self, error: BaseException | None) -> None:
-        """The sizes in a layer's complaint do not tell where they come from."""
-        if error is not None:
-            error.add_note(
-                f"pfb: samples were stopped at the cut {self.gate.cut!r} before this. If the sizes clash, something "
-                "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the "
-                f"forward, a remembered batch size): prune before the model, {before(self.gate.cut)}."
-            )
 
 
 class _Stop(Hook):
@@ -132,7 +127,8 @@ class _Stop(Hook):
 
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
         gate = self.gate
-        refuse_replica(cut)
+        if getattr(cut, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
         if in_backward():
             indices = gate.replay(output)
             return None if indices is None else self._kept(output, indices)

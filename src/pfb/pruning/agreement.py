@@ -80,16 +80,8 @@ class Agreement:
 
 def _settings(pruner: BatchPruner) -> dict[str, str]:
     """What must be equal on all ranks, by the argument's name."""
-    return {
-        "prune": repr(pruner.schedule),
-        "total_steps": repr(pruner.total_steps),
-        "rule": _said(pruner.rule),
-        "features": pruner.features.name,
-        "density": f"{type(pruner.density).__name__}({getattr(pruner.density, 'size', '')})",
-        "views": repr(pruner.views),
-        "seed": repr(pruner.seed),
-        "step": repr(pruner.steps),
-    }
+    others = {"features": pruner.features.name, "views": repr(pruner.views), "seed": repr(pruner.seed)}
+    return pruner.settings(pruner.density, rule=_said(pruner.rule), **others)
 
 
 def _said(rule: Any) -> str:

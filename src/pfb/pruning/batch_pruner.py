@@ -139,7 +139,12 @@ class BatchPruner(Progress):
         self.selection = None
         if self._is_paused:
             return given
-        share = self._share_in_parts()
+        if not self.is_known:
+            raise RuntimeError(
+                "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
+                "before training (got None)"
+            )
+        share = parts(self.prune)
         if share == 0:
             self._advance()
             return given
@@ -246,14 +251,6 @@ class BatchPruner(Progress):
         return f"BatchPruner(prune={self.prune:g}, judged_by={self.judged_by!r}, steps={self.steps})"
 
     # Inside
-
-    def _share_in_parts(self) -> int:
-        if not self.is_known:
-            raise RuntimeError(
-                "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
-                "before training (got None)"
-            )
-        return parts(self.prune)
 
     def _pruned(self, batch: Any, by: Any, share: int) -> Any:
         before, lists = self._judge.judged_by, dict(self._lists)

@@ -33,11 +33,9 @@ class Counts:
         """Count the classes of a batch of n samples."""
         if labels_N is None:
             return
-        if self._by_class is None or self._by_class.device != labels_N.device:
-            before = self._by_class
+        if self._by_class is None:
             self._by_class = torch.zeros(2, CLASSES + 1, dtype=torch.int64, device=labels_N.device)
-            if before is not None:
-                self._by_class += before.to(labels_N.device)
+        self._by_class = self._by_class.to(labels_N.device)
         place_N = labels_N.long()
         place_N = torch.where((place_N >= 0) & (place_N < CLASSES), place_N, CLASSES)
         one_N = torch.ones_like(place_N)

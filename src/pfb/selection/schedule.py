@@ -110,6 +110,12 @@ class Progress:
         at = at if self.total_steps is None else min(at, self.total_steps)  # beyond the end as at the end
         return self.schedule.share(at, self.total_steps)
 
+    def settings(self, density: object, **others: str) -> dict[str, str]:
+        """What must be equal on all ranks, by the argument's name."""
+        size = getattr(density, "size", getattr(density, "n_centers", ""))
+        plan = {"prune": repr(self.schedule), "total_steps": repr(self.total_steps)}
+        return {**plan, **others, "density": f"{type(density).__name__}({size})", "step": repr(self.steps)}
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside, all samples pass (a teacher's forward), and nothing is judged or remembered."""
