@@ -112,9 +112,10 @@ def attach(
         log.info("pfb cuts %s after %r", type(model).__name__, name)
     doubt = doubt_of_batch_dim(name, module) if batch_dim is None else None
     dim = 0 if batch_dim is None else checked_dim(batch_dim)
-    reader = _reader(
-        "cut" if features is None else features, channel_layers(module, model), feature_dim, channel_dim, dim
-    )
+    features = "cut" if features is None else features
+    _check_features(features, channel_dim)
+    own, spread = features if callable(features) else None, features == "cut-spread"
+    reader = CutFeatures(channel_layers(module, model), own, feature_dim, channel_dim, dim, spread)
     gate = Gate(call, density, reader, name, views if isinstance(views, Views) else Views(views))
     owner = OWNERS.get(id(density))
     if owner is not None and not owner.detached:
@@ -127,32 +128,24 @@ def attach(
     return blocker
 
 
-def _reader(
-    features: str | Callable[[Any], Tensor],
-    layers: tuple[tuple[int, int], ...],
-    feature_dim: int | None,
-    channel_dim: int | None,
-    batch_dim: int,
-) -> CutFeatures:
-    """The features of this name, or by this callable.
+def _check_features(features: Any, channel_dim: int | None) -> None:
+    """Is it a name, or a callable?
 
     Raises:
-        ValueError: another name; or settings that a callable does not need.
+        ValueError: neither; or a setting that a callable does not need.
     """
-    if isinstance(features, str) and features in FEATURES:
-        return CutFeatures(layers, None, feature_dim, channel_dim, batch_dim, spread=features == "cut-spread")
     if isinstance(features, (str, type, Features)) or not callable(features):
-        raise ValueError(
-            f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable from the cut's output to features "
-            f"[N, D] (got {features!r}). What reads the model's input, such as a sketch, judges before the model: "
-            "pfb.BatchPruner(features=...)."
-        )
-    if channel_dim is not None:
+        if features not in FEATURES:
+            raise ValueError(
+                f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable from the cut's output to "
+                f"features [N, D] (got {features!r}). What reads the model's input, such as a sketch, judges before "
+                "the model: pfb.BatchPruner(features=...)."
+            )
+    elif channel_dim is not None:
         raise ValueError(
             f"`channel_dim` tells how to average the cut's output (got {channel_dim}), and `features` of your own read "
             "it as it is: leave one out"
         )
-    return CutFeatures(layers, features, feature_dim, None, batch_dim)
 
 
 def _check_model(model: nn.Module) -> None:

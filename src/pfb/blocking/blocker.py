@@ -44,9 +44,7 @@ class Blocker(Progress):
         self.density: Any = gate.density  # a Density; of which kind, the user knows
         self._gate = gate
         super().__init__(progress.schedule, progress.total_steps)
-        self._ever_reached = False
-        self._checked_ranks = False
-        self.detached = False
+        self.detached = self._ever_reached = self._checked_ranks = False
         self._model = weakref.ref(model)
         self._handles = handles
         gate.blocker = self  # the hooks keep the gate
@@ -129,7 +127,10 @@ class Blocker(Progress):
                 gate.diagnostics.warn(
                     "nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}."
                 )
-            self._check_ranks()
+            if not self._checked_ranks:
+                self._checked_ranks = True
+                ours = self.settings(self.density, cut=self.cut, features=gate.reader.name)
+                sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
             if gate.rule.reads == "density":
                 self.density.apply()
         self._ever_reached = self._ever_reached or gate.reached
@@ -274,18 +275,6 @@ class Blocker(Progress):
     def _expects_pruning(self) -> bool:
         model = self._model()
         return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
-
-    def _check_ranks(self) -> None:
-        """In the first step with a share: do all ranks have the same settings?
-
-        Raises:
-            RuntimeError: they do not; the message names the setting.
-        """
-        if self._checked_ranks:
-            return
-        self._checked_ranks = True
-        ours = self.settings(self.density, cut=self.cut, features=self._gate.reader.name)
-        sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
 
 
 def _detached(cut: str, schedule: Schedule, total_steps: int | None) -> Blocker:

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from pfb.blocking.diagnostics import Diagnostics
@@ -76,11 +76,6 @@ class Gate:
     @property
     def selection(self) -> Selection | None:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
-
-    @property
-    def stopped_any(self) -> bool:
-        """Whether the latest forward went on with fewer samples than it was given."""
-        return self._indices is not None and len(self._indices) < self._batch_size
 
     @property
     def ran(self) -> bool:
@@ -173,11 +168,6 @@ class Gate:
                 "anew. Put both inside `with blocker.decide_once():` so that the same samples go on.",
             )
         self._inputs.append(this)
-
-    def look_at_states(self, model: nn.Module) -> None:
-        """What the model remembers of a pruned forward's samples. Eager only."""
-        if self._indices is not None and not in_backward():
-            self.diagnostics.look_at_states(model, len(self._indices))
 
     def _note_thread(self) -> None:
         asking = threading.get_ident()

@@ -22,8 +22,7 @@ class _Inert:
 
     def __getattr__(self, name: str) -> Any:
         """``torch.jit.script`` asks hooks for their ``__name__``, and prints the error."""
-        usual = f"{type(self).__name__!r} object has no attribute {name!r}"
-        raise AttributeError(self._when_scripted if name == "__name__" else usual)
+        raise AttributeError(self._when_scripted if name == "__name__" else name)
 
 
 class Hook(_Inert):

@@ -106,10 +106,11 @@ class _Leave(Hook):
     """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and self.gate.stopped_any:
-            if output is not None:
-                self.gate.look_at_states(model)
-            elif (error := sys.exc_info()[1]) is not None:  # whose sizes do not tell where they come from
+        chosen = None if torch.compiler.is_compiling() else self.gate.selection
+        if chosen is not None and len(chosen.indices) < chosen.batch_size:
+            if output is not None and not in_backward():
+                self.gate.diagnostics.look_at_states(model, len(chosen.indices))
+            elif output is None and (error := sys.exc_info()[1]) is not None:  # its sizes do not tell why
                 error.add_note(
                     f"pfb: samples were stopped at the cut {self.gate.cut!r} before this. If the sizes clash, "
                     "something bypasses the cut and still holds the whole batch (a skip connection, a mask, labels "

@@ -45,12 +45,11 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the scoring pass, then every module's own mode again. So no running
     statistic of a BatchNorm moves here: it moves once per step, in the forward proper.
     """
-    modules = list(model.modules())
-    was_training = [m.training for m in modules]
+    was_training = {m: m.training for m in model.modules()}
     try:
-        for m in modules:
+        for m in was_training:
             m.training = False
         yield
     finally:
-        for m, training in zip(modules, was_training, strict=True):
+        for m, training in was_training.items():
             m.training = training

@@ -102,14 +102,14 @@ class BatchPruner(Progress):
         self.density: Any = checked_density(density, self._rule.rule)
         self.views = views if isinstance(views, Views) else Views(views)
         self.seed = seed
-        self._group = group
+        self.group = group
         self.declared = Declared.of(shared, items, dims)
         self._judge = Judge(checked_features(features), self.declared, self._rule.reads)
         self._on_left_out = on_left_out
         self.selection: Selection | None = None
         self._counts = Counts()
         self._lists: dict[str, bool] = {}
-        self._agreement = Agreement(group)
+        self._agreement = Agreement()
         self._first_look = FirstLook()
 
     # What a training loop calls
@@ -179,12 +179,6 @@ class BatchPruner(Progress):
         return n, n
 
     @property
-    def ranks(self) -> int:
-        """Processes whose batches differ."""
-        with sync.among(self._group):
-            return sync.world_size()
-
-    @property
     def stats(self) -> dict[str, Any]:
         """Numbers to log; reading them waits for the device, training never does.
 
@@ -195,8 +189,7 @@ class BatchPruner(Progress):
         latest = self.selection
         kept = 1.0 if latest is None else len(latest.indices) / max(latest.batch_size, 1)
         stats: dict[str, Any] = {"step": float(self.steps), "kept_share": kept, "pruned_share": 1.0 - kept}
-        stats |= self.density.summary()
-        return stats | self._counts.summary()
+        return {**stats, **self.density.summary(), **self._counts.summary()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors, numbers and texts, so that
@@ -230,7 +223,7 @@ class BatchPruner(Progress):
         if not (state["judged"] is None or isinstance(state["judged"], str)):
             raise ValueError(f"the state's `judged` must be a place or None (got {state['judged']!r})")
         counts = Counts.from_state(state["counts"])
-        with sync.among(self._group):
+        with sync.among(self.group):
             self.density.load_state_dict(state["density"])
         self._counts, self._judge.judged_by = counts, state["judged"]
         self.seed = state["seed"]
@@ -240,7 +233,7 @@ class BatchPruner(Progress):
         self.selection = None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._group is not None:
+        if self.group is not None:
             raise TypeError(
                 "a BatchPruner with `group=` cannot be copied or pickled, since a process group belongs to its "
                 "process: make one in each process, and load_state_dict() of the other's"
@@ -254,7 +247,7 @@ class BatchPruner(Progress):
 
     def _pruned(self, batch: Any, by: Any, share: int) -> Any:
         before, lists = self._judge.judged_by, dict(self._lists)
-        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self.group):
             path, judged, features_ND = self._judge.judge(batch, by)
             n = len(features_ND)
             if self._rule.reads != "nothing":
@@ -272,7 +265,7 @@ class BatchPruner(Progress):
             self._judge.judged_by = before
             raise
         self._lists.update(lists)
-        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self.group):
             self._agreement.check(self, features_ND, indices)
             collect(features_ND, indices, self._rule, self.density, self.views)
             if self._rule.reads == "density":
