@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import pfb
 from pfb.lab.errors import RunError
 from pfb.lab.train.data.split import sketched
-from pfb.model.cost import shallow_share, step_cost
+from pfb.model.cost import shallow_share
 from pfb.selection.sampling import drawn
 from pfb.selection.selection import keep_count
 from studies.sets import Recipe, Task
@@ -98,7 +98,8 @@ def sizes(arm: str, full_steps: int, batch_size: int, left: float = 1.0, shallow
         steps = _kept(full_steps, batch_size) // batch_size
         return Sizes(full_steps, steps, batch_size, steps / full_steps)
     if arm in ("paper", "paper-before"):
-        pruned = step_cost(PRUNE, shallow, "reuse" if arm == "paper" else "recompute")
+        # docs/method.md, with a backward counted as two forwards
+        pruned = 1 - PRUNE * (1 - shallow) if arm == "paper" else 1 - PRUNE + shallow / 3
         cost = 1 + (pruned - 1) * (STOP - START)
         steps = round(full_steps * BUDGET / cost)  # what scoring costs is paid in steps
         return Sizes(steps, steps, batch_size, cost * steps / full_steps)

@@ -553,6 +553,36 @@ class TestTheWholeStepIsCompiled:
         assert ours.steps == 3
 
     @pytest.mark.filterwarnings("ignore")
+    def test_with_a_scoring_pass_inside_which_leaves_no_trace(self):
+        class Counting(nn.Module):
+            calls: torch.Tensor
+
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.runs = nn.Linear(5, 8), nn.Linear(8, 3), 0
+                self.register_buffer("calls", torch.zeros(()))
+
+            def forward(self, x):
+                self.calls.add_(1)
+                self.runs += 1
+                return self.b(self.a(x).relu())
+
+        model = Counting()
+        plain = copy.deepcopy(model)
+        ours, theirs = (
+            pfb.BatchPruner(0.5, rule=pfb.RareFirst(), features=pfb.Shallow(m, "a")) for m in (model, plain)
+        )
+
+        @torch.compile(backend="eager", dynamic=False)
+        def step(x):
+            return model(ours(x))
+
+        for count in (1, 2, 3):
+            x = torch.randn(N, 5)
+            torch.testing.assert_close(step(x), plain(theirs(x)))
+            assert (int(model.calls), model.runs) == (count, count)
+
+    @pytest.mark.filterwarnings("ignore")
     def test_a_model_compiled_in_place(self):
         model = two_layers()
         model.compile(backend="eager", dynamic=False)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 import pfb
 from pfb.pruning.filling import Pool, joined
 from pfb.selection.select import Declared
+from pfb.utils import distributed
 
 
 def data(n=100):
@@ -107,7 +108,7 @@ class TestAsTheLoaderItWraps:
     @pytest.mark.parametrize("split", [False, True])
     def test_accelerates_shards_and_splits(self, split, monkeypatch):
         data_loader = pytest.importorskip("accelerate.data_loader")
-        monkeypatch.setattr(pfb.BatchPruner, "ranks", 2)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
         plain = DataLoader(data(), batch_size=10, shuffle=True)
         loader = data_loader.prepare_data_loader(plain, num_processes=2, split_batches=split, put_on_device=False)
         pruned = pfb.prune_batches(loader, fill=True)

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pfb import window
-from pfb.selection.schedule import constant
+from pfb import Schedule, window
 
 
 def test_constant():
-    assert {constant(0.3).share(step, None) for step in range(10)} == {0.3}
+    assert {Schedule(0.3).share(step, None) for step in range(10)} == {0.3}
 
 
 @given(st.integers(1, 500), st.floats(0, 0.45), st.floats(0.55, 1.0))

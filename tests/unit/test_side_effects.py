@@ -199,7 +199,7 @@ class TestModules:
         model.a = nn.Sequential(nn.Linear(6, 8), ActNorm())
         like_plain(model, X, steps=2)
 
-    def test_a_buffer_that_is_written_to_late_is_refused_and_not_counted_twice(self):
+    def test_a_buffer_that_is_written_to_late_is_not_counted_twice(self):
         class Late(Two):
             calls: torch.Tensor
 
@@ -218,8 +218,8 @@ class TestModules:
         for _ in range(4):
             features(torch.randn(10, 6))
         model.on = True
-        with pytest.raises(RuntimeError, match="wrote to the buffer 'calls' of a Late.*is_grad_enabled"):
-            features(X)
+        features(X)
+        assert model.calls == 0
 
     def test_a_failing_pass_is_undone_too(self):
         class Fails(Two):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import weakref
 from collections.abc import Callable
@@ -113,64 +112,49 @@ def attach(
         log.info("pfb cuts %s after %r", type(model).__name__, name)
     doubt = doubt_of_batch_dim(name, module) if batch_dim is None else None
     dim = 0 if batch_dim is None else checked_dim(batch_dim)
-    reader = _reader(
-        "cut" if features is None else features, channel_layers(module, model), feature_dim, channel_dim, dim
-    )
-    gate = Gate(call, density, reader, views if isinstance(views, Views) else Views(views))
+    features = "cut" if features is None else features
+    _check_features(features, channel_dim)
+    own, spread = features if callable(features) else None, features == "cut-spread"
+    reader = CutFeatures(channel_layers(module, model), own, feature_dim, channel_dim, dim, spread)
+    gate = Gate(call, density, reader, name, views if isinstance(views, Views) else Views(views))
     owner = OWNERS.get(id(density))
     if owner is not None and not owner.detached:
         raise ValueError(
             f"this `density` belongs to another blocker, at the cut {owner.cut!r}, and would be moved by both. Give "
             "each blocker one of its own, or detach() the other first."
         )
-    handles = reuse.wire(model, module, name, gate, shared, doubt, dim)
-    blocker = Blocker(gate, handles, name, progress, model)
+    blocker = Blocker(gate, reuse.wire(model, module, gate, shared, doubt), progress, model)
     OWNERS[id(density)] = blocker
     return blocker
 
 
-def _reader(
-    features: str | Callable[[Any], Tensor],
-    layers: tuple[tuple[int, int], ...],
-    feature_dim: int | None,
-    channel_dim: int | None,
-    batch_dim: int,
-) -> CutFeatures:
-    """The features of this name, or by this callable.
+def _check_features(features: Any, channel_dim: int | None) -> None:
+    """Is it a name, or a callable?
 
     Raises:
-        ValueError: another name; or settings that a callable does not need.
+        ValueError: neither; or a setting that a callable does not need.
     """
-    if isinstance(features, Features):
-        raise ValueError(
-            f"`features` of a blocker read the cut's output (got {type(features).__name__}, which reads the model's "
-            "input): use it before the model, pfb.BatchPruner(features=...)"
-        )
-    if features in FEATURES:
-        return CutFeatures(layers, None, feature_dim, channel_dim, batch_dim, spread=features == "cut-spread")
-    if isinstance(features, (str, type)) or not callable(features):
-        near = difflib.get_close_matches(str(features).lower(), FEATURES, n=1)
-        sketch = " A sketch of the input judges before the model: pfb.BatchPruner." if features == "sketch" else ""
-        raise ValueError(
-            f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable to features [N, D] (got "
-            f"{features!r})." + (f" Did you mean {near[0]!r}?" if near else sketch)
-        )
-    if channel_dim is not None:
+    if isinstance(features, (str, type, Features)) or not callable(features):
+        if features not in FEATURES:
+            raise ValueError(
+                f"`features` must be {' or '.join(map(repr, FEATURES))} or a callable from the cut's output to "
+                f"features [N, D] (got {features!r}). What reads the model's input, such as a sketch, judges before "
+                "the model: pfb.BatchPruner(features=...)."
+            )
+    elif channel_dim is not None:
         raise ValueError(
             f"`channel_dim` tells how to average the cut's output (got {channel_dim}), and `features` of your own read "
             "it as it is: leave one out"
         )
-    return CutFeatures(layers, features, feature_dim, None, batch_dim)
 
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module (got {type(model).__name__})")
-    if isinstance(model, nn.DataParallel):
-        raise TypeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(
-            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model)"
+            "attach to the model before wrapping it: pfb.attach(model, ...), then DistributedDataParallel(model), one "
+            "process per device; nn.DataParallel is not supported"
         )
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or model._compiled_call_impl is not None:
         raise TypeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pfb.blocking.gate import UNKNOWN_SHARE, Gate
-from pfb.blocking.hooks import remove
 from pfb.density.kernels import quantiles
 from pfb.density.moving_centers import MovingCenters
 from pfb.features.cut import CutFeatures
 from pfb.selection.rules import RuleCall, Uniform
 from pfb.selection.schedule import Progress, Schedule
 from pfb.selection.selection import Selection, parts
+from pfb.selection.views import Views
 from pfb.utils import distributed as sync
 from pfb.utils import states
 
@@ -28,7 +27,7 @@ VERSION = 3
 STATE = {"version", "cut", "features", "step", "density"}
 
 
-class Blocker:
+class Blocker(Progress):
     """Stops redundant samples inside a model: a plain object beside it, made by :func:`attach`. It
     stays attached until :meth:`detach`, also if nobody keeps it.
 
@@ -36,23 +35,19 @@ class Blocker:
         cut: name of the layer after which samples are stopped.
         density: what the rule reads.
         detached: whether its hooks are gone, so that it prunes nothing any more.
+        schedule: the pruned share over training.
+        steps: how many times :meth:`step` was called.
     """
 
-    def __init__(
-        self, gate: Gate, handles: list[RemovableHandle], cut: str, progress: Progress, model: nn.Module
-    ) -> None:
-        self.cut = cut
+    def __init__(self, gate: Gate, handles: list[RemovableHandle], progress: Progress, model: nn.Module) -> None:
+        self.cut = gate.cut
         self.density: Any = gate.density  # a Density; of which kind, the user knows
         self._gate = gate
-        self._progress = progress
-        self._ever_reached = False
-        self._warned_to_step = False
-        self._checked_ranks = False
-        self.detached = False
+        super().__init__(progress.schedule, progress.total_steps)
+        self.detached = self._ever_reached = self._checked_ranks = False
         self._model = weakref.ref(model)
         self._handles = handles
         gate.blocker = self  # the hooks keep the gate
-        self._set_share()
 
     # What a training loop calls
 
@@ -132,13 +127,15 @@ class Blocker:
                 gate.diagnostics.warn(
                     "nothing", f"a step with a share of {self.prune:g} pruned nothing, since {cause}."
                 )
-            self._check_ranks()
+            if not self._checked_ranks:
+                self._checked_ranks = True
+                ours = self.settings(self.density, cut=self.cut, features=gate.reader.name)
+                sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
             if gate.rule.reads == "density":
                 self.density.apply()
         self._ever_reached = self._ever_reached or gate.reached
         gate.end_step()
-        self._progress.step()
-        self._set_share()
+        self._advance()
 
     @property
     def selection(self) -> Selection | None:
@@ -152,12 +149,6 @@ class Blocker:
             RuntimeError: two threads run the model within one step, and it is the other's.
         """
         return self._selection()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """All samples pass inside this context, for instance in a teacher's forward."""
-        with self._gate.paused():
-            yield
 
     @contextlib.contextmanager
     def decide_once(self) -> Iterator[None]:
@@ -178,42 +169,13 @@ class Blocker:
             >>> a.shape, b.shape
             (torch.Size([6, 3]), torch.Size([6, 3]))
         """
-        with self._gate.decide_once():
+        before, self._gate.once = self._gate.once, []
+        try:
             yield
+        finally:
+            self._gate.once = before
 
     # What it knows
-
-    @property
-    def schedule(self) -> Schedule:
-        """The pruned share over training."""
-        return self._progress.schedule
-
-    @property
-    def total_steps(self) -> int | None:
-        """Number of optimizer steps the schedule spans; may be set until training begins."""
-        return self._progress.total_steps
-
-    @total_steps.setter
-    def total_steps(self, value: int | None) -> None:
-        self._progress.total_steps = value
-        self._set_share()
-
-    @property
-    def prune(self) -> float:
-        """The share pruned at the current step, by the schedule (``prune=pfb.window(...)``)."""
-        return self._progress.share
-
-    @prune.setter
-    def prune(self, value: float) -> None:
-        raise AttributeError(
-            f"`prune` follows the schedule and cannot be set (got {value!r}): attach with prune=pfb.window(...), use "
-            "`with blocker.paused():`, or detach() and attach anew"
-        )
-
-    @property
-    def steps(self) -> int:
-        """How many times :meth:`step` was called."""
-        return self._progress.steps
 
     @property
     def features(self) -> Tensor | None:
@@ -254,8 +216,9 @@ class Blocker:
 
     def detach(self) -> None:
         """Remove all hooks: the model is what it was. Leaving a ``with`` block does the same."""
-        remove(self._handles)
-        self._gate.set_share(0)
+        for handle in self._handles:
+            handle.remove()
+        self._gate.set_share(0, is_paused=False)
         self._gate.enter(training=False)
         self.detached = True
 
@@ -289,57 +252,33 @@ class Blocker:
         """
         states.check(state, STATE, VERSION, "pfb.Blocker", cut=self.cut, features=self._gate.reader.name)
         self.density.load_state_dict(state["density"])
-        self._progress.steps = state["step"]
+        self.steps = state["step"]
         self._gate.end_step()
-        self._set_share()
+        self._share_may_change()
 
     # Inside
 
     def _selection(self, labels: bool = False) -> Selection | None:
-        self._warn_of_missing_step()
+        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP:
+            self._gate.diagnostics.warn(
+                "step",
+                f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
+                "moves. Add `blocker.step()` beside `optimizer.step()`.",
+            )
         self._gate.check_thread()
         self._gate.diagnostics.read(labels)
         return self._gate.selection
 
-    def _set_share(self) -> None:
-        self._gate.set_share(parts(self.prune) if self._progress.is_known else UNKNOWN_SHARE)
+    def _share_may_change(self) -> None:
+        self._gate.set_share(parts(self.prune) if self.is_known else UNKNOWN_SHARE, self._is_paused)
 
     def _expects_pruning(self) -> bool:
         model = self._model()
         return self._gate.prunes and torch.is_grad_enabled() and model is not None and model.training
 
-    def _check_ranks(self) -> None:
-        """In the first step with a share: do all ranks have the same settings?
-
-        Raises:
-            RuntimeError: they do not; the message names the setting.
-        """
-        if self._checked_ranks:
-            return
-        self._checked_ranks = True
-        size = getattr(self.density, "size", getattr(self.density, "n_centers", None))
-        ours = {
-            "prune": repr(self.schedule),
-            "total_steps": repr(self.total_steps),
-            "cut": self.cut,
-            "features": self._gate.reader.name,
-            "density": f"{type(self.density).__name__}({size})",
-            "step": repr(self.steps),
-        }
-        sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
-
-    def _warn_of_missing_step(self) -> None:
-        if self._gate.blocked_forwards >= FORWARDS_WITHOUT_STEP and not self._warned_to_step:
-            self._warned_to_step = True
-            warnings.warn(
-                f"{FORWARDS_WITHOUT_STEP} forwards were pruned without a call of step(), so the density estimate never "
-                "moves. Add `blocker.step()` beside `optimizer.step()`.",
-                stacklevel=3,
-            )
-
 
 def _detached(cut: str, schedule: Schedule, total_steps: int | None) -> Blocker:
-    gate = Gate(RuleCall.of(Uniform()), MovingCenters(), CutFeatures(()))
-    blocker = Blocker(gate, [], cut, Progress(schedule, total_steps), nn.Identity())
+    gate = Gate(RuleCall.of(Uniform()), MovingCenters(), CutFeatures(()), cut, Views())
+    blocker = Blocker(gate, [], Progress(schedule, total_steps), nn.Identity())
     blocker.detach()
     return blocker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -92,33 +91,3 @@ def _states(model: nn.Module, rows: int) -> Iterator[tuple[str, Tensor]]:
                 for place, x in places(value, f"{path}.{name}" if path else name):
                     if isinstance(x, Tensor) and x.dim() > 1 and rows in x.shape[:2] and not x.requires_grad:
                         yield place, x
-
-
-class Threads:
-    """Threads of the pruned forwards since the last step."""
-
-    def __init__(self) -> None:
-        self._latest = 0
-        self._seen: set[int] = set()
-
-    def note(self) -> None:
-        """This one runs a pruned forward."""
-        self._latest = threading.get_ident()
-        self._seen.add(self._latest)
-
-    def clear(self) -> None:
-        """A step ended."""
-        self._seen.clear()
-
-    def check(self) -> None:
-        """The decision at hand must be of the thread that asks for it, if that has run any.
-
-        Raises:
-            RuntimeError: another thread has run the model since.
-        """
-        asking = threading.get_ident()
-        if self._latest != asking and asking in self._seen:
-            raise RuntimeError(
-                "this model is run by two threads within one step, and the latest decision is the other's. Give every "
-                "thread a model and a blocker of its own."
-            )

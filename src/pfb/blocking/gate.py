@@ -7,15 +7,14 @@ flags that stay fixed within a ratio level, and does not count.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import threading
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from pfb.blocking.diagnostics import Diagnostics, Threads
+from pfb.blocking.diagnostics import Diagnostics
 from pfb.blocking.replay import Replays, in_backward
 from pfb.density.kernels import Density
 from pfb.features.cut import CutFeatures, batched_tensor, fingerprint
@@ -29,13 +28,13 @@ IDLE_FORWARDS = 200  # after so many forwards with gradients of which none was p
 
 
 class Gate:
-    """What stands at the cut of one model. Hooks and benchmarks call its methods; nobody sets its
-    fields.
+    """What stands at the cut of one model. Hooks call its methods.
 
     Args:
         rule: gives the importance.
         density: what the rule reads.
         reader: from the cut's output to features.
+        cut: the cut's name.
         views: which rows belong together.
 
     Attributes:
@@ -47,12 +46,12 @@ class Gate:
         latest: kept and all rows of the latest forward in training; ``None`` if it pruned nothing.
         blocked_forwards: pruned forwards since the last step.
         diagnostics: what the user is warned of, each once.
+        once: inside ``decide_once()`` the decision and the number of rows, once taken.
         lists: what has been learned of lists in batches, see :func:`pfb.selection.select.select`.
     """
 
-    def __init__(self, rule: RuleCall, density: Density, reader: CutFeatures, views: Views | None = None) -> None:
-        self.rule, self.density, self.reader = rule, density, reader
-        self.views = Views() if views is None else views
+    def __init__(self, rule: RuleCall, density: Density, reader: CutFeatures, cut: str, views: Views) -> None:
+        self.rule, self.density, self.reader, self.cut, self.views = rule, density, reader, cut, views
         self.armed = self.reached = self.entered = self.decided = False
         self.blocked_forwards = 0
         self.features: Tensor | None = None
@@ -61,15 +60,15 @@ class Gate:
         self.blocker: Any = None  # whoever owns this gate lives as long as the hooks
         self.replays = Replays()
         self.diagnostics = Diagnostics()
+        self.once: list[tuple[Tensor, int]] | None = None
         self._pruned_parts = 0
         self._is_paused = self._was_paused = self._saw_no_grad = False
         self._met = False  # has this forward met the cut?
         self._with_grad = False
         self._indices: Tensor | None = None
         self._batch_size = 0
-        self._once: list[tuple[Tensor, int]] | None = None  # inside decide_once(): the decision, once taken
         self._inputs: list[tuple[TensorWeakRef, int]] = []  # of pruned forwards since the last step, those alive
-        self._threads = Threads()
+        self._threads: list[int] = []  # that ran pruned forwards since the last step, the latest last
         self._idle = 0
 
     # Between forwards
@@ -77,11 +76,6 @@ class Gate:
     @property
     def selection(self) -> Selection | None:
         return None if self._indices is None else Selection(self._indices, self._batch_size)
-
-    @property
-    def stopped_any(self) -> bool:
-        """Whether the latest forward went on with fewer samples than it was given."""
-        return self._indices is not None and len(self._indices) < self._batch_size
 
     @property
     def ran(self) -> bool:
@@ -100,26 +94,9 @@ class Gate:
         """Whether the share is above 0 and nobody has paused."""
         return self.active and not self._is_paused
 
-    def set_share(self, pruned_parts: int) -> None:
-        """The share to prune from now on, in parts of ``selection.PRECISION``."""
-        self._pruned_parts = pruned_parts
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        before, self._is_paused = self._is_paused, True
-        try:
-            yield
-        finally:
-            self._is_paused = before
-
-    @contextlib.contextmanager
-    def decide_once(self) -> Iterator[None]:
-        """The first pruned forward inside this context decides for all of them."""
-        before, self._once = self._once, []
-        try:
-            yield
-        finally:
-            self._once = before
+    def set_share(self, pruned_parts: int, is_paused: bool) -> None:
+        """The share to prune from now on, in parts of ``selection.PRECISION``, if not paused."""
+        self._pruned_parts, self._is_paused = pruned_parts, is_paused
 
     def end_step(self) -> None:
         """Forget what belonged to the step that ends."""
@@ -175,7 +152,7 @@ class Gate:
         """Tell what a pruned forward's input gives away. Eager only."""
         if in_backward() or torch.compiler.is_compiling():
             return
-        self._threads.note()
+        self._note_thread()
         if x.requires_grad and x.is_leaf:
             self.diagnostics.warn(
                 "leaf",
@@ -184,7 +161,7 @@ class Gate:
             )
         self._inputs = [(seen, version) for seen, version in self._inputs if seen() is not None]
         this = TensorWeakRef(x), 0 if x.is_inference() else x._version  # a buffer may be filled anew
-        if self._once is None and any(seen() is x and version == this[1] for seen, version in self._inputs):
+        if self.once is None and any(seen() is x and version == this[1] for seen, version in self._inputs):
             self.diagnostics.warn(
                 "again",
                 "one batch was run twice within a step (SAM, LBFGS, two calls of a siamese net), and each run decides "
@@ -192,15 +169,21 @@ class Gate:
             )
         self._inputs.append(this)
 
-    def look_at_states(self, model: nn.Module) -> None:
-        """What the model remembers of a pruned forward's samples. Eager only."""
-        if self._indices is not None and not in_backward():
-            self.diagnostics.look_at_states(model, len(self._indices))
+    def _note_thread(self) -> None:
+        asking = threading.get_ident()
+        self._threads = [*(thread for thread in self._threads if thread != asking), asking]
 
     def check_thread(self) -> None:
-        """The decision at hand, if there is one, must be this thread's."""
-        if self._indices is not None:
-            self._threads.check()
+        """The decision at hand must be of the thread that asks for it, if that has run any.
+
+        Raises:
+            RuntimeError: another thread has run the model since.
+        """
+        if self._indices is not None and threading.get_ident() in self._threads[:-1]:
+            raise RuntimeError(
+                "this model is run by two threads within one step, and the latest decision is the other's. Give every "
+                "thread a model and a blocker of its own."
+            )
 
     def meet_cut(self, training: bool) -> bool:
         """The forward meets the cut; whether one that prunes did so before."""
@@ -214,24 +197,24 @@ class Gate:
         """Indices of the samples that go on, given the cut's output."""
         with torch.no_grad():
             features_ND = self.read(output)
-            n, again = features_ND.size(0), bool(self._once)
-            if self._once and n != self._once[0][1]:
-                raise ValueError(f"decide_once() began with a batch of {self._once[0][1]} rows and now got {n}")
+            n, again = features_ND.size(0), bool(self.once)
+            if self.once and n != self.once[0][1]:
+                raise ValueError(f"decide_once() began with a batch of {self.once[0][1]} rows and now got {n}")
             if not torch.compiler.is_compiling():
                 self.diagnostics.look_at_features(features_ND, self.views)
-            if self._once:
-                indices_K = self._once[0][0]
+            if self.once:
+                indices_K = self.once[0][0]
             else:
                 indices_K = choose(features_ND, self.rule, self.density, self.views, self._pruned_parts).indices
                 collect(features_ND, indices_K, self.rule, self.density, self.views)
-            if self._once == []:
-                self._once.append((indices_K, n))
+            if self.once == []:
+                self.once.append((indices_K, n))
         self._indices, self._batch_size = indices_K, n
         self.features = None if self.rule.reads == "nothing" else features_ND
         self.latest = (len(indices_K), n)
         self.decided = True
         if not torch.compiler.is_compiling():
-            self._threads.note()
+            self._note_thread()
             self.blocked_forwards += 1
             self.replays.note(features_ND, indices_K)
             self.diagnostics.decided(kept=len(indices_K), of=n, is_repeat=again)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,58 +15,35 @@ class _Inert:
     pruned.
     """
 
-    def __call__(self, *args: Any) -> None:
+    _when_scripted = "a copy of a model with a pfb blocker cannot be scripted: copy it after detach()"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return None
 
     def __getattr__(self, name: str) -> Any:
-        raise _no_such(self, name, "a copy of a model with a pfb blocker cannot be scripted: copy it after detach()")
+        """``torch.jit.script`` asks hooks for their ``__name__``, and prints the error."""
+        raise AttributeError(self._when_scripted if name == "__name__" else name)
 
 
-class Hook:
-    def __init__(self, gate: Gate, cut_name: str) -> None:
-        self.gate, self.cut_name = gate, cut_name
+class Hook(_Inert):
+    _when_scripted = "a model with a pfb blocker cannot be scripted: call blocker.detach() first"
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Inert, ())
 
-    def __getattr__(self, name: str) -> Any:
-        raise _no_such(self, name, "a model with a pfb blocker cannot be scripted: call blocker.detach() first")
 
-
-def _no_such(hook: object, name: str, when_scripted: str) -> AttributeError:
-    """``torch.jit.script`` asks hooks for their ``__name__``, and prints the error."""
-    usual = f"{type(hook).__name__!r} object has no attribute {name!r}"
-    return AttributeError(when_scripted if name == "__name__" else usual)
-
-
-def register(
-    model: nn.Module,
-    cut: nn.Module,
-    enter: Callable[..., Any],
-    meet: Callable[..., Any],
-    leave: Callable[..., Any] | None = None,
-) -> list[RemovableHandle]:
+def register(model: nn.Module, cut: nn.Module, enter: Hook, meet: Hook, leave: Hook) -> list[RemovableHandle]:
     """Register hooks for entering the model, meeting the cut and leaving the model."""
-    handles = [
+    return [
         model.register_forward_pre_hook(enter, with_kwargs=True),
         cut.register_forward_hook(meet, prepend=True),  # other hooks see the kept samples only
+        model.register_forward_hook(leave, always_call=True),
     ]
-    if leave is not None:
-        handles.append(model.register_forward_hook(leave, always_call=True))
-    return handles
 
 
 def is_wired(model: nn.Module) -> bool:
     """Whether a blocker is attached to the model or to a part of it."""
     return any(isinstance(hook, Hook) for m in model.modules() for hook in m._forward_pre_hooks.values())
-
-
-def refuse_replica(cut: nn.Module) -> None:
-    if getattr(cut, "_is_replica", False):
-        raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
-
-
-def remove(handles: list[RemovableHandle]) -> None:
-    """Take all of these hooks away."""
-    for handle in handles:
-        handle.remove()

@@ -19,28 +19,15 @@ def argument_names(model: nn.Module, n: int) -> list[str]:
     return names + [f"argument {i}" for i in range(len(names), n)] if len(names) < n else names[:n]
 
 
-def batched_places(
+def places_of(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
-    """Name and value of each input that holds samples: tensors, and lists and tuples of such.
+    """Name and value of each input that may hold samples: tensors, and lists and tuples.
 
     Looks into mappings, named tuples and dataclasses; numbers, 0-d tensors and what is ``shared``
     by all samples do not count. Whether a list holds one item per sample or several batches is not
     known yet, so it is one place.
     """
-    return [(name, value) for name, value in _places(model, args, kwargs, shared) if _holds_batches(value)]
-
-
-def lists_without_tensors(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
-) -> list[tuple[str, int]]:
-    """Name and length of each list that might hold one item per sample, such as captions."""
-    return [(name, len(value)) for name, value in _places(model, args, kwargs, shared) if not _holds_batches(value)]
-
-
-def _places(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: tuple[str, ...]
-) -> list[tuple[str, Any]]:
     inputs = [*zip(argument_names(model, len(args)), args, strict=True), *kwargs.items()]
     return [place for name, value in inputs for place in _places_in(name, value, shared)]
 
@@ -57,7 +44,8 @@ def _places_in(name: str, value: Any, shared: tuple[str, ...]) -> Iterator[tuple
         yield from _places_in(place.strip("[].'") if isinstance(value, Mapping) else name + place, inner, shared)
 
 
-def _holds_batches(value: Any) -> bool:
+def holds_batches(value: Any) -> bool:
+    """Whether there are tensors in it; a list without may have one item per sample (captions)."""
     return isinstance(value, PackedSequence) or len(batches_in(value)) > 0  # torch 2.11 compiles no bool(list)
 
 

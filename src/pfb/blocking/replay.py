@@ -21,15 +21,14 @@ class _Forward:
 
 
 class Replays:
-    """The forwards since the last step. Nothing is noted inside ``torch.compile``."""
+    """The forwards since the last step."""
 
     def __init__(self) -> None:
         self._forwards: deque[_Forward] = deque(maxlen=MOST)
 
     def note(self, features: Tensor, indices: Tensor | None) -> None:
-        """Remember what a forward with gradients decided."""
-        if not torch.compiler.is_compiling():
-            self._forwards.append(_Forward(features, indices))
+        """Remember what a forward with gradients decided. Eager only."""
+        self._forwards.append(_Forward(features, indices))
 
     def decision(self, features: Tensor) -> Tensor | None:
         """What the forward decided that is running again; ``None``: all passed.
@@ -82,6 +81,4 @@ def in_backward() -> bool:
     ``torch._C._current_graph_task_id`` is private; no public function tells it, and
     ``torch.utils.checkpoint`` rests on it too.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

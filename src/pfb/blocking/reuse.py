@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pfb.blocking.gate import Gate
-from pfb.blocking.hooks import Hook, refuse_replica, register
-from pfb.blocking.inputs import (
-    batched_places,
-    batches_in,
-    check_rows,
-    lists_without_tensors,
-    possible_rows,
-)
+from pfb.blocking.hooks import Hook, register
+from pfb.blocking.inputs import batches_in, check_rows, holds_batches, places_of, possible_rows
 from pfb.blocking.replay import in_backward
 from pfb.features.cut import batched_tensor
 from pfb.selection.select import select
@@ -32,34 +26,27 @@ def before(cut: str) -> str:
 
 
 def wire(
-    model: nn.Module,
-    cut: nn.Module,
-    cut_name: str,
-    gate: Gate,
-    shared: tuple[str, ...],
-    doubt: str | None,
-    dim: int,
+    model: nn.Module, cut: nn.Module, gate: Gate, shared: tuple[str, ...], doubt: str | None
 ) -> list[RemovableHandle]:
     """Register the hooks and return their handles.
 
     Args:
-        model, cut, cut_name: where.
+        model, cut: where.
         gate: what decides.
         shared: names of inputs, beside the one that the cut sees, of which nothing after the cut
             takes rows.
         doubt: see :func:`~pfb.blocking.inputs.check_rows`.
-        dim: where the cut's output, and the input, have their samples.
     """
-    enter = _Enter(gate, cut_name, shared, dim)
-    return register(model, cut, enter, _Stop(gate, cut_name, enter, doubt, dim), _Leave(gate, cut_name))
+    enter = _Enter(gate, shared)
+    return register(model, cut, enter, _Stop(gate, enter, doubt), _Leave(gate))
 
 
 class _Enter(Hook):
     """Forward pre-hook on the model, for ``Reuse``."""
 
-    def __init__(self, gate: Gate, cut_name: str, shared: tuple[str, ...], dim: int) -> None:
-        super().__init__(gate, cut_name)
-        self.shared, self.dim = shared, dim
+    def __init__(self, gate: Gate, shared: tuple[str, ...]) -> None:
+        super().__init__(gate)
+        self.shared = shared
         self.model: weakref.ref[nn.Module] | None = None
         self.rows: tuple[int, ...] = ()  # what the batch's size may be, by the model's input
         self.lists: list[tuple[str, int]] = []  # inputs that may have one item per sample, and their lengths
@@ -71,11 +58,12 @@ class _Enter(Hook):
             self.model = weakref.ref(model)
         if not self.gate.enter(model.training):
             return
-        places = batched_places(model, args, kwargs, self.shared)
-        self.rows = possible_rows(places, self.dim)
+        found = places_of(model, args, kwargs, self.shared)
+        places = [place for place in found if holds_batches(place[1])]
+        self.rows = possible_rows(places, self.gate.reader.batch_dim)
         if len(places) > 1:
             raise ValueError(self._bypass(type(model).__name__, places[1][0], repr(places[0][0])))
-        self.lists = lists_without_tensors(model, args, kwargs, self.shared)
+        self.lists = [(name, len(value)) for name, value in found if not holds_batches(value)]
         self.batches = None
         for name, value in places:
             batches = batches_in(value)
@@ -105,7 +93,7 @@ class _Enter(Hook):
         return (
             f"{model} takes {second!r} beside {first}, which still holds the whole batch after the cut, where it would "
             "be paired with the wrong samples. Prune before the model, where both are selected: "
-            f"{before(self.cut_name)}; or attach with shared=({second!r},) if nothing after the cut takes rows of it."
+            f"{before(self.gate.cut)}; or attach with shared=({second!r},) if nothing after the cut takes rows of it."
         )
 
     def training(self) -> bool:
@@ -118,48 +106,46 @@ class _Leave(Hook):
     """Forward hook on the model, for ``Reuse``; it also runs when the forward fails."""
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and self.gate.stopped_any:
-            if output is None:
-                self._explain(sys.exc_info()[1])
-            else:
-                self.gate.look_at_states(model)
+        chosen = None if torch.compiler.is_compiling() else self.gate.selection
+        if chosen is not None and len(chosen.indices) < chosen.batch_size:
+            if output is not None and not in_backward():
+                self.gate.diagnostics.look_at_states(model, len(chosen.indices))
+            elif output is None and (error := sys.exc_info()[1]) is not None:  # its sizes do not tell why
+                error.add_note(
+                    f"pfb: samples were stopped at the cut {self.gate.cut!r} before this. If the sizes clash, "
+                    "something bypasses the cut and still holds the whole batch (a skip connection, a mask, labels "
+                    f"inside the forward, a remembered batch size): prune before the model, {before(self.gate.cut)}."
+                )
         self.gate.leave()
-
-    def _explain(self, error: BaseException | None) -> None:
-        """The sizes in a layer's complaint do not tell where they come from."""
-        if error is not None:
-            error.add_note(
-                f"pfb: samples were stopped at the cut {self.cut_name!r} before this. If the sizes clash, something "
-                "bypasses the cut and still holds the whole batch (a skip connection, a mask, labels inside the "
-                f"forward, a remembered batch size): prune before the model, {before(self.cut_name)}."
-            )
 
 
 class _Stop(Hook):
     """Forward hook on the cut, for ``Reuse``."""
 
-    def __init__(self, gate: Gate, cut_name: str, enter: _Enter, doubt: str | None, dim: int) -> None:
-        super().__init__(gate, cut_name)
-        self.enter, self.doubt, self.dim = enter, doubt, dim
+    def __init__(self, gate: Gate, enter: _Enter, doubt: str | None) -> None:
+        super().__init__(gate)
+        self.enter, self.doubt = enter, doubt
 
     def __call__(self, cut: nn.Module, args: Any, output: Any) -> Any:
         gate = self.gate
-        refuse_replica(cut)
+        if getattr(cut, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel is not supported; use DistributedDataParallel, one process per device")
         if in_backward():
             indices = gate.replay(output)
             return None if indices is None else self._kept(output, indices)
         if gate.meet_cut(self.enter.training()):
             raise RuntimeError(
-                f"the cut {self.cut_name!r} ran twice in one forward, which would prune twice. Cut at a layer that "
-                f"runs once, call the model itself rather than its parts, or prune before it: {before(self.cut_name)}."
+                f"the cut {gate.cut!r} ran twice in one forward, which would prune twice. Cut at a layer that "
+                f"runs once, call the model itself rather than its parts, or prune before it: {before(gate.cut)}."
             )
         if not gate.armed:
             return gate.let_pass(output)
-        x = batched_tensor(output)
-        check_rows(self.cut_name, x, self.dim, self.enter.rows, self.doubt)
-        self.enter.check_bypass(x.size(self.dim))
+        x, dim = batched_tensor(output), gate.reader.batch_dim
+        check_rows(gate.cut, x, dim, self.enter.rows, self.doubt)
+        self.enter.check_bypass(x.size(dim))
         return self._kept(output, gate.decide(output))
 
     def _kept(self, output: Any, indices: Tensor) -> Any:
-        n = batched_tensor(output).size(self.dim)
-        return select(output, indices, n, f"output of {self.cut_name}", self.dim, self.gate.lists)
+        dim = self.gate.reader.batch_dim
+        n = batched_tensor(output).size(dim)
+        return select(output, indices, n, f"output of {self.gate.cut}", dim, self.gate.lists)

@@ -71,6 +71,7 @@ class Shallow(Features):
     def refusal(self, batch: Any) -> str:
         return "pass `by=`, what the model takes: a tensor, a tuple of positional or a dict of keyword arguments"
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, its traces could not be undone
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         """Features ``[N, D]`` of a batch as the model takes it: a tensor, a tuple of positional or

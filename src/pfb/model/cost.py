@@ -27,18 +27,3 @@ def shallow_share(model: nn.Module, cut: str, *inputs: object) -> float:
         with FlopCounterMode(display=False) as part:
             output_of(model, model.get_submodule(cut), inputs, {})
     return float(part.get_total_flops() / whole.get_total_flops())
-
-
-def step_cost(prune: float, shallow_share: float, wiring: str) -> float:
-    """FLOPs of a pruned step, full step = 1, a backward counted as two forwards.
-
-    ``1 - p (1 - s)`` for ``"reuse"``, ``1 - p + s / 3`` for ``"recompute"``; 1 if nothing is
-    pruned.
-
-    Example:
-        >>> round(step_cost(0.4, 0.275, "reuse"), 3), round(step_cost(0.4, 0.275, "recompute"), 3)
-        (0.71, 0.692)
-    """
-    if prune == 0:
-        return 1.0
-    return 1 - prune * (1 - shallow_share) if wiring == "reuse" else 1 - prune + shallow_share / 3

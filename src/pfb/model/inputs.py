@@ -96,9 +96,7 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU if it has none."""
-    for x in (*model.parameters(), *model.buffers()):
-        return x.device
-    return torch.device("cpu")
+    return next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _kind(batch: Any) -> str:

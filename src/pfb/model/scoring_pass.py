@@ -20,11 +20,10 @@ class Reached(Exception):
     """
 
 
-def output_of(
-    model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], grad: bool = False
-) -> Any:
-    """What the cut gives for these inputs of the model, with or without graph; the layers after it
-    do not run.
+@torch.no_grad()
+def output_of(model: nn.Module, cut: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the cut gives for these inputs of the model, without graph; the layers after it do not
+    run.
     """
 
     def catch(module: nn.Module, args: Any, output: Any) -> None:
@@ -32,7 +31,7 @@ def output_of(
 
     handle = cut.register_forward_hook(catch, prepend=True)
     try:
-        with torch.set_grad_enabled(grad), as_in_training():
+        with as_in_training():
             model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # hooks, but never compiled code
     except Reached as reached:
         return reached.args[0]
@@ -46,12 +45,11 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the scoring pass, then every module's own mode again. So no running
     statistic of a BatchNorm moves here: it moves once per step, in the forward proper.
     """
-    modules = list(model.modules())
-    was_training = [m.training for m in modules]
+    was_training = {m: m.training for m in model.modules()}
     try:
-        for m in modules:
+        for m in was_training:
             m.training = False
         yield
     finally:
-        for m, training in zip(modules, was_training, strict=True):
+        for m, training in was_training.items():
             m.training = training

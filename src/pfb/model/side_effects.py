@@ -1,8 +1,8 @@
 """Undo what a scoring pass writes to inputs, buffers and attributes of modules.
 
-It runs the user's forward on the user's own objects. Nothing is copied that need not be: the first
-passes look at everything, and from then on only what was seen to change is saved before each pass.
-Inputs are copied always, which is cheap beside a forward.
+It runs the user's forward on the user's own objects. Inputs and buffers are copied always, which is
+cheap beside a forward. Of attributes the first passes look at all, and from then on at those of the
+modules in which any was seen to change.
 """
 
 from __future__ import annotations
@@ -25,65 +25,28 @@ CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
 
 
 class SideEffects:
-    """What the scoring pass of one model writes. Nothing is done inside ``torch.compile``."""
+    """What the scoring pass of one model writes."""
 
     def __init__(self) -> None:
         self._looks = 0
-        self._written: set[tuple[nn.Module, str]] = set()
         self._written_modules: set[nn.Module] = set()
 
     @contextlib.contextmanager
     def undone(self, model: nn.Module, arguments: Any) -> Iterator[Any]:
         """Arguments for a pass inside this context, after which model and arguments are what they
         were.
-
-        Raises:
-            RuntimeError: the pass wrote to a buffer that it had left alone before, so that this
-                cannot be taken back.
         """
-        if torch.compiler.is_compiling():
-            yield arguments
-            return
         first = self._looks < FIRST_LOOKS
         self._looks += 1
         looked_at = [m for m in model.modules() if not _is_lazy(m)]
-        buffers = {
-            (m, name): (x, _version(x), x.clone() if x is not None and (first or (m, name) in self._written) else None)
-            for m in looked_at
-            for name, x in m._buffers.items()
-        }
+        buffers = {m: [(name, x, _version(x), _copied(x)) for name, x in m._buffers.items()] for m in looked_at}
         modules = {m: _attributes(m) for m in (looked_at if first else self._written_modules)}
         try:
             yield tree.copied(arguments, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
         finally:
             self._written_modules |= {m for m, before in modules.items() if _restore(m, before)}
-            for m in looked_at:
-                for name in [name for name in m._buffers if (m, name) not in buffers]:
-                    del m._buffers[name]
-            if unknown := self._restore_buffers(buffers):
-                raise RuntimeError(
-                    f"pfb: the scoring pass wrote to {', '.join(unknown)}, which it had left alone until now, so this "
-                    "step would see it twice. Write in the model's training forward only, under "
-                    "`if torch.is_grad_enabled():`, or use pfb.attach(model), which runs no pass of its own."
-                )
-
-    def _restore_buffers(
-        self, buffers: dict[tuple[nn.Module, str], tuple[Tensor | None, int, Tensor | None]]
-    ) -> list[str]:
-        """Put back what was written; returns the names of buffers that cannot be."""
-        unknown = []
-        for (m, name), (x, version, saved) in buffers.items():
-            rewritten = x is not None and _version(x) != version
-            if m._buffers.get(name) is not x or rewritten:
-                self._written.add((m, name))
-                m._buffers[name] = x
-            if x is not None and rewritten:
-                if saved is None:
-                    unknown.append(f"the buffer {name!r} of a {type(m).__name__}")
-                else:
-                    with torch.no_grad():
-                        x.copy_(saved)
-        return unknown
+            for m, before in buffers.items():
+                _restore_buffers(m, before)
 
 
 @contextlib.contextmanager
@@ -94,14 +57,6 @@ def as_in_training() -> Iterator[None]:
     that would keep what was computed without graph: of autocast and of parametrizations. Of the
     latter there is no public switch: ``parametrize._cache_enabled`` counts the open ``cached()``.
     """
-    if torch.compiler.is_compiling():
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            yield
-        finally:
-            torch.set_autocast_cache_enabled(cached)
-        return
     fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
     parametrized = parametrize._cache_enabled
     torch.backends.mha.set_fastpath_enabled(False)
@@ -124,6 +79,22 @@ def _is_lazy(m: nn.Module) -> bool:
 
 def _version(x: Tensor | None) -> int:
     return 0 if x is None or x.is_inference() else x._version
+
+
+def _copied(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.clone()
+
+
+@torch.no_grad()
+def _restore_buffers(m: nn.Module, before: list[tuple[str, Tensor | None, int, Tensor | None]]) -> None:
+    """Put buffers back, and what they held."""
+    for name in m._buffers.keys() - {name for name, *_ in before}:
+        del m._buffers[name]
+    for name, x, version, saved in before:
+        if m._buffers.get(name) is not x:
+            m._buffers[name] = x
+        if x is not None and saved is not None and _version(x) != version:
+            x.copy_(saved)
 
 
 def _attributes(m: nn.Module) -> dict[str, Any]:

@@ -27,8 +27,7 @@ _pruners = itertools.count()  # of this process, in the order of their first cal
 class Agreement:
     """What the ranks of one pruner are asked."""
 
-    def __init__(self, group: Any) -> None:
-        self._has_group = group is not None
+    def __init__(self) -> None:
         self._number: int | None = None
 
     def check(self, pruner: BatchPruner, features_ND: Tensor, indices_K: Tensor) -> None:
@@ -41,15 +40,14 @@ class Agreement:
         if not sync.is_running() or dist.get_world_size() == 1:
             return
         call = pruner.steps + 1
-        first = self._number is None
-        if self._number is None:
+        if first := self._number is None:
             self._number = next(_pruners)
         if not (first or may_wait(call)):
             return
         batch = _digest(features_ND)
         if first:
             self._check_settings(sync.everybodys((_settings(pruner), batch)))
-        if self._has_group:
+        if pruner.group is not None:
             self._check_peers(call, batch, _digest(indices_K))
 
     def _check_settings(self, everybodys: list[tuple[dict[str, str], str]]) -> None:
@@ -80,16 +78,8 @@ class Agreement:
 
 def _settings(pruner: BatchPruner) -> dict[str, str]:
     """What must be equal on all ranks, by the argument's name."""
-    return {
-        "prune": repr(pruner.schedule),
-        "total_steps": repr(pruner.total_steps),
-        "rule": _said(pruner.rule),
-        "features": pruner.features.name,
-        "density": f"{type(pruner.density).__name__}({getattr(pruner.density, 'size', '')})",
-        "views": repr(pruner.views),
-        "seed": repr(pruner.seed),
-        "step": repr(pruner.steps),
-    }
+    others = {"features": pruner.features.name, "views": repr(pruner.views), "seed": repr(pruner.seed)}
+    return pruner.settings(pruner.density, rule=_said(pruner.rule), **others)
 
 
 def _said(rule: Any) -> str:

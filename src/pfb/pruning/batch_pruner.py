@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ VERSION = 1
 STATE = {"version", "step", "seed", "features", "judged", "lists", "density", "counts"}
 
 
-class BatchPruner:
+class BatchPruner(Progress):
     """Prune batches before the model sees them: inputs, labels, masks and whatever else belongs to
     a sample are selected together, so nothing can be mispaired, in any model and any trainer.
 
@@ -63,6 +62,8 @@ class BatchPruner:
     Attributes:
         selection: which samples the latest call kept, ``.indices`` (ascending int64) and
             ``.batch_size``; ``None`` if it chose nothing.
+        schedule: the share left out over training.
+        steps: calls so far, those while paused not counted.
 
     Raises:
         TypeError, ValueError: an argument breaks its rule; the message names the rule, the value
@@ -96,20 +97,19 @@ class BatchPruner:
             raise TypeError(f"`seed` must be a whole number (got {seed!r})")
         if on_left_out is not None and not callable(on_left_out):
             raise TypeError(f"`on_left_out` must be a function of the left-out part of a batch (got {on_left_out!r})")
-        self._progress = Progress(prune, total_steps)
+        super().__init__(prune, total_steps)
         self._rule = checked_rule(rule, InverseDensity())
         self.density: Any = checked_density(density, self._rule.rule)
         self.views = views if isinstance(views, Views) else Views(views)
         self.seed = seed
-        self._group = group
+        self.group = group
         self.declared = Declared.of(shared, items, dims)
         self._judge = Judge(checked_features(features), self.declared, self._rule.reads)
         self._on_left_out = on_left_out
         self.selection: Selection | None = None
         self._counts = Counts()
         self._lists: dict[str, bool] = {}
-        self._is_paused = False
-        self._agreement = Agreement(group)
+        self._agreement = Agreement()
         self._first_look = FirstLook()
 
     # What a training loop calls
@@ -139,20 +139,16 @@ class BatchPruner:
         self.selection = None
         if self._is_paused:
             return given
-        share = self._share_in_parts()
+        if not self.is_known:
+            raise RuntimeError(
+                "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
+                "before training (got None)"
+            )
+        share = parts(self.prune)
         if share == 0:
-            self._progress.step()
+            self._advance()
             return given
         return self._pruned(given, by, share)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, batches pass whole, and nothing is judged, remembered or counted."""
-        before, self._is_paused = self._is_paused, True
-        try:
-            yield
-        finally:
-            self._is_paused = before
 
     # What it knows
 
@@ -171,14 +167,9 @@ class BatchPruner:
         """Path of the part of the batch that samples are judged by, once a batch has told."""
         return self._judge.judged_by
 
-    @property
-    def prune(self) -> float:
-        """The share left out of the next batch."""
-        return self._progress.share
-
-    def share_after(self, calls: int) -> float:
+    def share_after(self, steps: int) -> float:
         """The share left out so many calls after the next one; 0 while paused."""
-        return 0.0 if self._is_paused else self._progress.share_after(calls)
+        return 0.0 if self._is_paused else super().share_after(steps)
 
     def latest_sizes(self, batch: Any) -> tuple[int, int]:
         """How many samples the latest batch, this one, had, and how many of them were kept."""
@@ -186,33 +177,6 @@ class BatchPruner:
             return self.selection.batch_size, len(self.selection.indices)
         n = self._judge.count(batch)
         return n, n
-
-    @property
-    def ranks(self) -> int:
-        """Processes whose batches differ."""
-        with sync.among(self._group):
-            return sync.world_size()
-
-    @property
-    def schedule(self) -> Schedule:
-        """The share over training."""
-        return self._progress.schedule
-
-    @property
-    def steps(self) -> int:
-        """Calls so far, those while paused not counted."""
-        return self._progress.steps
-
-    @property
-    def total_steps(self) -> int | None:
-        """Calls in the whole training, over which a window spans; may be set until training
-        begins.
-        """
-        return self._progress.total_steps
-
-    @total_steps.setter
-    def total_steps(self, value: int | None) -> None:
-        self._progress.total_steps = value
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -225,8 +189,7 @@ class BatchPruner:
         latest = self.selection
         kept = 1.0 if latest is None else len(latest.indices) / max(latest.batch_size, 1)
         stats: dict[str, Any] = {"step": float(self.steps), "kept_share": kept, "pruned_share": 1.0 - kept}
-        stats |= self.density.summary()
-        return stats | self._counts.summary()
+        return {**stats, **self.density.summary(), **self._counts.summary()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors, numbers and texts, so that
@@ -260,17 +223,17 @@ class BatchPruner:
         if not (state["judged"] is None or isinstance(state["judged"], str)):
             raise ValueError(f"the state's `judged` must be a place or None (got {state['judged']!r})")
         counts = Counts.from_state(state["counts"])
-        with sync.among(self._group):
+        with sync.among(self.group):
             self.density.load_state_dict(state["density"])
         self._counts, self._judge.judged_by = counts, state["judged"]
         self.seed = state["seed"]
         self._lists.clear()
         self._lists.update(lists)
-        self._progress.steps = state["step"]
+        self.steps = state["step"]
         self.selection = None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._group is not None:
+        if self.group is not None:
             raise TypeError(
                 "a BatchPruner with `group=` cannot be copied or pickled, since a process group belongs to its "
                 "process: make one in each process, and load_state_dict() of the other's"
@@ -282,17 +245,9 @@ class BatchPruner:
 
     # Inside
 
-    def _share_in_parts(self) -> int:
-        if not self._progress.is_known:
-            raise RuntimeError(
-                "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
-                "before training (got None)"
-            )
-        return parts(self.prune)
-
     def _pruned(self, batch: Any, by: Any, share: int) -> Any:
         before, lists = self._judge.judged_by, dict(self._lists)
-        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self.group):
             path, judged, features_ND = self._judge.judge(batch, by)
             n = len(features_ND)
             if self._rule.reads != "nothing":
@@ -310,7 +265,7 @@ class BatchPruner:
             self._judge.judged_by = before
             raise
         self._lists.update(lists)
-        with torch.inference_mode(False), torch.no_grad(), sync.among(self._group):
+        with torch.inference_mode(False), torch.no_grad(), sync.among(self.group):
             self._agreement.check(self, features_ND, indices)
             collect(features_ND, indices, self._rule, self.density, self.views)
             if self._rule.reads == "density":
@@ -319,7 +274,7 @@ class BatchPruner:
             self._counts.note_weights(choice.log_weights, self.steps)
         self.selection = Selection(indices, n)
         self._first_look.count(len(indices), n)
-        self._progress.step()
+        self._advance()
         if left is not None and self._on_left_out is not None:
             self._on_left_out(left)
         return kept

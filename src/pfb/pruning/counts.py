@@ -26,18 +26,16 @@ class Counts:
 
     def __init__(self) -> None:
         self._by_class: Tensor | None = None  # [2, C + 1]: kept, met; the last place takes no class
-        self._copies: Tensor | None = None  # [2]: looked like copies, looked at, of the latest batch
+        self._like_copies: Tensor | None = None  # [N] bool: who looked like a copy in the latest batch
         self._warned = False
 
     def note(self, labels_N: Tensor | None, indices_K: Tensor, n: int) -> None:
         """Count the classes of a batch of n samples."""
         if labels_N is None:
             return
-        if self._by_class is None or self._by_class.device != labels_N.device:
-            before = self._by_class
+        if self._by_class is None:
             self._by_class = torch.zeros(2, CLASSES + 1, dtype=torch.int64, device=labels_N.device)
-            if before is not None:
-                self._by_class += before.to(labels_N.device)
+        self._by_class = self._by_class.to(labels_N.device)
         place_N = labels_N.long()
         place_N = torch.where((place_N >= 0) & (place_N < CLASSES), place_N, CLASSES)
         one_N = torch.ones_like(place_N)
@@ -50,8 +48,7 @@ class Counts:
         classes and warn, once, of one that is starved.
         """
         if log_weights_N is not None:
-            near_N = log_weights_N < COPY
-            self._copies = torch.stack([near_N.sum(), near_N.new_full((), len(near_N), dtype=torch.int64)])
+            self._like_copies = log_weights_N < COPY
         if not self._warned and self._by_class is not None and may_wait(step + 1):
             self._warn_if_starved()
 
@@ -65,9 +62,8 @@ class Counts:
     def summary(self) -> dict[str, Any]:
         """``copy_share`` and ``kept_by_class``, as far as they are known."""
         found: dict[str, Any] = {}
-        if self._copies is not None:
-            near, of = self._copies.tolist()
-            found["copy_share"] = near / max(of, 1)
+        if self._like_copies is not None:
+            found["copy_share"] = int(self._like_copies.sum()) / max(len(self._like_copies), 1)
         if shares := self.shares():
             found["kept_by_class"] = {c: kept / met for c, (kept, met) in shares.items()}
         return found

@@ -55,16 +55,15 @@ class Pool:
         """
         self.size = size if self.size is None else self.size
         if kept:
-            self._rest = (
-                batch if self.held == 0 else joined(self._rest, self.held, batch, kept, self.declared, lists=self.lists)
-            )
+            if self.held:
+                batch = joined(self._rest, self.held, batch, kept, self.declared, lists=self.lists)
+            self._rest = batch
             self.held += kept
         while self.held >= self.size:
-            first, n = torch.arange(self.size), self.held
-            rest, self.held = torch.arange(self.size, n), n - self.size
-            batch = self._rest
-            full = self._part(first, n, batch)
-            self._rest = self._part(rest, n, batch) if len(rest) else None
+            n, batch = self.held, self._rest
+            full = self._part(torch.arange(self.size), n, batch)
+            self.held = n - self.size
+            self._rest = self._part(torch.arange(self.size, n), n, batch) if self.held else None
             yield full
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,21 +76,18 @@ class Pool:
         Raises:
             ValueError: not a state of what waits.
         """
-        if not isinstance(state, dict) or not state.keys() >= {"size", "held", "rest"}:
-            raise ValueError("the state of the samples held back by `fill` is damaged")
-        size, held, rest = state["size"], state["held"], state["rest"]
-        sizes = (0 if size is None else size, held)
-        if any(type(n) is not int or n < 0 for n in sizes) or (held > 0 and (rest is None or not size)):
-            raise ValueError(
-                f"the state's `held` must be a whole number of samples that are there (got {held!r} of {size!r})"
-            )
-        if held > 0:
-            try:
+        try:
+            size, held, rest = state["size"], state["held"], state["rest"]
+            sizes = (0 if size is None else size, held)
+            if any(type(n) is not int or n < 0 for n in sizes) or (held > 0 and (rest is None or not size)):
+                raise ValueError(f"{held!r} of {size!r} samples cannot be held back")
+            if held > 0:
                 self._part(torch.arange(held - 1), held, rest)
-            except Exception as error:  # whatever a foreign batch makes a selection raise
-                raise ValueError(
-                    f"the state's `rest` must be a batch of {held} samples ({first_line(error)}); it is damaged"
-                ) from error
+        except Exception as error:  # whatever a foreign batch makes a selection raise
+            raise ValueError(
+                f"the state of the samples held back by `fill` is damaged ({first_line(error)}): `rest` must be a "
+                "batch of `held` samples"
+            ) from error
         self.size, self.held, self._rest = size, held, rest
 
     def _part(self, indices: Tensor, n: int, batch: Any) -> Any:
@@ -124,10 +120,8 @@ def joined(
     try:
         if shared or a is None or isinstance(a, SHARED) or (isinstance(a, Tensor) and a.dim() == 0):
             return _the_same(a, b, path)
-        if isinstance(a, Tensor):
+        if isinstance(a, Tensor) or is_tensordict(a):
             return torch.cat([a, b], dim)
-        if is_tensordict(a):
-            return torch.cat([a, b])
         if is_array(a):
             return a if a.ndim == 0 else sys.modules["numpy"].concatenate([a, b], dim)
         if is_list(a) and len(a) == n and len(b) == m and (path != "batch" or are_images(a)):

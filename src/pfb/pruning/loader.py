@@ -15,6 +15,7 @@ from pfb.selection.nested import DESCEND, children, mapped
 from pfb.selection.schedule import Schedule
 from pfb.selection.select import is_tensordict
 from pfb.selection.selection import keep_count
+from pfb.utils import distributed as sync
 
 
 class PrunedLoader:
@@ -155,7 +156,8 @@ class PrunedLoader:
         size = getattr(self.loader, "batch_size", None) or getattr(
             getattr(self.loader, "batch_sampler", None), "batch_size", None
         )
-        return None if size is None else size * self.pruner.ranks
+        with sync.among(self.pruner.group):
+            return None if size is None else size * sync.world_size()
 
     def __repr__(self) -> str:
         return f"PrunedLoader({type(self.loader).__name__}, {self.pruner!r}, fill={self._pool is not None})"
@@ -248,13 +250,12 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
 
 def _tell_epoch(loader: Any, pruner: BatchPruner) -> None:
     """Tell a memory how many samples an epoch has, where the loader knows."""
-    if not hasattr(pruner.density, "epoch") or pruner.density.epoch is not None:
-        return
+    order = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    if getattr(pruner.density, "epoch", 0) is not None or getattr(order, "replacement", False):
+        return  # of a draw with replacement nobody knows how many different samples it has
     try:
         sizes = batch_sizes(loader, len(loader))
     except (TypeError, NotImplementedError):
         return
-    order = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    if getattr(order, "replacement", False):
-        return  # how many different samples it draws, nobody knows
-    pruner.density.epoch = max(1, sum(sizes) * pruner.ranks // pruner.views.count)
+    with sync.among(pruner.group):
+        pruner.density.epoch = max(1, sum(sizes) * sync.world_size() // pruner.views.count)

@@ -78,13 +78,7 @@ def _chosen(
 ) -> Choice:
     log_weights_G = rule.log_weights(features_GD, density, own_GD)
     n = len(features_GD)
-    if log_weights_G is None:
-        importance_G = rule(features_GD, density, own_GD, random)
-    elif log_weights_G.shape == (n,):
-        importance_G = drawn(log_weights_G, random)
-    else:
-        got = tuple(log_weights_G.shape)
-        raise ValueError(f"`log_weights` must return one value per sample, shape ({n},) (got {got})")
+    importance_G = rule(features_GD, density, own_GD, random) if log_weights_G is None else drawn(log_weights_G, random)
     if rule.reads != "nothing":
         importance_G = torch.where(features_GD.isfinite().all(1), importance_G, torch.nan)
     groups_K = keep_largest(importance_G, keep_count_of_parts(n, parts))

@@ -176,21 +176,26 @@ class RuleCall:
         given: dict[str, Any] = {"own": own_ND, "generator": generator}
         named = {name: value for name, value in given.items() if name in self.takes and value is not None}
         arguments = (features_ND, density) if self.reads == "density" else (features_ND,)
-        importance_N = self.rule(*arguments, **named)
-        n = len(features_ND)
-        if not isinstance(importance_N, Tensor) or importance_N.shape != (n,):
-            got = tuple(importance_N.shape) if isinstance(importance_N, Tensor) else type(importance_N).__name__
-            raise ValueError(f"`rule` must return one value per sample, shape ({n},) (got {got})")
-        return importance_N
+        return _one_per_sample("rule", self.rule(*arguments, **named), len(features_ND))
 
     def log_weights(self, features_ND: Tensor, density: Density, own_ND: Tensor | None = None) -> Tensor | None:
-        """Logarithms of the weights ``[N]`` that a rule with a method of this name draws by."""
+        """Logarithms of the weights ``[N]`` that a rule with a method of this name draws by.
+
+        Raises:
+            ValueError: the rule returns something else than one value per sample.
+        """
         weigh = getattr(self.rule, "log_weights", None)
         if weigh is None:
             return None
         own = {"own": own_ND} if own_ND is not None and "own" in self.takes else {}
-        found: Tensor = weigh(features_ND, density, **own)
-        return found
+        return _one_per_sample("log_weights", weigh(features_ND, density, **own), len(features_ND))
+
+
+def _one_per_sample(who: str, returned: Any, n: int) -> Tensor:
+    if isinstance(returned, Tensor) and returned.shape == (n,):
+        return returned
+    got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+    raise ValueError(f"`{who}` must return one value per sample, shape ({n},) (got {got})")
 
 
 RULES = {"rarefirst": "RareFirst", "inversedensity": "InverseDensity", "uniform": "Uniform"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOST_LEVELS = 1000  # of a ramp; more change no batch, of which each level is another size
@@ -34,9 +36,8 @@ class Schedule:
                 f"`start` and `stop` must be shares of training with 0 <= start < stop <= 1 (got start={self.start!r}, "
                 f"stop={self.stop!r}). Divide steps or epochs by their total."
             )
-        _checked_share("prune", self.prune)
-        for level in self.ramp:
-            _checked_share("ramp", level)
+        object.__setattr__(self, "prune", _checked_share("prune", self.prune))
+        object.__setattr__(self, "ramp", tuple(_checked_share("ramp", level) for level in self.ramp))
 
     @property
     def needs_total_steps(self) -> bool:
@@ -58,7 +59,7 @@ class Schedule:
 
 
 class Progress:
-    """Where a training stands, and the share that is pruned there.
+    """Where a training stands, and the share that is pruned there: what both tools have.
 
     Args:
         prune: a share in [0, 1), or a :class:`Schedule`.
@@ -67,20 +68,29 @@ class Progress:
     Attributes:
         schedule: the share over training.
         steps: how many are done.
+
+    Raises:
+        ValueError: an argument breaks its rule; the message names it and the value got.
     """
 
     def __init__(self, prune: float | Schedule, total_steps: int | None = None) -> None:
-        self.schedule = prune if isinstance(prune, Schedule) else constant(prune)
+        self.schedule = prune if isinstance(prune, Schedule) else Schedule(prune)
         self.steps = 0
-        self._total_steps = checked_total_steps(total_steps)
+        self._is_paused = False
+        self.total_steps = total_steps
 
     @property
     def total_steps(self) -> int | None:
+        """Steps of the whole training, which a window spans; may be set until training begins."""
         return self._total_steps
 
     @total_steps.setter
     def total_steps(self, value: int | None) -> None:
-        self._total_steps = checked_total_steps(value)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+        if not (value is None or whole):
+            raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {value!r})")
+        self._total_steps = None if value is None else int(value)
+        self._share_may_change()
 
     @property
     def is_known(self) -> bool:
@@ -88,32 +98,55 @@ class Progress:
         return self.total_steps is not None or not self.schedule.needs_total_steps
 
     @property
-    def share(self) -> float:
-        """The share at the coming step; 0 while it cannot be told."""
-        return self.share_after(0)
+    def prune(self) -> float:
+        """The share that the next step prunes, by the schedule; 0 while it cannot be told."""
+        return Progress.share_after(self, 0)
+
+    @prune.setter
+    def prune(self, value: float) -> None:
+        raise AttributeError(
+            f"`prune` follows the schedule and cannot be set (got {value!r}): make it with prune=pfb.window(...), or "
+            "let all pass inside its paused()"
+        )
 
     def share_after(self, steps: int) -> float:
-        """The share so many steps later."""
+        """The share so many steps after the next one."""
         if not self.is_known:
             return 0.0
         at = self.steps + steps
         at = at if self.total_steps is None else min(at, self.total_steps)  # beyond the end as at the end
         return self.schedule.share(at, self.total_steps)
 
-    def step(self) -> None:
+    def settings(self, density: object, **others: str) -> dict[str, str]:
+        """What must be equal on all ranks, by the argument's name."""
+        size = getattr(density, "size", getattr(density, "n_centers", ""))
+        plan = {"prune": repr(self.schedule), "total_steps": repr(self.total_steps)}
+        return {**plan, **others, "density": f"{type(density).__name__}({size})", "step": repr(self.steps)}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, all samples pass (a teacher's forward), and nothing is judged or remembered."""
+        before, self._is_paused = self._is_paused, True
+        self._share_may_change()
+        try:
+            yield
+        finally:
+            self._is_paused = before
+            self._share_may_change()
+
+    def _share_may_change(self) -> None:
+        """Called whenever another share may hold from now on."""
+
+    def _advance(self) -> None:
         """One more is done; warns once where that is more than there were to be."""
         self.steps += 1
+        self._share_may_change()
         if self.schedule.needs_total_steps and self.steps == (self.total_steps or 0) + 1:
             warnings.warn(
                 f"pfb: there were more steps than total_steps={self.total_steps}, so the schedule is over. It counts "
                 "steps, not epochs: len(loader) * epochs.",
                 stacklevel=3,
             )
-
-
-def constant(prune: float) -> Schedule:
-    """The same share from the first step to the last."""
-    return Schedule(_checked_share("prune", prune))
 
 
 def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tuple[float, ...] = ()) -> Schedule:
@@ -144,20 +177,7 @@ def window(prune: float, start: float = 0.0, stop: float = 1.0, ramp: int | tupl
                 f"`ramp` must be a number of levels from 0 to {MOST_LEVELS:,} or a tuple of shares (got {ramp!r})"
             )
         ramp = tuple(round(prune * (0.2 + 0.8 * level / ramp), 4) for level in range(ramp))
-    return Schedule(prune, start, stop, tuple(_checked_share("ramp", level) for level in ramp))
-
-
-def checked_total_steps(total_steps: int | None) -> int | None:
-    """A number of steps given by the user.
-
-    Raises:
-        ValueError: no whole number of at least 1.
-    """
-    if total_steps is None:
-        return None
-    if not isinstance(total_steps, numbers.Integral) or isinstance(total_steps, bool) or total_steps < 1:
-        raise ValueError(f"`total_steps` must be a whole number of at least 1 (got {total_steps!r})")
-    return int(total_steps)
+    return Schedule(prune, start, stop, ramp)
 
 
 def _is_number(value: object) -> bool:
@@ -165,13 +185,9 @@ def _is_number(value: object) -> bool:
 
 
 def _checked_share(name: str, value: float) -> float:
-    if callable(value):
-        raise ValueError(
-            f"`{name}` must be a number in [0, 1) or pfb.window(...) for a share that changes (got {value!r})"
-        )
     if not _is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
             f"`{name}` must be the share of samples to stop, a number in [0, 1) (got {value!r}). 0.4 stops 40 % of "
-            "every batch; 0 switches pruning off."
+            "every batch; 0 switches pruning off; pfb.window(...) is for a share that changes."
         )
     return float(value)

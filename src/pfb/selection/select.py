@@ -115,14 +115,12 @@ def select(
 
     def visit(node: Any, path: str) -> Any:
         name = "" if declared is None else key_of(path)  # older compilers know no regular expressions
-        if name in given.shared or node is None or isinstance(node, SHARED):
+        if name in given.shared or node is None or isinstance(node, SHARED) or (is_array(node) and node.ndim == 0):
             return node
         if isinstance(node, Tensor):
             where = given.dims[name] if name in given.dims else _dim_of(node, batch_size, path, dim, seen)
             return _select_tensor(node, indices, batch_size, path, where, declared is not None)
         if is_array(node):
-            if node.ndim == 0:
-                return node
             where = given.dims.get(name, 0)
             _check_size(node, batch_size, path, where, declared is not None)
             return node.take(indices.cpu().numpy(), axis=where)
@@ -194,8 +192,7 @@ def _select_tensor(x: Tensor, indices: Tensor, batch_size: int, path: str, dim: 
     if x.is_nested:
         raise TypeError(f"`{path}` is a nested tensor, which cannot be indexed by sample. Pad it, or pass a list.")
     _check_size(x, batch_size, path, dim, can_declare)
-    if indices.device != x.device:
-        indices = indices.to(x.device)
+    indices = indices.to(x.device)
     # index_select always writes a contiguous result: take the layout in which samples lie densely.
     if dim == 0 and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
