@@ -153,7 +153,7 @@ def run(config: AdviceConfig) -> Path:
         for kind in config.kinds
         for seed in config.seeds
     ]
-    settings = without_folders(asdict(config))
+    settings = without_folders(asdict(config)) | {"folder": ""}
     return output.write(config.out, {**output.origin(settings, device), "rows": rows}, render, draw)
 
 

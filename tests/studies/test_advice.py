@@ -23,6 +23,14 @@ def test_sets_that_were_trained_on_are_looked_at_with_and_without_their_test(nam
         assert 0 <= found["unclear"] <= 1
 
 
+def test_a_whole_study_writes_numbers_table_and_figure(tmp_path):
+    config = advice.AdviceConfig("digits", ("clips", "grid, tail"), (3,), 300, out=tmp_path / "advice.json")
+    table = advice.run(config).read_text()
+    assert "| clips |" in table
+    assert "| grid, tail |" in table
+    assert {f.name for f in tmp_path.iterdir()} >= {"advice.json", "advice.md"}
+
+
 def test_the_table_names_what_is_missed():
     row = {"kind": "clips", "truth": 0.65, "said": 0.64, "unclear": 0.01, "recommended": "remove", "may": ["remove"]}
     row["seconds"] = 9.0
