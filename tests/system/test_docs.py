@@ -21,7 +21,12 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/cifair.md", "copies-cpu/scale.md"],
-    "docs/paper.md": ["saturated-cpu/table.md", "cifar-cpu/whole.md", "deviations-cpu/deviations.md"],
+    "docs/paper.md": [
+        "saturated-cpu/table.md",
+        "cifar-cpu/whole.md",
+        "cifar-15-cpu/whole.md",
+        "deviations-cpu/deviations.md",
+    ],
     "docs/cost.md": ["bench-cpu/speed-resnet18-cifar.md"],
     "docs/gpu.md": ["gpu-h100/table.md"],
     "docs/method.md": ["groups-cpu/groups.md", "groups-cpu/starved.md"],

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/paper.md").read_text()
 GPU = (ROOT / "results/gpu-h100/table.md").read_text()
 DEVIATIONS = (ROOT / "results/deviations-cpu/deviations.md").read_text()
-WHOLE = (ROOT / "results/cifar-cpu/whole.md").read_text()
+WHOLE = "".join((ROOT / f"results/{folder}/whole.md").read_text() for folder in ("cifar-cpu", "cifar-15-cpu"))
 SATURATED = (ROOT / "results/saturated-cpu/table.md").read_text()
 PUBLISHED = {"33.2"}
 """Figures of the paper that stand between measured ones."""
