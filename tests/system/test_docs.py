@@ -13,13 +13,14 @@ import pfb
 from pfb.lab import cli
 from pfb.lab.bench import memory, speed
 from pfb.lab.train.options.config import TrainConfig, settings_in
-from studies import cifair, deviations, grid, groups, saturated, scale, sets, starved, stream, tools, whole
+from studies import advice, cifair, deviations, grid, groups, saturated, scale, sets, starved, stream, tools, whole
 from studies.gpu import scheduler
 from studies.gpu import table as gpu
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
     "docs/redundancy.md": [f"natural-cpu/{name}.md" for name in ("overview", *sets.SETS, "stream")],
+    "docs/advise.md": ["advice-cpu/advice.md"],
     "docs/copies.md": ["copies-cpu/tools.md", "copies-cpu/cifair.md", "copies-cpu/scale.md"],
     "docs/paper.md": [
         "saturated-cpu/table.md",
@@ -101,7 +102,9 @@ def test_configuration_files_are_valid(page, tmp_path):
 
 
 RESULTS = ROOT / "results"
-BENCHMARKS = {m.__name__.rpartition(".")[2]: m for m in (cifair, deviations, groups, memory, scale, speed, tools)}
+BENCHMARKS = {
+    m.__name__.rpartition(".")[2]: m for m in (advice, cifair, deviations, groups, memory, scale, speed, tools)
+}
 RENDERERS = {"stream": stream.render, "starved": starved.render, "runs": saturated.render, "whole": whole.render}
 
 
