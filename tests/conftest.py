@@ -14,6 +14,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # where torch was imported before this file
+# A process whose first backward comes after the compiler has registered its devices starts threads
+# for them, and its forks cannot train. So a backward comes before everything.
+torch.ones(1, requires_grad=True).sum().backward()
 
 MARK = "PFB_TEST_SESSION"
 HELPERS = ("multiprocessing.resource_tracker", "torch/_inductor/compile_worker")

@@ -33,7 +33,7 @@ ONLY_IF_ASKED = {"copies/index.py": {"faiss"}, "copies/quality.py": {"PIL"}}
 FLOORS = ["errors", "files", "origin", "early", "baselines", "train", "bench", "report", "advise", "cli"]
 """Each place of the laboratory may import those before it only."""
 MOST_FILES, MOST_LINES = 9, 350
-LIBRARY_LINES, ALL_LINES = 5_620, 10_170
+LIBRARY_LINES, ALL_LINES = 5_450, 10_030
 """Of code, without docstrings, comments and blank lines; 5,000 of the library are the goal."""
 
 
