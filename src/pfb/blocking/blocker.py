@@ -129,7 +129,7 @@ class Blocker(Progress):
                 )
             if not self._checked_ranks:
                 self._checked_ranks = True
-                ours = self.settings(self.density, cut=self.cut, features=gate.reader.name)
+                ours = self._settings(self.density, cut=self.cut, features=gate.reader.name)
                 sync.check_settings(sync.everybodys(ours), "attach with the same on all ranks")
             if gate.rule.reads == "density":
                 self.density.apply()
@@ -270,7 +270,7 @@ class Blocker(Progress):
         return self._gate.selection
 
     def _share_may_change(self) -> None:
-        self._gate.set_share(parts(self.prune) if self.is_known else UNKNOWN_SHARE, self._is_paused)
+        self._gate.set_share(parts(self.prune) if self._is_known else UNKNOWN_SHARE, self._is_paused)
 
     def _expects_pruning(self) -> bool:
         model = self._model()

@@ -57,7 +57,7 @@ class Copies:
 
     @property
     def unclear(self) -> float:
-        """Share of the samples whose nearest is neither clearly a copy nor clearly none: at 0.71 to
+        """Share of the samples whose nearest is neither clearly a copy nor clearly none, at 0.71 to
         1.41 of how far one reaches. High where copies shade into the rest, and groups are
         arbitrary.
         """

@@ -90,7 +90,7 @@ class CopyBatchSampler(Sampler[list[int]]):
             raise ValueError(f"`samples` must be at least a batch of {batch_size} on each rank (got {samples})")
         self._plan = Progress(prune, total_steps)
         window = self._plan.schedule
-        if window.prune == 0 or window.ramp or not self._plan.is_known:
+        if window.prune == 0 or window.ramp or not self._plan._is_known:
             said = f"{window}, total_steps={total_steps}"
             raise ValueError(f"`prune` must be above 0, without a ramp, a window with `total_steps` (got {said})")
         self._rule = Noting()

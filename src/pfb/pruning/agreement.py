@@ -79,7 +79,7 @@ class Agreement:
 def _settings(pruner: BatchPruner) -> dict[str, str]:
     """What must be equal on all ranks, by the argument's name."""
     others = {"features": pruner.features.name, "views": repr(pruner.views), "seed": repr(pruner.seed)}
-    return pruner.settings(pruner.density, rule=_said(pruner.rule), **others)
+    return pruner._settings(pruner.density, rule=_said(pruner.rule), **others)
 
 
 def _said(rule: Any) -> str:

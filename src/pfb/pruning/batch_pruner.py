@@ -139,7 +139,7 @@ class BatchPruner(Progress):
         self.selection = None
         if self._is_paused:
             return given
-        if not self.is_known:
+        if not self._is_known:
             raise RuntimeError(
                 "`total_steps` is needed by `pfb.window`: pass it, or set `pruner.total_steps = len(loader) * epochs` "
                 "before training (got None)"

@@ -93,7 +93,7 @@ class Progress:
         self._share_may_change()
 
     @property
-    def is_known(self) -> bool:
+    def _is_known(self) -> bool:
         """Whether the share can be told yet."""
         return self.total_steps is not None or not self.schedule.needs_total_steps
 
@@ -111,13 +111,13 @@ class Progress:
 
     def share_after(self, steps: int) -> float:
         """The share so many steps after the next one."""
-        if not self.is_known:
+        if not self._is_known:
             return 0.0
         at = self.steps + steps
         at = at if self.total_steps is None else min(at, self.total_steps)  # beyond the end as at the end
         return self.schedule.share(at, self.total_steps)
 
-    def settings(self, density: object, **others: str) -> dict[str, str]:
+    def _settings(self, density: object, **others: str) -> dict[str, str]:
         """What must be equal on all ranks, by the argument's name."""
         size = getattr(density, "size", getattr(density, "n_centers", ""))
         plan = {"prune": repr(self.schedule), "total_steps": repr(self.total_steps)}
