@@ -185,7 +185,9 @@ def test_pairs_are_to_be_removed_if_they_are_clear_and_to_be_left_if_not():
     shading = changed(advice, copies__unclear=0.2)
     assert shading.recommendation == "random"
     assert "in small groups" in shading.reason
-    assert changed(shading, copies__equal=advice.spare).recommendation == "remove"
+    equal = changed(shading, copies__equal=advice.spare)
+    assert equal.recommendation == "remove"
+    assert "clearly" not in equal.reason
 
 
 def test_a_list_from_a_part_of_the_data_is_said_to_be_one(found):
@@ -222,7 +224,10 @@ def test_loading_is_not_spared_by_pruning_a_stream_in_the_batch(found):
     drawn = changed(waits, total=300, copies__unclear=0.3)
     assert drawn.recommendation == "draw"
     assert drawn.code.startswith("sampler = pfb.CopyBatchSampler(300, batch_size=50, prune=0.5)")
-    assert changed(stream, total=300, copies__unclear=0.3, is_part=True).recommendation == "prune"
+    for cannot in ({"is_part": True}, {"own_features": True}):  # the sampler takes neither
+        pruned = changed(stream, total=300, copies__unclear=0.3, **cannot)
+        assert pruned.recommendation == "prune"
+        assert "CopyBatchSampler" not in str(pruned)
 
 
 def test_what_saves_no_time_is_not_recommended(found):

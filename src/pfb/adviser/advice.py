@@ -121,7 +121,7 @@ class Advice:
         if self.test_repeats_itself and not (copies.shade and self._is_seen and self._test_repeats_training):
             return "nothing" if spares_nothing else "random"
         if self._is_seen and (copies.shade or self.total is None):
-            if self.total is None or self.is_part:  # no sampler can draw from it
+            if not self._can_draw:
                 shorter = self.steps is None or not (self.steps.waits or self.steps.is_shorter is False)
                 return "prune" if shorter else "nothing"
             return "draw" if not spares_nothing or (self.steps is not None and self.steps.waits) else "nothing"
@@ -142,7 +142,7 @@ class Advice:
         found = {"random": f"loader = pfb.prune_batches(loader, prune={self.prune:g}, rule=pfb.Uniform())"}
         if self._is_seen:
             found["prune"] = f"loader = pfb.prune_batches(loader, prune={self.prune:g}{features}{memory})"
-        if self.copies.shade and self.total is not None and not self.is_part:
+        if self.copies.shade and self._can_draw:
             given = f"{self.total}, batch_size={self.batch_size}, prune={self.prune:g}"
             found["draw"] = f"sampler = pfb.CopyBatchSampler({given})  # see docs/copies.md"
         if self.known_indices and self.groups:
@@ -205,6 +205,13 @@ class Advice:
         return self.copies.seen >= max(WORTH_PRUNING, self.copies.few)
 
     @property
+    def _can_draw(self) -> bool:
+        """Whether :class:`pfb.CopyBatchSampler` can draw from the data: it takes all of a data set,
+        and no features of the user's.
+        """
+        return self.total is not None and not self.is_part and not self.own_features
+
+    @property
     def _steps_as_long(self) -> bool:
         """Whether a step on fewer samples takes as long, even without a choice."""
         return self.steps is not None and self.steps.kept.median > 1 - WORTH_TIME
@@ -245,11 +252,11 @@ class Advice:
         return "If what you test on repeats itself, but nothing of training, random is as good."
 
     def _remove(self) -> str:
+        clear = "" if self.copies.shade else ", and copies are told apart from the rest clearly"
         equal = f"{self.copies.equal:.0%} are equal to others to the last bit. " if self.copies.equal else ""
         return (
-            f"{self.spare:.0%} of the samples could be spared, and copies are told apart from the rest clearly. {equal}"
-            "What is removed is not loaded again, and every epoch is shorter. Data that grow, or come as a stream: "
-            f"prune in the batch.{self._to_be_told_which()}"
+            f"{self.spare:.0%} of the samples could be spared{clear}. {equal}What is removed is not loaded again, and "
+            f"every epoch is shorter. Data that grow, or come as a stream: prune in the batch.{self._to_be_told_which()}"
         )
 
     def _random(self) -> str:
