@@ -256,7 +256,7 @@ class Advice:
         equal = f"{self.copies.equal:.0%} are equal to others to the last bit. " if self.copies.equal else ""
         return (
             f"{self.spare:.0%} of the samples could be spared{clear}. {equal}What is removed is not loaded again, and "
-            f"every epoch is shorter. Data that grow, or come as a stream: prune in the batch.{self._to_be_told_which()}"
+            f"every epoch is shorter. Data that grow or come as a stream: prune in the batch.{self._to_be_told_which()}"
         )
 
     def _random(self) -> str:
