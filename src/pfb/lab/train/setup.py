@@ -104,7 +104,7 @@ class Setup:
             raise RunError(f"--fill holds samples back in one process (got {processes}); leave it out")
         self.pruner = self.method.pruner(config, model, share, self.length.cycle, samples)  # pfb, before the model
         self.blocker = self.method.attach(config, model, share, updates)  # pfb, inside the model
-        self.pool = Pool(self.pruner.declared) if self.pruner is not None and config.fill else None
+        self.pool = Pool(self.pruner.declared, self.pruner._lists) if self.pruner is not None and config.fill else None
         self.plain_optimizer = optim.optimizer(model, config)
         self.lr_schedule = optim.schedule(self.plain_optimizer, config, self.length.cycle)
         self.model = accelerator.prepare(model)
