@@ -136,10 +136,7 @@ def scan(
                 "`features` must return [N, D] with one D for all batches (got "
                 f"{tuple(features_ND.shape)}, {rows[0].size(1)} dimensions before)"
             )
-        generator = torch.Generator(features_ND.device).manual_seed(len(rows))
-        view = judge.features.own_view(judged, generator)
-        if view is not None and n < FEWEST_ROWS:
-            view = torch.full_like(view, torch.nan)  # so few do not tell by how much columns vary
+        view = changed_view(judge.features, judged, features_ND, len(rows))
         first, taken = len(found), min(n, samples - len(found))  # of the last batch not all
         rows.append(features_ND[:taken].detach().float().cpu())
         own.append(None if view is None else view[:taken].detach().float().cpu())
@@ -184,6 +181,14 @@ def random_states_kept(loader: Any, device: torch.device) -> Iterator[None]:
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
                 after.callback(generator.set_state, generator.get_state())
         yield
+
+
+def changed_view(features: Features, judged: Any, features_ND: Tensor, number: int) -> Tensor | None:
+    """Features of a slightly changed view of each sample of batch ``number``, of which these are
+    the features; NaN of so few that they do not tell by how much columns vary.
+    """
+    view = features.own_view(judged, torch.Generator(features_ND.device).manual_seed(number))
+    return view if view is None or len(features_ND) >= FEWEST_ROWS else torch.full_like(view, torch.nan)
 
 
 def _sampler_of(loader: Any) -> Any:

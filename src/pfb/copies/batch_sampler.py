@@ -119,8 +119,7 @@ class CopyBatchSampler(Sampler[list[int]]):
                 f"later epochs need epoch 0, of which {seen} were seen: set_epoch(0) or load_state_dict()"
             )
         ranks, rank = sync.world_size(), sync.rank()
-        generator = generator_of(torch.device("cpu"), self.seed, self.epoch)
-        whole, by_weight = torch.randperm(self.samples, generator=generator), torch.empty(0, dtype=torch.int64)
+        (whole, generator), by_weight = self._order(self.epoch), torch.empty(0, dtype=torch.int64)
         end, total = (self.epoch + 1) * len(self), self._plan.total_steps
         if self._plan.schedule.needs_total_steps and end > (total or 0):
             warnings.warn(
@@ -136,6 +135,11 @@ class CopyBatchSampler(Sampler[list[int]]):
             order = by_weight if share else whole
             yield order[rank * size : (rank + 1) * size].tolist()
             by_weight, whole = (order[ranks * size :], whole) if share else (by_weight, order[ranks * size :])
+
+    def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
+        """All indices in the order in which an epoch loads them whole, and what draws the rest."""
+        generator = generator_of(torch.device("cpu"), self.seed, epoch)
+        return torch.randperm(self.samples, generator=generator), generator
 
     def _round(self, generator: torch.Generator) -> Tensor:
         """As many indices as the weights add up to, in random order, none twice."""
@@ -169,8 +173,7 @@ class CopyBatchSampler(Sampler[list[int]]):
             got = f"(got {place_N[wrong_N][0]:g}); of a data set that grows, make a new sampler"
             raise ValueError(f"`index` must hold whole numbers in [0, {self.samples}) {got}")
         if self._first is None:
-            generator = generator_of(torch.device("cpu"), self.seed, 0)
-            self._first = torch.randperm(self.samples, generator=generator)
+            self._first, _ = self._order(0)
         first = (self.pruner.steps * sync.world_size() + sync.rank()) * self.batch_size
         drawn_B = self._first[first : first + self.batch_size]
         if not torch.isin(place_N, drawn_B).all():

@@ -30,14 +30,13 @@ class Counts:
         self._warned = False
 
     def note(self, labels_N: Tensor | None, indices_K: Tensor, n: int) -> None:
-        """Count the classes of a batch of n samples."""
+        """Count the classes of a batch of n samples, int64 as :func:`labels_of` gives them."""
         if labels_N is None:
             return
         if self._by_class is None:
             self._by_class = torch.zeros(2, CLASSES + 1, dtype=torch.int64, device=labels_N.device)
         self._by_class = self._by_class.to(labels_N.device)
-        place_N = labels_N.long()
-        place_N = torch.where((place_N >= 0) & (place_N < CLASSES), place_N, CLASSES)
+        place_N = torch.where((labels_N >= 0) & (labels_N < CLASSES), labels_N, CLASSES)
         one_N = torch.ones_like(place_N)
         self._by_class[1].index_add_(0, place_N, one_N)
         kept_K = indices_K.to(labels_N.device)

@@ -153,9 +153,7 @@ class PrunedLoader:
 
     def _samples_of_a_step(self) -> int | None:
         """Of the batches of all ranks, before pruning; ``None`` where the loader does not tell."""
-        size = getattr(self.loader, "batch_size", None) or getattr(
-            getattr(self.loader, "batch_sampler", None), "batch_size", None
-        )
+        size = _batch_size(self.loader)
         with sync.among(self.pruner.group):
             return None if size is None else size * sync.world_size()
 
@@ -229,7 +227,7 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
         TypeError: that cannot be told.
     """
     sampler: Any = getattr(loader, "batch_sampler", None)
-    size = getattr(loader, "batch_size", None) or getattr(sampler, "batch_size", None)
+    size = _batch_size(loader)
     order = getattr(sampler, "sampler", None) or getattr(loader, "sampler", None)
     drops = getattr(sampler, "drop_last", getattr(loader, "drop_last", False))
     try:
@@ -246,6 +244,11 @@ def batch_sizes(loader: Any, batches: int) -> list[int]:
     if drops:
         return [size] * batches
     return [min(size, max(0, samples - i * size)) or size for i in range(batches)]
+
+
+def _batch_size(loader: Any) -> int | None:
+    """Samples of a batch, if the loader or its batch sampler tells."""
+    return getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
 
 
 def _tell_epoch(loader: Any, pruner: BatchPruner) -> None:

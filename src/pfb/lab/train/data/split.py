@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pfb.adviser.scan import FEWEST_ROWS
+from pfb.adviser.scan import changed_view
 from pfb.copies.acting import Copies
 from pfb.copies.near_duplicates import find_copies
 from pfb.features.sketch import Sketch
@@ -24,8 +24,8 @@ def sketched(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """
     sketch, found = Sketch(), []
     for number, part in enumerate(parts):
-        view = sketch.own_view(part, torch.Generator().manual_seed(number))
-        found.append((sketch(part), view if len(part) >= FEWEST_ROWS else torch.full_like(view, torch.nan)))
+        part_ND = sketch(part)
+        found.append((part_ND, changed_view(sketch, part, part_ND, number)))
     features, own = zip(*found, strict=True)
     return torch.cat(features), torch.cat(own)
 
